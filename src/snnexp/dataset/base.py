@@ -1,0 +1,50 @@
+"""What every dataset gives to training: three splits of in-memory or memory-mapped tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples `x` [n, ...] (uint8, possibly a memory map shared with other splits), their labels `y` [n] int64, and
+    `index` int64: the rows of both that belong to this split."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (x [b, ...], y [b]) in `order` (positions within this split; default: as stored)."""
+        order = torch.arange(len(self)) if order is None else order
+        for positions in order.split(size):
+            rows = self.index[positions]
+            yield self.x[rows], self.y[rows]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A prepared dataset. `shape` is one step's (C, H, W); `temporal` says whether x has a time axis after the batch
+    axis ([n, T, C, H, W]) or is shown unchanged at each step ([n, C, H, W])."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    temporal: bool
+
+
+def split_train(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows 0..n-1 parted into (train, validation) by `seed`; `share` of them, at least one, validate. Sorted."""
+    rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    cut = max(1, round(share * n))
+    return rows[cut:].sort().values, rows[:cut].sort().values

@@ -1,0 +1,50 @@
+"""Errors that are the user's to mend: printed as one message, never as a traceback. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from hydra.errors import CompactHydraException
+
+
+class UserError(CompactHydraException):
+    """A message for the user: what is wrong, which value, what to do. Hydra prints it without a traceback."""
+
+
+class InvalidValue(ValueError):
+    """A constructor's refusal of one argument; `run.py` turns it into a UserError with the full config key.
+
+    Attributes: `name` the argument, `value` what was given, `allowed` what may be given instead.
+    """
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        super().__init__(f"{name}={value!r} is not allowed: it must be {allowed}")
+        self.name, self.value, self.allowed = name, value, allowed
+
+    def __reduce__(self) -> tuple[type[InvalidValue], tuple[str, object, str]]:
+        return type(self), (self.name, self.value, self.allowed)
+
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Raise `InvalidValue` unless `condition` holds. `allowed` completes the sentence 'it must be ...'."""
+    if not condition:
+        raise InvalidValue(name, value, allowed)
+
+
+def number(name: str, value: object, allowed: str, *, above: float = float("-inf"), below: float = float("inf"),
+           at_least: float = float("-inf"), at_most: float = float("inf")) -> float:
+    """Return `value` as a float if it is a number inside the given bounds, else raise `InvalidValue`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    require(is_number and above < value < below and at_least <= value <= at_most, name, value, allowed)  # type: ignore[operator]
+    return float(value)  # type: ignore[arg-type]
+
+
+def integer(name: str, value: object, *, at_least: int) -> int:
+    """Return `value` if it is an int (not a bool) of at least `at_least`, else raise `InvalidValue`."""
+    ok = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+    require(ok, name, value, f"an integer >= {at_least}")
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def choice(name: str, value: object, options: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `options`, else raise `InvalidValue`."""
+    require(value in options, name, value, "one of " + ", ".join(options))
+    return str(value)

@@ -1,0 +1,66 @@
+"""Time folded into the batch: the one place that knows the layout.
+
+Between layers a tensor of T steps and N samples is `[T*N, ...]`, step-major: rows 0..N-1 are step 0. So every torch
+module works unchanged, and only spiking sites unfold time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def fold(x: Tensor) -> Tensor:
+    """[T, N, ...] -> [T*N, ...]."""
+    return x.flatten(0, 1)
+
+
+def unfold(x: Tensor, steps: int) -> Tensor:
+    """[T*N, ...] -> [T, N, ...]; a view."""
+    return x.unflatten(0, (steps, -1))
+
+
+class Site(nn.Module):
+    """A spiking non-linearity: the only kind of module that sees time.
+
+    A subclass defines `step(current, state) -> (output, state)`, both of shape [N, ...]; `state=None` means the start
+    (`v_init`). `forward` maps folded [T*N, ...] to [T*N, ...], always from `v_init`: nothing is kept between calls.
+    `T` is set by the `TimeFold` that owns the network.
+    """
+
+    T: int = 1
+
+    def step(self, current: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, out = None, []
+        for current in unfold(x, self.T):
+            y, state = self.step(current, state)
+            out.append(y)
+        return torch.cat(out)
+
+
+class TimeFold(nn.Module):
+    """The one owner of T: feeds a network of time-folded layers and returns its output per step.
+
+    `temporal` inputs are [N, T, ...] (event frames, batch first, any dtype); others are [N, ...] and are shown at each
+    step. Returns [T, N, ...].
+    """
+
+    def __init__(self, network: nn.Module, T: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.network, self.T, self.temporal = network, T, temporal
+        for site in self.sites().values():
+            site.T = T
+
+    def sites(self) -> dict[str, Site]:
+        """Sites by their name in the network, in the order of definition."""
+        return {name: m for name, m in self.network.named_modules() if isinstance(m, Site)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.temporal:
+            steps = x.transpose(0, 1).contiguous()  # [N, T, ...] -> [T, N, ...]
+        else:
+            steps = x.unsqueeze(0).expand(self.T, *x.shape)  # [N, ...] -> [T, N, ...]
+        return unfold(self.network(fold(steps).float()), self.T)
