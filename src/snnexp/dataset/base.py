@@ -24,7 +24,7 @@ class Split:
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x [b, ...], y [b]) in `order` (positions within this split; default: as stored)."""
         order = torch.arange(len(self)) if order is None else order
-        for positions in order.split(size):
+        for positions in torch.split(order, size):
             rows = self.index[positions]
             yield self.x[rows], self.y[rows]
 

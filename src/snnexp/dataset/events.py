@@ -1,0 +1,88 @@
+"""Events of an address-event camera, and the N-MNIST file format that holds them.
+
+Format (Orchard et al. 2015, "Converting Static Image Datasets to Spiking Neuromorphic Datasets Using Saccades"):
+40 bits an event, big-endian: bits 39-32 x, 31-24 y, 23 polarity (1 = ON), 22-0 timestamp in microseconds.
+An event with y = 240, outside the ATIS (304 x 240), is no event: it marks that 2^13 us are to be added to all later
+timestamps. N-MNIST itself has none, the group's other recordings do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snnexp.errors import UserError
+
+BYTES, MARKER_ROW, MARKER_STEP, CLOCK = 5, 240, 1 << 13, 1 << 23
+HEIGHT, WIDTH = 34, 34
+
+
+class EventFileError(UserError):
+    """A recording that cannot be read as N-MNIST events: names the file and what is wrong with it."""
+
+
+class Events(NamedTuple):
+    """One recording, ordered by time, four int64 arrays [n]: `t` in microseconds, column `x` and row `y` from the top
+    left, polarity `p`, 1 = ON (brighter), 0 = OFF (darker)."""
+
+    t: NDArray[np.int64]
+    x: NDArray[np.int64]
+    y: NDArray[np.int64]
+    p: NDArray[np.int64]
+
+
+def decode(data: bytes, height: int = HEIGHT, width: int = WIDTH, name: str = "the recording") -> Events:
+    """Events in the bytes of an N-MNIST file, brought into order of time (events of equal time keep theirs).
+
+    Raises EventFileError, which names `name`, if the length is no multiple of 5 bytes, an address lies beyond the
+    `height` x `width` sensor, or the 23-bit clock has wrapped (8.4 s; what came before it is unknown then).
+    """
+    if len(data) % BYTES:
+        raise EventFileError(f"{name}: {len(data)} bytes are no whole number of 5-byte events; the file is truncated "
+                             "or not in the N-MNIST format")
+    raw = np.frombuffer(data, np.uint8).reshape(-1, BYTES).astype(np.int64)
+    x, y, p = raw[:, 0], raw[:, 1], raw[:, 2] >> 7
+    t = (raw[:, 2] & 0x7F) << 16 | raw[:, 3] << 8 | raw[:, 4]
+    if (np.diff(t) < -CLOCK // 2).any():
+        raise EventFileError(f"{name}: the timestamps jump back by more than 4 s, so the 23-bit clock has wrapped")
+    marker = y == MARKER_ROW
+    if marker.any():
+        t += MARKER_STEP * np.cumsum(marker)
+        t, x, y, p = (values[~marker] for values in (t, x, y, p))
+    beyond = (x >= width) | (y >= height)
+    if beyond.any():
+        k = int(beyond.argmax())
+        raise EventFileError(f"{name}: event {k} is at (x, y) = ({x[k]}, {y[k]}), beyond the {width} x {height} sensor")
+    if (np.diff(t) < 0).any():
+        order = np.argsort(t, kind="stable")
+        t, x, y, p = t[order], x[order], y[order], p[order]
+    return Events(t, x, y, p)
+
+
+def encode(events: Events) -> bytes:
+    """The bytes of an N-MNIST file: the inverse of `decode`. Raises ValueError for what 40 bits cannot hold."""
+    t, x, y, p = (np.asarray(values, np.int64) for values in events)
+    for values, limit, what in ((t, CLOCK, "t"), (x, 256, "x"), (y, MARKER_ROW, "y"), (p, 2, "p")):
+        if len(values) and not 0 <= values.min() <= values.max() < limit:
+            raise ValueError(f"{what} must lie in 0..{limit - 1} to be written as N-MNIST events")
+    return np.stack([x, y, p << 7 | t >> 16, t >> 8 & 0xFF, t & 0xFF], axis=1).astype(np.uint8).tobytes()
+
+
+def read(path: Path, height: int = HEIGHT, width: int = WIDTH) -> Events:
+    """The events in the file `path`. Raises EventFileError as `decode` does, and for an empty file."""
+    return decode(not_empty(path.read_bytes(), str(path)), height, width, str(path))
+
+
+def write(path: Path, events: Events) -> None:
+    """Write `events` to `path` in the N-MNIST format."""
+    path.write_bytes(encode(events))
+
+
+def not_empty(data: bytes, name: str) -> bytes:
+    """`data`, or an EventFileError: a file without events is what an interrupted copy leaves, not a recording."""
+    if not data:
+        raise EventFileError(f"{name}: the file is empty")
+    return data

@@ -1,0 +1,83 @@
+"""Prepared data on disk: made once, by one process, complete or absent. Nothing half-made is seen or in the way."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def digest(**settings: object) -> str:
+    """16 hex digits that name `settings` (anything JSON can write)."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def prepare(directory: Path, build: Callable[[Path], None]) -> Path:
+    """Return `directory`, after `build(temporary directory)` has filled it if it did not exist.
+
+    The temporary directory is renamed into place when it is complete and on disk, so `directory` is whole if it
+    exists. A lock, which the system releases however its holder ends, lets one process build while others wait; what a
+    killed one left is removed and built anew. Raises what `build` raises, leaving nothing behind.
+    """
+    if directory.exists():
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(directory.name + ".partial")
+    with directory.with_name(directory.name + ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process that prepares %s", directory)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                build(partial)
+                os.sync()  # one call for all files: tens of thousands of fsync would take minutes
+                partial.rename(directory)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    return directory
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 4) -> Iterator[Result]:
+    """Like `map`, with one thread a core (numpy frees the lock in what is slow here); results in order, and at most
+    `ahead` a thread are kept waiting, so memory stays bounded."""
+    workers = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(workers) as pool:
+        pending = []
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= workers * ahead:
+                yield pending.pop(0).result()
+        for future in pending:
+            yield future.result()
+
+
+def progress(chunks: Iterable[Result], what: str, total: int, size: Callable[[Result], int]) -> Iterator[Result]:
+    """Pass `chunks` on while a bar on stderr shows how many of `total` are done; off a terminal, log start and end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    log.info("%s: %d recordings", what, total)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=total)
+        for chunk in chunks:
+            yield chunk
+            bar.advance(task, size(chunk))
+    log.info("%s: done", what)

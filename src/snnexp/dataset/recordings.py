@@ -1,0 +1,145 @@
+"""Recordings in N-MNIST files, in folders or in zip archives -> `Data`: binned once, memory-mapped, split by seed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from snnexp.dataset import events, frames
+from snnexp.dataset.base import Data, Split, split_train
+from snnexp.dataset.prepare import digest, in_order, prepare, progress
+from snnexp.errors import UserError, choice, integer, number
+
+log = logging.getLogger(__name__)
+CHUNK = 64  # recordings binned at a time
+MEMBER = re.compile(r"(?:^|/)(\d)/(\d+)\.bin$")
+DIGITS = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class Binning:
+    """How recordings become frames; see `frames.py`. Raises InvalidValue for a value out of range."""
+
+    timesteps: int
+    bins: str = "count"
+    values: str = "count"
+    duration: int = 315_000
+
+    def __post_init__(self) -> None:
+        integer("timesteps", self.timesteps, at_least=1)
+        choice("bins", self.bins, ("time", "count"))
+        choice("values", self.values, ("count", "binary"))
+        integer("duration", self.duration, at_least=1)
+
+
+class Folder:
+    """The recordings `<label>/<number>.bin` below `path`, by number: `names`, `labels`, `identity` and `read`."""
+
+    def __init__(self, path: Path, limit: int | None = None) -> None:
+        found = sorted((p for p in path.glob("[0-9]/*.bin") if p.stem.isdigit()), key=lambda p: (int(p.stem), str(p)))
+        self.path, self.files = path, found[:limit]
+        self.labels = [int(p.parent.name) for p in self.files]
+
+    def identity(self) -> list[object]:
+        """What changes when the files do: path, size and time of last change of each."""
+        stats = ((p, p.stat()) for p in self.files)
+        return [str(self.path.resolve()), *((p.name, label, s.st_size, s.st_mtime_ns)
+                                            for label, (p, s) in zip(self.labels, stats, strict=True))]
+
+    def read(self, k: int) -> events.Events:
+        """Recording `k` of the list."""
+        return events.read(self.files[k])
+
+
+class Archive:
+    """The same in the zip file `path`, read in place: nothing is extracted that could be left half done."""
+
+    def __init__(self, path: Path, limit: int | None = None) -> None:
+        self.path, self.lock = path, threading.Lock()
+        try:
+            self.zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{path} is no complete zip archive ({error}): download it again") from error
+        found = sorted((int(m[2]), m.string, int(m[1])) for m in map(MEMBER.search, self.zip.namelist())
+                       if m and "__MACOSX" not in m.string)[:limit]
+        self.names, self.labels = [name for _, name, _ in found], [label for _, _, label in found]
+
+    def identity(self) -> list[object]:
+        """What changes when the archive does: path, size, time of last change, and how many recordings are used."""
+        stat = self.path.stat()
+        return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns, len(self.names)]
+
+    def read(self, k: int) -> events.Events:
+        """Recording `k` of the list."""
+        name = f"{self.path}:{self.names[k]}"
+        try:
+            with self.lock:
+                data = self.zip.read(self.names[k])
+        except (zipfile.BadZipFile, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+            raise UserError(f"{name} is damaged ({error}): download the archive again") from error
+        return events.decode(events.not_empty(data, name), name=name)
+
+
+Source = Folder | Archive
+
+
+def load(name: str, train: Source, test: Source, identity: object, cache: str | Path, binning: Binning,
+         validation: float, seed: int, classes: tuple[str, ...] = DIGITS) -> Data:
+    """`Data` with x uint8 [n, T, 2, 34, 34] (channel 0 OFF, 1 ON), memory-mapped from `cache`, binned there if needed.
+
+    `identity` names the recordings: with the binning it keys the cache. `validation`, a share between 0 and 1, of the
+    training recordings are set apart by `seed`; test recordings never validate. Raises UserError (EventFileError)
+    for a recording that cannot be read, InvalidValue for a value out of range.
+    """
+    number("validation", validation, "a share between 0 and 1", above=0, below=1)
+    key = digest(identity=identity, binning=vars(binning))
+    directory = prepare(Path(cache).expanduser() / name / f"frames-{key}", partial(_bin, name, (train, test), binning))
+    meta = json.loads((directory / "meta.json").read_text())
+    if meta["saturated"]:
+        log.warning("%s: %d cells hold more than 255 events and were cut at 255", name, meta["saturated"])
+    # copy-on-write, as torch knows no read-only tensors: writing to x would change neither the file nor other processes
+    x = torch.from_numpy(np.load(directory / "frames.npy", mmap_mode="c"))
+    y = torch.from_numpy(np.load(directory / "labels.npy"))
+    kept, held_out = split_train(meta["train"], validation, seed)
+    log.info("%s: %d recordings to train, %d to validate, %d to test", name, len(kept), len(held_out), meta["test"])
+    rows = torch.arange(meta["train"], meta["train"] + meta["test"])
+    return Data(name, Split(x, y, kept), Split(x, y, held_out), Split(x, y, rows), shape=tuple(x.shape[2:]),
+                classes=classes, temporal=True)
+
+
+def _bin(name: str, sources: Sequence[Source], binning: Binning, directory: Path) -> None:
+    """Bin `sources`, in order, into `directory`: frames.npy, labels.npy, meta.json."""
+    chunks = [(source, range(start, min(start + CHUNK, len(source.labels))))
+              for source in sources for start in range(0, len(source.labels), CHUNK)]
+
+    def binned(chunk: tuple[Source, range]) -> tuple[NDArray[np.uint8], int]:
+        source, rows = chunk
+        recordings = [source.read(k) for k in rows]
+        counts = frames.count(recordings, binning.timesteps, binning.bins, binning.duration,
+                              events.HEIGHT, events.WIDTH)
+        return frames.to_bytes(counts, binning.values)
+
+    labels = np.array([label for source in sources for label in source.labels], np.int64)
+    shape = (len(labels), binning.timesteps, frames.POLARITIES, events.HEIGHT, events.WIDTH)
+    saturated = 0
+    with (directory / "frames.npy").open("wb") as file:  # written, not mapped: a full disk is an error, not a SIGBUS
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        bar = progress(in_order(binned, chunks), f"{name}: binning", len(labels), lambda chunk: len(chunk[0]))
+        for array, cut in bar:
+            file.write(array.tobytes())
+            saturated += cut
+    np.save(directory / "labels.npy", labels)
+    meta = {"train": len(sources[0].labels), "test": len(sources[1].labels), "saturated": saturated}
+    (directory / "meta.json").write_text(json.dumps(meta | vars(binning)))
