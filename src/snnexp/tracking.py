@@ -1,0 +1,371 @@
+"""Where results go: MLflow, or nowhere. The only file that imports mlflow, and it does so late.
+
+Everything is first appended to a journal in the run directory and sent from there in batches: a server that goes away
+loses nothing, and a killed process neither loses nor repeats what it logged. Sending twice is harmless: each record
+keeps its time, and MLflow stores the same (metric, step, time, value) once; everything else is overwritten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import math
+import os
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from snnexp.errors import UserError, require
+from snnexp.journal import Journal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+KEY_TAG = "snnexp.key"
+PARAM_LENGTH, TAG_LENGTH = 500, 5000          # what every MLflow server takes; config.yaml has the full values
+METRICS, PARAMS = 1000, 100                   # MLflow's limits for one request
+RETRY_AFTER, RETRY_SHARE = 5.0, 20            # after a failed send, peace for 5 s, and for 20 times what it took
+LOCK_PATIENCE = 30.0
+URI = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+")
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",   # the journal retries; training must not wait
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
+
+
+class Tracker(Protocol):
+    """What a run is reported to, one run at a time. Picklable, so that a data-parallel rank can report."""
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run."""
+
+    @property
+    def place(self) -> str:
+        """Where the user finds the run, in words."""
+
+    def start(self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str],
+              parent: str | None = None) -> None:
+        """Begin the run that belongs to `run_dir`, or take it up again; `parent` is the run id of a sweep.
+
+        Raises UserError if the store cannot be reached.
+        """
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Record values. A (metric, step) that was recorded before, also by a killed process, is ignored."""
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Record a file or a directory in the run directory; it is sent into `folder`, under its own name."""
+
+    def model(self, path: Path) -> None:
+        """Record a module saved by `torch.save`, for `mlflow.pytorch.load_model("runs:/<run_id>/model")`."""
+
+    def flush(self) -> None:
+        """Send what was recorded. Raises nothing if the store is away."""
+
+    def finish(self, status: Status) -> None:
+        """Send the rest and close the run; does nothing if none was started."""
+
+
+class Nothing:
+    """`tracking=none`: everything is accepted and dropped."""
+
+    run_id: str | None = None
+    place = "nowhere (tracking=none)"
+
+    def start(self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str],
+              parent: str | None = None) -> None: ...
+    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+    def artifact(self, path: Path, folder: str = "") -> None: ...
+    def model(self, path: Path) -> None: ...
+    def flush(self) -> None: ...
+    def finish(self, status: Status) -> None: ...
+
+
+class MLflow:
+    """`tracking=mlflow`: an MLflow server or database; `uri=None` is an SQLite file in `outputs`.
+
+    Raises InvalidValue for a uri of a kind that is not supported.
+    """
+
+    def __init__(self, uri: str | None = None, experiment: str = "snnexp", outputs: str | Path = "outputs") -> None:
+        self.outputs, self.experiment = Path(outputs).absolute(), experiment
+        self.given = None if uri is None else _checked(uri)
+        self._journal: Journal | None = None
+        self._client: MlflowClient | None = None
+        self._run_id: str | None = None
+        self._place = ""
+        self._away, self._peace_until = False, 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_client": None}
+
+    @property
+    def run_id(self) -> str | None:
+        return self._run_id
+
+    @property
+    def place(self) -> str:
+        return self._place
+
+    def start(self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str],
+              parent: str | None = None) -> None:
+        self._journal = journal = Journal(run_dir)
+        journal.mend()
+        journal.address(self.given or f"sqlite:///{self.outputs}/mlflow.db", self.experiment)
+        tags = {**tags, KEY_TAG: journal.state["key"]} | ({"mlflow.parentRunId": parent} if parent else {})
+        try:
+            self._connect(journal)
+            journal.append(name=name,
+                           params={_key(k): _short(_masked(str(v)), PARAM_LENGTH) for k, v in params.items()},
+                           tags={k: _short(v, TAG_LENGTH) for k, v in tags.items()})
+            self._send(journal)
+        except Exception as error:
+            self._journal = None
+            raise _unreachable(journal, error) from error
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        journal = self._started()
+        new = {_key(k): float(v) for k, v in values.items() if (_key(k), step) not in journal.logged()}
+        if new:  # JSON knows neither nan nor inf: they stand there as words, which float() reads
+            journal.append(metrics={k: v if math.isfinite(v) else str(v) for k, v in new.items()}, step=step)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        journal = self._started()
+        journal.append(artifact=str(path.absolute().relative_to(journal.folder)), folder=folder)
+
+    def model(self, path: Path) -> None:
+        import torch
+
+        _import_mlflow()
+        from mlflow.pytorch import save_model
+
+        folder = self._started().folder / "mlflow" / "model"
+        shutil.rmtree(folder, ignore_errors=True)
+        module = torch.load(path, map_location="cpu", weights_only=False).eval()  # this run has just written it
+        requirements = [f"{package}=={version(package).split('+')[0]}" for package in ("torch", "spikingjelly")]
+        with warnings.catch_warnings(action="ignore"):
+            # the other format, pt2, wants an example input and gives back a traced graph, not the module
+            save_model(module, folder, pip_requirements=requirements, serialization_format="pickle")
+        self.artifact(folder)
+
+    def flush(self) -> None:
+        if time.monotonic() >= self._peace_until:
+            self._try_to_send(self._started())
+
+    def finish(self, status: Status) -> None:
+        journal, self._journal = self._journal, None
+        if journal is None:
+            return
+        journal.append(end=status)
+        if not self._try_to_send(journal):
+            log.warning("Not everything reached MLflow; nothing is lost. When it answers again, send the rest with\n"
+                        "  snnexp task=sync run_dir='%s'", journal.folder)
+
+    def send(self, run_dir: Path) -> int:
+        """Send what an ended run has kept back, first closing as KILLED one that died; returns how many records.
+
+        They go to the store that the run was meant for, or, if this tracker was given a uri, all of them go there.
+        Raises UserError if the store cannot be reached.
+        """
+        journal = Journal(run_dir)
+        journal.mend()
+        journal.address(self.given or journal.state["uri"], journal.state["experiment"])
+        if not journal.ended():
+            journal.append(end="KILLED")
+        count = sum(len(records) for records, _ in journal.unsent())
+        try:
+            if count:
+                self._client = None
+                self._send(journal)
+        except Exception as error:
+            raise _unreachable(journal, error) from error
+        return count
+
+    def _started(self) -> Journal:
+        if self._journal is None:
+            raise RuntimeError("this tracker was not started")
+        return self._journal
+
+    def _try_to_send(self, journal: Journal) -> bool:
+        """Whether everything arrived. Any failure of the store is a reason to try again later, none to stop."""
+        begin = time.monotonic()
+        try:
+            self._send(journal)
+        except Exception as error:
+            now = time.monotonic()
+            self._client, self._peace_until = None, now + max(RETRY_AFTER, RETRY_SHARE * (now - begin))
+            if not self._away:
+                log.warning("MLflow is away (%s). The run goes on; results are kept in %s and sent later.",
+                            _reason(error), journal.folder)
+            self._away = True
+            return False
+        if self._away:
+            log.warning("MLflow is back; everything has been sent.")
+        self._away = False
+        return True
+
+    def _send(self, journal: Journal) -> None:
+        client = self._client or self._connect(journal)
+        with _alone(journal.state["uri"]):
+            for records, end in journal.unsent():
+                _deliver(client, str(self._run_id), journal.folder, records)
+                journal.note(sent=end)
+
+    def _connect(self, journal: Journal) -> MlflowClient:
+        """Reach the store, creating it if it is a new SQLite file, and find or create the run of this journal."""
+        uri = journal.state["uri"]
+        with _alone(uri):
+            _import_mlflow()
+            from mlflow import MlflowClient
+
+            client = MlflowClient(uri)
+            experiment = self._experiment(client, journal)
+            run = _alive(client, journal.state["run_id"])
+            if run is None:  # a new one, unless we were killed before its id was noted
+                key = journal.state["key"]
+                found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+                run = found[0] if found else client.create_run(experiment, tags={KEY_TAG: key})
+                journal.note(run_id=run.info.run_id, sent=0)
+        self._client, self._run_id = client, run.info.run_id
+        where = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        self._place = _masked(uri) + (where if uri.startswith("http") else " (see it with: make ui)")
+        return client
+
+    def _experiment(self, client: MlflowClient, journal: Journal) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name, uri = journal.state["experiment"], journal.state["uri"]
+        # a server decides where artifacts lie; for a database the client must say
+        root = None if uri.startswith("http") else str((_database(uri) or self.outputs / "x").parent / "artifacts")
+        if (experiment := client.get_experiment_by_name(name)) is None:
+            try:
+                return str(client.create_experiment(name, artifact_location=root))
+            except MlflowException:  # another process was faster
+                if (experiment := client.get_experiment_by_name(name)) is None:
+                    raise
+        if experiment.lifecycle_stage != "active":
+            raise UserError(f"tracking.experiment={name} was deleted in MLflow: restore it there, or take another name")
+        return str(experiment.experiment_id)
+
+
+def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict[str, Any]]) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    metrics = [Metric(key, float(value), r["time"], r["step"])
+               for r in records for key, value in r.get("metrics", {}).items()]
+    for i in range(0, len(metrics), METRICS):
+        client.log_batch(run_id, metrics=metrics[i : i + METRICS])
+    for r in records:
+        if "name" in r:
+            client.update_run(run_id, status="RUNNING", name=r["name"])
+            there = client.get_run(run_id).data.params  # MLflow refuses to change a parameter
+            params = [Param(k, v) for k, v in r["params"].items() if k not in there]
+            tags = [RunTag(k, v) for k, v in r["tags"].items()]
+            for i in range(0, max(len(params), 1), PARAMS):
+                client.log_batch(run_id, params=params[i : i + PARAMS], tags=tags)
+        elif "artifact" in r:
+            path = folder / r["artifact"]
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), "/".join(filter(None, (r["folder"], path.name))))
+            elif path.exists():
+                client.log_artifact(run_id, str(path), r["folder"] or None)
+            else:
+                log.warning("%s was deleted before it could be sent to MLflow", path)
+        elif "end" in r:
+            client.set_terminated(run_id, r["end"], r["time"])
+
+
+def _alive(client: MlflowClient, run_id: str | None) -> Any:
+    """The run, or None if the store has no such run, or only in its bin."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run and run.info.lifecycle_stage == "active" else None
+
+
+def _import_mlflow() -> None:
+    """Import mlflow so that it neither prints, nor reports home, nor waits long for a server."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings(action="ignore"):
+        import mlflow  # noqa: F401
+    for name in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One of our processes at a time in an SQLite file: creating it twice at once fails, and writing waits badly."""
+    if (database := _database(uri)) is None:
+        yield
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(database.name + ".lock").open("w") as file:
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{database} is in use by another process") from None
+                time.sleep(0.02)
+        yield
+
+
+def _checked(uri: str) -> str:
+    """`uri`, an SQLite file made absolute. Raises InvalidValue for other kinds of stores."""
+    require(URI.fullmatch(uri) is not None, "uri", _masked(uri),
+            "an MLflow server (http://HOST:PORT) or a database (sqlite:///FILE, postgresql://..., mysql://...); "
+            "plain folders (file:, ./mlruns) are no longer developed by MLflow and cannot be used")
+    database = _database(uri)
+    return uri if database is None else f"sqlite:///{database.absolute()}"
+
+
+def _database(uri: str) -> Path | None:
+    match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
+    return Path(match[1]) if match else None
+
+
+def _unreachable(journal: Journal, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    return UserError(f"tracking.uri={_masked(journal.state['uri'])} cannot be reached: {_reason(error)}\nStart the "
+                     "server, correct tracking.uri (null: a file under outputs_dir), or go without: tracking=none")
+
+
+def _reason(error: Exception) -> str:
+    return _short(_masked(" ".join(str(error).split())), 300)
+
+
+def _masked(text: str) -> str:
+    """Without the password of a URI."""
+    return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", text)
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _key(name: str) -> str:
+    """A name that MLflow takes."""
+    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
