@@ -1,0 +1,79 @@
+"""What the firing neurons share: their parameters, where they start, and time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnexp.errors import choice, number, require
+from snnexp.neuron.backend import select
+from snnexp.surrogate import checked
+from snnexp.timefold import Site, fold, unfold
+
+
+class SpikingSite(Site):
+    """A neuron that emits spikes s in {0, 1} and keeps nothing between calls.
+
+        v_temp(t) = decay v(t-1) + c(t);  s = 1 where v_temp >= threshold;
+        soft reset: v = v_temp - threshold s;  hard reset: v = v_temp (1 - s) + reset_value s
+
+    `threshold` > 0, `v_init` and `reset_value` are in the units of the membrane potential; the potential decays toward
+    0 whatever `reset_value` is. `detach_reset` keeps the surrogate's gradient out of the reset. `backend` is one of
+    auto, torch, triton, cuda (`snnexp.neuron.backend`). Raises `InvalidValue` for anything else.
+
+    A subclass defines `decay` and `advance`, SpikingJelly's pure multi-step function.
+    """
+
+    def __init__(self, surrogate: Any, threshold: float = 1.0, reset: str = "soft", reset_value: float = 0.0,
+                 detach_reset: bool = False, v_init: float = 0.0, backend: str = "auto") -> None:
+        super().__init__()
+        self.surrogate = checked(surrogate)
+        self.threshold = number("threshold", threshold, "a number > 0", above=0)
+        self.reset = choice("reset", reset, ("soft", "hard"))
+        self.reset_value = number("reset_value", reset_value, "a number below the threshold", below=self.threshold)
+        require(reset == "hard" or reset_value == 0, "reset_value", reset_value,
+                "0 with reset=soft, which subtracts the threshold; reset=hard resets to a value")
+        require(isinstance(detach_reset, bool), "detach_reset", detach_reset, "true or false")
+        self.detach_reset = detach_reset
+        self.v_init = number("v_init", v_init, "a finite number")
+        self.backend = select(backend, self.surrogate)
+
+    @property
+    def decay(self) -> float | Tensor:
+        """alpha: what remains of the potential after one step."""
+        raise NotImplementedError
+
+    @property
+    def v_reset(self) -> float | None:
+        """The reset as SpikingJelly wants it: None is soft, a number is hard."""
+        return self.reset_value if self.reset == "hard" else None
+
+    def advance(self, x_seq: Tensor, v: Tensor, store_v_seq: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scan [T, N, ...] from v [N, ...]: (spikes [T, N, ...], last potential, potentials after reset or None)."""
+        raise NotImplementedError
+
+    def start(self, current: Tensor) -> Tensor:
+        """`v_init` in the shape of one step [N, ...]; at least float32, also under reduced precision."""
+        return torch.full_like(current, self.v_init, dtype=torch.promote_types(current.dtype, torch.float32))
+
+    def step(self, current: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        spikes, v, _ = self.advance(current.unsqueeze(0), self.start(current) if state is None else state)
+        return spikes[0].to(current.dtype), v
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_seq = unfold(x, self.T)
+        return fold(self.advance(x_seq, self.start(x_seq[0]))[0]).to(x.dtype)
+
+    def charged(self, x: Tensor) -> Tensor:
+        """v_temp, the potentials that are compared with the threshold, [T*N, ...]: for analysis and figures."""
+        x_seq = unfold(x, self.T)
+        v = self.start(x_seq[0])
+        _, _, after = self.advance(x_seq, v, store_v_seq=True)
+        assert after is not None
+        return fold(self.decay * torch.cat([v.unsqueeze(0), after[:-1]]) + x_seq)
+
+    def extra_repr(self) -> str:
+        reset = f"hard to {self.reset_value}" if self.reset == "hard" else "soft"
+        return f"threshold={self.threshold}, reset={reset}, detach_reset={self.detach_reset}, backend={self.backend}"

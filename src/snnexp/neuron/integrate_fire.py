@@ -1,0 +1,20 @@
+"""Integrate-and-fire, `neuron=if`: v_temp(t) = v(t-1) + c(t). SpikingJelly's `functional.if_multi_step`."""
+
+from __future__ import annotations
+
+from spikingjelly.activation_based import functional
+from torch import Tensor
+
+from snnexp.neuron.base import SpikingSite
+
+
+class IF(SpikingSite):
+    """Integrate-and-fire neuron; arguments and errors are those of `SpikingSite`. [T*N, ...] -> [T*N, ...]."""
+
+    @property
+    def decay(self) -> float:
+        return 1.0
+
+    def advance(self, x_seq: Tensor, v: Tensor, store_v_seq: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        return functional.if_multi_step(  # type: ignore[no-any-return]
+            x_seq, v, self.threshold, self.v_reset, self.surrogate, self.detach_reset, store_v_seq)

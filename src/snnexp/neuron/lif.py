@@ -1,0 +1,38 @@
+"""Leaky integrate-and-fire, `neuron=lif`: v_temp(t) = alpha v(t-1) + c(t). SpikingJelly's `functional.lif_multi_step`
+with tau = 1 / (1 - alpha) and an input that does not decay.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spikingjelly.activation_based import functional
+from torch import Tensor
+
+from snnexp.errors import number
+from snnexp.neuron.base import SpikingSite
+
+
+class LIF(SpikingSite):
+    """LIF neuron with decay 0 < `alpha` < 1 (alpha = 1 is `neuron=if`); the rest as `SpikingSite`."""
+
+    def __init__(self, surrogate: Any, alpha: float = 0.5, threshold: float = 1.0, reset: str = "soft",
+                 reset_value: float = 0.0, detach_reset: bool = False, v_init: float = 0.0,
+                 backend: str = "auto") -> None:
+        super().__init__(surrogate, threshold, reset, reset_value, detach_reset, v_init, backend)
+        self.alpha = number("alpha", alpha, "a number between 0 and 1, both excluded (neuron=if has alpha = 1)",
+                            above=0, below=1)
+        self.tau = 1 / (1 - self.alpha)
+
+    @property
+    def decay(self) -> float:
+        return self.alpha
+
+    def advance(self, x_seq: Tensor, v: Tensor, store_v_seq: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.reset_value:  # SpikingJelly decays toward the reset value, the page toward 0
+            x_seq = x_seq - self.reset_value / self.tau
+        return functional.lif_multi_step(  # type: ignore[no-any-return]
+            x_seq, v, self.tau, False, self.threshold, self.v_reset, self.surrogate, self.detach_reset, store_v_seq)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, {super().extra_repr()}"

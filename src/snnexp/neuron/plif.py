@@ -1,0 +1,40 @@
+"""Parametric LIF, `neuron=plif`: LIF whose decay is learnt, one for the site. Fang et al., "Incorporating Learnable
+Membrane Time Constant to Enhance Learning of Spiking Neural Networks", ICCV 2021: 1/tau = sigmoid(w), so
+alpha = 1 - sigmoid(w). SpikingJelly's `functional.plif_multi_step` with an input that does not decay.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import functional
+from torch import Tensor, nn
+
+from snnexp.errors import number
+from snnexp.neuron.base import SpikingSite
+
+
+class PLIF(SpikingSite):
+    """LIF neuron that starts from decay 0 < `alpha` < 1 and learns it through the scalar parameter `w`."""
+
+    def __init__(self, surrogate: Any, alpha: float = 0.5, threshold: float = 1.0, reset: str = "soft",
+                 reset_value: float = 0.0, detach_reset: bool = False, v_init: float = 0.0,
+                 backend: str = "auto") -> None:
+        super().__init__(surrogate, threshold, reset, reset_value, detach_reset, v_init, backend)
+        alpha = number("alpha", alpha, "a number between 0 and 1, both excluded", above=0, below=1)
+        self.w = nn.Parameter(torch.tensor(math.log((1 - alpha) / alpha)))  # sigmoid(w) = 1 - alpha
+
+    @property
+    def decay(self) -> Tensor:
+        return torch.sigmoid(-self.w)
+
+    def advance(self, x_seq: Tensor, v: Tensor, store_v_seq: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.reset_value:  # SpikingJelly decays toward the reset value, the page toward 0
+            x_seq = x_seq - self.reset_value * torch.sigmoid(self.w)
+        return functional.plif_multi_step(  # type: ignore[no-any-return]
+            x_seq, v, self.w, False, self.threshold, self.v_reset, self.surrogate, self.detach_reset, store_v_seq)
+
+    def extra_repr(self) -> str:
+        return f"alpha={float(self.decay.detach()):.4g} (learnt), {super().extra_repr()}"

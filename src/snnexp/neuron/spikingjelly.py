@@ -1,0 +1,45 @@
+"""Any neuron of SpikingJelly as a site, `neuron=spikingjelly`: it keeps its own equations, and loses its memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spikingjelly.activation_based import base
+from torch import Tensor
+
+from snnexp.errors import require
+from snnexp.surrogate import checked
+from snnexp.surrogate.limits import NOT_HEAVISIDE
+from snnexp.timefold import Site, fold, unfold
+
+
+class Wrapped(Site):
+    """A SpikingJelly `node` run as a pure function: every call starts from the node's initial state and changes none.
+
+    [T*N, ...] -> [T*N, ...]; the state of `step` is a tuple, the node's own memories. Raises `InvalidValue` when
+    `node` is no SpikingJelly neuron or its surrogate is refused (`snnexp.surrogate.checked`).
+    """
+
+    def __init__(self, node: Any) -> None:
+        super().__init__()
+        require(isinstance(node, base.MemoryModule), "node", node,
+                "a neuron of spikingjelly.activation_based.neuron that keeps a state")
+        surrogate = getattr(node, "surrogate_function", None)
+        if surrogate is not None and type(surrogate).__name__ not in NOT_HEAVISIDE:  # a node's own, as ILIF's counts
+            checked(surrogate)
+        node.reset()
+        self.node = node
+
+    def step(self, current: Tensor, state: tuple[Any, ...] | None) -> tuple[Tensor, tuple[Any, ...]]:
+        return self._run(current, state, "s")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "m" not in self.node.supported_step_mode():
+            return super().forward(x)
+        return fold(self._run(unfold(x, self.T), None, "m")[0])
+
+    def _run(self, x: Tensor, state: tuple[Any, ...] | None, step_mode: str) -> tuple[Tensor, tuple[Any, ...]]:
+        self.node.step_mode = step_mode
+        start = tuple(base.extract_memories(self.node))
+        (y, *_), after = base.to_functional_forward(self.node)((x,), start if state is None else state)
+        return y, after

@@ -1,0 +1,45 @@
+"""What our surrogates share: a Heaviside forward and `derivative(x)` as backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from spikingjelly.activation_based.surrogate import SurrogateFunctionBase, heaviside
+from torch import Tensor
+
+
+class Surrogate(SurrogateFunctionBase):  # type: ignore[misc]
+    """A surrogate given by `primitive(x)` and its `derivative(x)`, both elementwise on x = v - theta, any shape.
+
+    With `spiking=False` it emits the primitive instead of spikes (for gradient checks).
+    """
+
+    def primitive(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def derivative(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """What backward multiplies by; a subclass may count here."""
+        return self.derivative(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Spike.apply(x, self) if self.spiking else self.primitive(x)  # type: ignore[no-untyped-call]
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, surrogate: Surrogate) -> Tensor:
+        spikes: Tensor = heaviside(x)
+        return spikes
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
+        x, ctx.surrogate = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        return grad_output * ctx.surrogate.gradient(*ctx.saved_tensors), None

@@ -1,0 +1,37 @@
+"""Dspike with a fixed temperature: Li, Guo, Zhang, Deng, Hai, Gu, "Differentiable Spike: Rethinking Gradient-Descent
+for Training Spiking Neural Networks", NeurIPS 2021; with x = v - theta, so centred at the threshold.
+
+    g(x)  = tanh(b x) / (2 tanh(b/2)) + 1/2            on |x| <= 1/2, 0 below, 1 above    (1)
+    g'(x) = b (1 - tanh^2(b x)) / (2 tanh(b/2))        on |x| <= 1/2, 0 outside           (2)
+
+As b -> 0, g' becomes the rectangle of width 1; as b -> infinity, g becomes the step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from snnexp.errors import number
+from snnexp.surrogate.base import Surrogate
+
+
+class Dspike(Surrogate):
+    """Dspike of temperature `b` > 0; refuses others (`InvalidValue`).
+
+    The default, 3, has its peak at 1.66 and falls to 0.30 at the ends: between the rectangle and the step.
+    """
+
+    b: float
+
+    def __init__(self, b: float = 3.0, spiking: bool = True) -> None:
+        super().__init__(spiking=spiking, b=number("b", b, "a number > 0", above=0))
+
+    def primitive(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.b * x.clamp(-0.5, 0.5)) / (2 * math.tanh(self.b / 2)) + 0.5  # Eq. (1)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        slope = self.b / (2 * math.tanh(self.b / 2)) * (1 - torch.tanh(self.b * x) ** 2)  # Eq. (2)
+        return slope.masked_fill(x.abs() > 0.5, 0.0)

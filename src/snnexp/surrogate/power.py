@@ -1,0 +1,62 @@
+"""P(x), the power surrogate of the computer lab (part I, question i; lab setting alpha = 0.5).
+
+    g(x)  = 1/2 sgn(x) |x|^alpha + 1/2     on |x| <= 1, 0 below, 1 above, 0 < alpha < 1   (1)
+    g'(x) = alpha/2 |x|^(alpha - 1)        on |x| <= 1, 0 outside                         (2)
+
+g' has no bound at x = 0, so backward uses min(g', max_gradient): what we do differently from the sheet.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from snnexp.errors import number
+from snnexp.surrogate.base import Surrogate
+
+
+class Power(Surrogate):
+    """Power surrogate; raises `InvalidValue` unless 0 < alpha < 1 and max_gradient > 0.
+
+    `max_gradient` caps g'. Its default, 10, is ten times the peak of SpikingJelly's default surrogates and at
+    alpha = 0.5 acts only where |x| < 6.25e-4. `seen` counts the elements that passed through backward and `capped`
+    those that the cap changed; `reset_counts()` starts both again.
+    """
+
+    alpha: float
+    max_gradient: float
+    seen: int
+    _capped: Tensor
+
+    def __init__(self, alpha: float = 0.5, max_gradient: float = 10.0, spiking: bool = True) -> None:
+        super().__init__(
+            spiking=spiking,
+            alpha=number("alpha", alpha, "a number between 0 and 1, both excluded", above=0, below=1),
+            max_gradient=number("max_gradient", max_gradient, "a number > 0", above=0),
+        )
+        self.reset_counts()
+
+    def primitive(self, x: Tensor) -> Tensor:
+        return 0.5 * x.sign() * x.abs().clamp(max=1) ** self.alpha + 0.5  # Eq. (1)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return self._uncapped(x).clamp(max=self.max_gradient)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        slope = self._uncapped(x)
+        self.seen += slope.numel()
+        self._capped = self._capped.to(x.device) + (slope.detach() > self.max_gradient).sum()
+        return slope.clamp(max=self.max_gradient)
+
+    @property
+    def capped(self) -> int:
+        """Elements whose derivative the cap cut since the last `reset_counts()`; reading it waits for the device."""
+        return int(self._capped)
+
+    def reset_counts(self) -> None:
+        self.seen = 0
+        self._capped = torch.zeros((), dtype=torch.int64)  # stays on the device: counting never waits for it
+
+    def _uncapped(self, x: Tensor) -> Tensor:
+        size = x.abs()
+        return (0.5 * self.alpha * size ** (self.alpha - 1)).masked_fill(size > 1, 0.0)  # Eq. (2); infinite at 0

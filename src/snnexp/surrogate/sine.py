@@ -1,0 +1,32 @@
+"""S(x), the sine surrogate of the computer lab (part I, question i; lab setting alpha = 1).
+
+    g(x)  = 1/2 sin(pi x / (2 alpha)) + 1/2      on |x| <= alpha, 0 below, 1 above        (1)
+    g'(x) = pi / (4 alpha) cos(pi x / (2 alpha)) on |x| <= alpha, 0 outside               (2)
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from snnexp.errors import number
+from snnexp.surrogate.base import Surrogate
+
+
+class Sine(Surrogate):
+    """Sine surrogate of half-width `alpha` > 0 (in units of the membrane potential), else `InvalidValue`."""
+
+    alpha: float
+
+    def __init__(self, alpha: float = 1.0, spiking: bool = True) -> None:
+        super().__init__(spiking=spiking, alpha=number("alpha", alpha, "a number > 0", above=0))
+
+    def primitive(self, x: Tensor) -> Tensor:
+        return 0.5 * torch.sin(math.pi / (2 * self.alpha) * x.clamp(-self.alpha, self.alpha)) + 0.5  # Eq. (1)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        # Eq. (2); `<`, because at the corner the cosine is 0 but its rounded value is not.
+        inside = math.pi / (4 * self.alpha) * torch.cos(math.pi / (2 * self.alpha) * x)
+        return inside.masked_fill(x.abs() >= self.alpha, 0.0)
