@@ -29,8 +29,16 @@ def require(condition: bool, name: str, value: object, allowed: str) -> None:
         raise InvalidValue(name, value, allowed)
 
 
-def number(name: str, value: object, allowed: str, *, above: float = float("-inf"), below: float = float("inf"),
-           at_least: float = float("-inf"), at_most: float = float("inf")) -> float:
+def number(
+    name: str,
+    value: object,
+    allowed: str,
+    *,
+    above: float = float("-inf"),
+    below: float = float("inf"),
+    at_least: float = float("-inf"),
+    at_most: float = float("inf"),
+) -> float:
     """Return `value` as a float if it is a number inside the given bounds, else raise `InvalidValue`."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     require(is_number and above < value < below and at_least <= value <= at_most, name, value, allowed)  # type: ignore[operator]

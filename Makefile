@@ -1,0 +1,48 @@
+# Every target sets up what it needs: a fresh clone, Python >= 3.11 and make are enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run ui test test-slow lint format bench wheel clean
+
+help:  ## list the targets
+	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(READY)  ## make .venv with the pinned packages (a minute or two)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "snnexp needs Python >= 3.11, and $(PYTHON) is older: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(READY)  ## the main job: two-layer SNN on the embedded event data (ARGS='key=value ...' for overrides)
+	$(BIN)/snnexp $(ARGS)
+
+ui: $(READY)  ## open the MLflow UI on http://127.0.0.1:5000 over what was logged (PORT=...)
+	$(BIN)/snnexp task=ui $(if $(PORT),task.port=$(PORT)) $(ARGS)
+
+test: $(READY)  ## run the tests (minutes)
+	$(BIN)/pytest -m 'not slow' $(ARGS)
+
+test-slow: $(READY)  ## run the tests that take minutes each: kills, servers, the wheel
+	$(BIN)/pytest -m slow $(ARGS)
+
+lint: $(READY)  ## ruff and mypy (strict on src/)
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+
+bench: $(READY)  ## measure speed against named peers (DATA_DIR=folder with nmnist/ and mnist/)
+	$(BIN)/python bench/train_two_layer.py $(ARGS)
+
+wheel: $(READY)  ## build dist/*.whl, which carries the configs
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:  ## remove build and cache files; never outputs/ or .venv
+	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests bench -name __pycache__ -type d -exec rm -rf {} +

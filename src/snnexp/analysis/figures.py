@@ -1,0 +1,109 @@
+"""Figures as matplotlib `Figure` objects (no global state, no display); `write` puts them into a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor, nn
+
+from snnexp.surrogate import curve
+
+BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#8a8a8a"
+
+
+def write(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Save each figure as `<folder>/<name>.png`."""
+    folder.mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
+
+
+def surrogate(function: nn.Module) -> Figure:
+    """Forward (Heaviside), primitive (where there is one) and the derivative used backward, against x = v - theta."""
+    x = torch.linspace(-2, 2, 801, dtype=torch.float64)
+    forward, primitive, derivative = curve(function, x)
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(x, forward, color=GREY, label="forward: Heaviside")
+    if primitive is not None:
+        axes.plot(x, primitive, color=BLUE, label="primitive g(x)")
+    axes.plot(x, derivative, color=ORANGE, label="backward: g'(x)" if primitive is not None else "backward")
+    axes.set(xlabel="x = v − θ", title=f"{type(function).__name__} ({function.extra_repr().split(', spiking')[0]})")
+    axes.legend(frameon=False)
+    _plain(axes)
+    return figure
+
+
+def rasters(x: Tensor, trains: Mapping[str, Tensor], label: str) -> Figure:
+    """One example through the network: its input [T, C, H, W] or [C, H, W] and each site's spikes [T, neurons]."""
+    rows: dict[str, Tensor] = {"input": x.flatten(1)} if x.dim() == 4 else {}
+    rows |= {name: train.flatten(1) for name, train in trains.items()}
+    figure = Figure(figsize=(7, 2.3 * len(rows)), layout="constrained")
+    for axes, (name, train) in zip(
+        figure.subplots(len(rows), 1, sharex=True, squeeze=False).flat, rows.items(), strict=True
+    ):
+        step, neuron = train.nonzero(as_tuple=True)
+        few = train.shape[1] <= 32
+        axes.hlines(neuron, step + 0.6, step + 1.4, color=BLUE, linewidth=3.0 if few else 0.7)  # as long as its step
+        axes.set(
+            ylabel=f"{name}\n({train.shape[1]} {'pixels × polarity' if name == 'input' else 'neurons'})",
+            ylim=(-0.5 - 0.02 * train.shape[1], 1.02 * train.shape[1] - 0.5),
+            xlim=(0.5, len(train) + 0.5),
+        )
+        if few:
+            axes.set_yticks(range(train.shape[1]))
+        _plain(axes)
+    axes.set(xlabel="time step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(f"spikes of one test example ({label})")
+    return figure
+
+
+def rates(values: Mapping[str, float], unit: str) -> Figure:
+    """One bar per site: its mean output per neuron and step."""
+    figure = Figure(figsize=(6, 0.9 + 0.5 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(list(values), list(values.values()), color=BLUE, height=0.6)
+    axes.bar_label(bars, fmt=" %.3f")
+    axes.invert_yaxis()
+    axes.set(xlabel=unit, title="activity per layer")
+    axes.margins(x=0.15)
+    _plain(axes)
+    return figure
+
+
+def confusion(counts: Tensor, classes: Sequence[str]) -> Figure:
+    """Counts [true, predicted] as a heat map, with the numbers where they can be read."""
+    k = len(classes)
+    size = min(9.0, 2.2 + 0.42 * k)
+    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(counts / counts.sum(1, keepdim=True).clamp(min=1), cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    if k <= 20:
+        for i in range(k):
+            for j in range(k):
+                if counts[i, j]:
+                    dark = counts[i, j] > 0.5 * counts[i].sum()
+                    axes.text(
+                        j,
+                        i,
+                        str(int(counts[i, j])),
+                        ha="center",
+                        va="center",
+                        size=8,
+                        color="white" if dark else "black",
+                    )
+        axes.set_xticks(range(k), classes, rotation=0 if k <= 10 and max(map(len, classes)) <= 3 else 90)
+        axes.set_yticks(range(k), classes)
+    axes.set(xlabel="predicted", ylabel="true", title="confusion on the test split")
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)

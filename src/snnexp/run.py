@@ -1,0 +1,71 @@
+"""The command line: compose, check, one task, its objective."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from snnexp.config import checked, conf_dir
+from snnexp.errors import UserError
+
+
+@hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")
+def run(cfg: DictConfig) -> float | list[float] | None:
+    config = checked(cfg)
+    _check_objective(config["objective"])
+    from snnexp.build import build  # torch comes in from here on: after all that can be refused without it
+    from snnexp.session import Session
+
+    hydra_config = HydraConfig.get()
+    choices = {group: str(option) for group, option in hydra_config.runtime.choices.items() if option is not None}
+    session = Session(config, choices, list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir))
+    task = build("task", config)
+    try:
+        return objective(config["objective"], task(session))
+    finally:
+        if session.new_dir.is_dir() and not any(session.new_dir.iterdir()):
+            session.new_dir.rmdir()  # Hydra makes it before anyone knows whether there is something to write
+
+
+def objective(names: str | list[str], result: dict[str, float]) -> float | list[float] | None:
+    """The objective's value (a list for several) in a task's `result`; None if the task gave no validation metric.
+
+    Raises UserError if a name is not among the metrics.
+    """
+    if not any(key.startswith("val/") for key in result):
+        return None
+    for name in _listed(names):
+        if name not in result:
+            raise UserError(f"objective={name} is not a metric of this run; it has: {', '.join(sorted(result))}")
+    return result[names] if isinstance(names, str) else [result[name] for name in names]
+
+
+def _check_objective(names: str | list[str]) -> None:
+    for name in _listed(names):
+        if name.startswith("test/"):
+            raise UserError(
+                f"objective={name} is not allowed: choosing by test data would invalidate the test; "
+                "take a validation metric such as val/accuracy"
+            )
+
+
+def _listed(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def main() -> None:
+    """Console entry point: exit status 0, 1 after an error, 130 after Ctrl-C."""
+    os.environ.setdefault("LOGURU_LEVEL", "WARNING")  # SpikingJelly announces its choices at import
+    try:
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

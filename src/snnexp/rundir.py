@@ -1,0 +1,125 @@
+"""Run directories: one folder per run, locked while it is written, and found again by `resume=`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from snnexp.config import NOT_THE_EXPERIMENT, fingerprint, flatten
+from snnexp.errors import UserError
+
+
+class RunDir:
+    """A run's folder: `run.json` (status and fingerprint), the resolved `config.yaml`, and whatever the task writes.
+
+    Use `RunDir.open`. The lock is held by this process until it ends, however it ends.
+    """
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path, self._lock = path, lock
+
+    @classmethod
+    def open(cls, new: Path, config: Mapping[str, Any]) -> RunDir:
+        """The folder to write to: `new`, or, with `resume`, the one of the run to take up.
+
+        `resume=true` takes the newest run of the same configuration that no live process holds, and starts at `new`
+        if there is none. Raises UserError if a named folder is no run, is of another configuration or still running,
+        or if `new` cannot be written.
+        """
+        digest = fingerprint(config)
+        if isinstance(config["resume"], str):
+            path = Path(config["resume"]).expanduser().absolute()
+            run = cls._lock_free(path)
+            record = _read(path / "run.json")
+            if record is None:
+                raise UserError(f"resume={path}: there is no run in that folder (no run.json)")
+            if record["fingerprint"] != digest:
+                raise UserError(f"resume={path}: that run has another configuration: {_difference(record, config)}")
+            if run is None:
+                raise UserError(f"resume={path}: that run is still going on")
+        elif config["resume"] and (found := cls._newest(Path(config["outputs_dir"]), digest)):
+            run = found
+        else:
+            return cls._create(new, config, digest)
+        return run
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "FINISHED"
+
+    @property
+    def status(self) -> str:
+        return str((_read(self.path / "run.json") or {})["status"])
+
+    @status.setter
+    def status(self, status: str) -> None:
+        record = _read(self.path / "run.json") or {}
+        write_json(self.path / "run.json", record | {"status": status})
+
+    def result(self) -> dict[str, float]:
+        """What `result.json` holds of a finished run."""
+        return dict(json.loads((self.path / "result.json").read_text()))
+
+    @classmethod
+    def _create(cls, new: Path, config: Mapping[str, Any], digest: str) -> RunDir:
+        try:
+            new.mkdir(parents=True, exist_ok=True)
+            run = cls._lock_free(new)
+            write_json(new / "run.json", {"status": "RUNNING", "fingerprint": digest, "config": config})
+        except OSError as error:
+            raise UserError(f"cannot write to outputs_dir={config['outputs_dir']}: {error.strerror} ({new})") from error
+        if run is None:
+            raise UserError(f"{new} is in use by another run")
+        return run
+
+    @classmethod
+    def _newest(cls, outputs: Path, digest: str) -> RunDir | None:
+        records = [*outputs.glob("runs/*/*/run.json"), *outputs.glob("multirun/*/*/*/run.json")]
+        for path in sorted(records, key=lambda p: p.parent.parts[-3:], reverse=True):
+            record = _read(path)
+            if record and record["fingerprint"] == digest and (run := cls._lock_free(path.parent)):
+                return run
+        return None
+
+    @classmethod
+    def _lock_free(cls, path: Path) -> RunDir | None:
+        """The run directory, locked; None if a live process has the lock or there is no such folder."""
+        if not path.is_dir():
+            return None
+        lock = (path / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return None
+        return cls(path, lock)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace `path` with `value` as JSON, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2, default=str)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def _difference(record: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    def kept(c: Mapping[str, Any]) -> dict[str, Any]:
+        return flatten({k: v for k, v in c.items() if k not in NOT_THE_EXPERIMENT})
+
+    then, now = kept(record["config"]), kept(config)
+    differ = [k for k in sorted({*then, *now}) if then.get(k) != now.get(k)]
+    return "; ".join(f"{k} was {then.get(k)}, is now {now.get(k)}" for k in differ[:3])

@@ -1,0 +1,149 @@
+"""What a task gets: the run's settings, its parts, made from the config when they are asked for, and its record."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from snnexp.build import build
+from snnexp.config import flatten
+from snnexp.dataset.base import Data
+from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.rundir import RunDir, write_json
+from snnexp.terminal import closing_table
+from snnexp.timefold import TimeFold
+from snnexp.tracking import Status, Tracker
+from snnexp.training import Metrics, Trainer
+
+TAGS = ("task", "dataset", "model", "neuron", "surrogate", "conversion", "calibration")
+
+
+@dataclass
+class Session:
+    """One run. `config` is the resolved config as plain containers, `choices` the option chosen of each group,
+    `overrides` the command line; `run_dir` is where everything is written.
+
+    Picklable, so that data-parallel ranks can be spawned with it.
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    overrides: list[str]
+    run_dir: Path
+    tracker: Tracker = field(init=False)
+    new_dir: Path = field(init=False)  # what Hydra made for this run; with `resume`, `run_dir` is another
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "data"}  # mapped anew, not copied
+
+    def __post_init__(self) -> None:
+        self.new_dir = self.run_dir
+        self.tracker = build("tracking", self.config)
+
+    def tracked(self, work: Callable[[], Metrics]) -> Metrics:
+        """Do `work` as a run: in a run directory (with `resume`, an earlier one), under the tracker, its result kept.
+
+        A run that is already finished is not repeated: its result is returned. However `work` ends, tracker and run
+        directory say so; an interruption says how to go on.
+        """
+        folder = RunDir.open(self.run_dir, self.config)
+        self.run_dir = folder.path
+        if folder.finished:
+            return self._close(folder.result(), "this run was already finished (resume=false starts anew)")
+        OmegaConf.save(OmegaConf.create(self.config), folder.path / "config.yaml")
+        folder.status = "RUNNING"
+        status: Status = "FAILED"
+        try:
+            self.tracker.start(folder.path, self.name, flatten(self.config), self._tags())
+            self.tracker.artifact(folder.path / "config.yaml")
+            result = work()
+            write_json(folder.path / "result.json", result)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            again = [o for o in self.overrides if not o.startswith("resume=")]
+            print(f"\ninterrupted; go on with: {shlex.join(['snnexp', *again, 'resume=true'])}", file=sys.stderr)
+            raise
+        finally:
+            self.tracker.finish(status)
+            folder.status = status
+        return self._close(result, self.tracker.place)
+
+    @property
+    def name(self) -> str:
+        chosen = [self.choices[g] for g in ("model", "dataset", "neuron", "surrogate") if self.choices.get(g)]
+        return "-".join([*chosen, f"s{self.seed}"])
+
+    def _tags(self) -> dict[str, str]:
+        tags = {group: self.choices[group] for group in TAGS if self.choices.get(group)}
+        here = str(Path(__file__).parent)  # the commit of the code that runs, if it runs from a checkout
+        git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        return tags | ({"git_commit": git.stdout.strip()} if git.returncode == 0 else {})
+
+    def _close(self, result: Metrics, tracked: str) -> Metrics:
+        title = f"{self.choices['task']}: {self.choices['model']} on {self.choices['dataset']}, seed {self.seed}"
+        closing_table(title, result, {"results": self.run_dir, "tracked": tracked})
+        return result
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        return build("trainer", self.config)  # type: ignore[no-any-return]
+
+    @cached_property
+    def loss(self) -> nn.Module:
+        return build("loss", self.config)  # type: ignore[no-any-return]
+
+    @property
+    def neuron(self) -> Callable[[], nn.Module]:
+        """Makes a fresh neuron, with a surrogate of its own, per call."""
+        return partial(build, "neuron", self.config)
+
+    def optimizer(self, parameters: Any) -> Optimizer:
+        return self._made("optimizer", parameters)  # type: ignore[no-any-return]
+
+    def scheduler(self, optimizer: Optimizer) -> LRScheduler:
+        return self._made("scheduler", optimizer)  # type: ignore[no-any-return]
+
+    @cached_property
+    def data(self) -> Data:
+        """The dataset, prepared if it is not yet. Raises UserError if it is missing."""
+        return build("dataset", self.config)  # type: ignore[no-any-return]
+
+    def network(self) -> TimeFold:
+        """A fresh network for the dataset; its weights are a function of the seed."""
+        data = self.data
+        torch.manual_seed(self.seed)
+        net = build("model", self.config, shape=data.shape, classes=len(data.classes), neuron=self.neuron)
+        return TimeFold(net, self.config["timesteps"], temporal=data.temporal)
+
+    def check(self) -> None:
+        """Refuse wrong values now, before any data is prepared. Raises UserError."""
+        try:
+            integer("seed", self.config["seed"], at_least=0)
+            integer("timesteps", self.config["timesteps"], at_least=1)
+        except InvalidValue as error:
+            raise UserError(f"{error.name}={error.value} is not allowed: it must be {error.allowed}") from error
+        _ = self.trainer, self.loss, self.neuron()
+        self.scheduler(self.optimizer([nn.Parameter(torch.zeros(1))]))
+
+    def _made(self, group: str, argument: Any) -> Any:
+        try:
+            return build(group, self.config)(argument)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{group}: {error}") from error

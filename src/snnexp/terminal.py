@@ -1,0 +1,77 @@
+"""What the user sees: a progress bar while it runs, a table when it is done. Progress goes to stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from snnexp import training
+
+console = Console(stderr=True, highlight=False)
+
+
+class EpochBar:
+    """A bar over the steps of all epochs, and a line per finished epoch."""
+
+    def __init__(self, epochs: int, *, show: bool) -> None:
+        self.epochs, self.show, self._printed, self._updated = epochs, show, 0, 0.0
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal))
+        self.task = self.bar.add_task("training", total=None, epoch=f"1/{epochs}")
+
+    def __enter__(self) -> EpochBar:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def step(self, progress: training.Progress, steps: int) -> None:
+        now = time.monotonic()
+        if now - self._updated > 0.1:
+            self._updated = now
+            self.bar.update(
+                self.task,
+                completed=progress.epoch * steps + progress.step,
+                total=self.epochs * steps,
+                epoch=f"{progress.epoch + 1}/{self.epochs}",
+            )
+
+    def epoch(self, progress: training.Progress) -> None:
+        if self.show:
+            for number, m in list(enumerate(progress.history, 1))[self._printed :]:
+                mark = "  best so far" if number - 1 == progress.best_epoch else ""
+                console.print(
+                    f"epoch {number:>3}/{self.epochs}   loss {m['train/loss']:.4f}   accuracy "
+                    f"{m['train/accuracy']:.3f}   val loss {m['val/loss']:.4f}   val accuracy "
+                    f"{m['val/accuracy']:.3f}{mark}",
+                    soft_wrap=True,
+                )
+        self._printed = len(progress.history)
+
+
+def closing_table(title: str, metrics: Mapping[str, float], places: Mapping[str, object]) -> None:
+    """Print the final metrics, and where everything is, to stdout."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    out = Console(highlight=False, soft_wrap=True)
+    out.print(table)
+    for name, place in places.items():
+        out.print(f"{name:>9}  {place}")

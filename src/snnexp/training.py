@@ -1,0 +1,325 @@
+"""One training loop for ANN and SNN, on Lightning Fabric, that resumes exactly.
+
+Everything random is a function of (seed, epoch), or is in the checkpoint: a run killed at any moment and started again
+ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from snnexp.dataset.base import Data, Split
+from snnexp.errors import UserError, choice, integer, number, require
+
+Metrics = dict[str, float]
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true")
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Settings of the loop; see conf/trainer/default.yaml for their meaning. Raises InvalidValue."""
+
+    epochs: int
+    batch_size: int
+    eval_batch_size: int
+    monitor: str
+    patience: int | None
+    gradient_clip: float | None
+    accelerator: str
+    devices: int
+    precision: str
+    threads: int | None
+    checkpoint_every_s: float
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "eval_batch_size", "devices"):
+            integer(name, getattr(self, name), at_least=1)
+        for name in ("patience", "threads"):
+            if getattr(self, name) is not None:
+                integer(name, getattr(self, name), at_least=1)
+        if self.gradient_clip is not None:
+            number("gradient_clip", self.gradient_clip, "a number > 0, or null", above=0)
+        number("checkpoint_every_s", self.checkpoint_every_s, "a number of seconds > 0", above=0)
+        choice("precision", self.precision, PRECISIONS)
+        choice("accelerator", self.accelerator, ("auto", "cpu", "cuda"))
+        require(
+            self.accelerator != "cuda" or torch.cuda.is_available(),
+            "accelerator",
+            self.accelerator,
+            "cpu or auto on this machine: torch finds no GPU",
+        )
+        require(self.monitor.startswith("val/"), "monitor", self.monitor, "a validation metric (val/...)")
+
+    def fabric(self) -> Fabric:
+        """The devices asked for; several are spawned from inside this process, never by re-running the command."""
+        strategy = "ddp_spawn" if self.devices > 1 else "auto"
+        return Fabric(
+            accelerator=self.accelerator,
+            devices=self.devices,
+            precision=self.precision,  # type: ignore[arg-type]
+            strategy=strategy,
+        )
+
+    def better(self, new: Metrics, old: Metrics | None) -> bool:
+        """Is `new` a better epoch than `old`, by `monitor`; equal ones are told apart by the validation loss.
+
+        Raises UserError if `monitor` names no metric of this run.
+        """
+        if self.monitor not in new:
+            has = ", ".join(sorted(new))
+            raise UserError(f"trainer.monitor={self.monitor} is not a metric of this run; it has: {has}")
+
+        def rank(m: Metrics) -> tuple[float, float]:
+            return (-m[self.monitor] if "loss" in self.monitor else m[self.monitor], -m["val/loss"])
+
+        return old is None or rank(new) > rank(old)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C (or SIGTERM) was answered at a step's end, with a checkpoint written."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the next (epoch, step), and everything reported so far."""
+
+    epoch: int = 0
+    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss * n, correct, n, of the running epoch
+    history: list[Metrics] = field(default_factory=list)
+    best_epoch: int = -1
+
+    @property
+    def best(self) -> Metrics | None:
+        return self.history[self.best_epoch] if self.best_epoch >= 0 else None
+
+
+Report = Callable[[Progress, int], None]  # called after each step with the epoch's number of steps
+
+
+class Fit:
+    """Train `net` on `data.train`, choosing the best epoch on `data.val`; `run()` returns the Progress.
+
+    `folder` holds `last.pt` (everything, to go on from) and `best.pt` (weights of the best epoch): both are replaced
+    whole or not at all. `prune(metrics, epoch)` may raise to stop a hopeless trial.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        net: nn.Module,
+        data: Data,
+        loss: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        trainer: Trainer,
+        *,
+        seed: int,
+        folder: Path,
+        on_step: Report,
+        on_epoch: Callable[[Progress], None],
+    ) -> None:
+        self.fabric, self.data, self.loss, self.trainer, self.seed = fabric, data, loss, trainer, seed
+        self.folder, self.on_step, self.on_epoch = folder, on_step, on_epoch
+        plain = optimizer(net.parameters())
+        self.scheduler = scheduler(plain)
+        self.net, self.optimizer = fabric.setup(net, plain)
+        self.progress = Progress()
+
+    def run(self) -> Progress:
+        """Raises UserError on a non-finite loss or an unwritable folder, Interrupted after Ctrl-C."""
+        self._load()
+        p, saved = self.progress, time.monotonic()
+        with _signals() as stop:
+            while p.epoch < self.trainer.epochs and not self._out_of_patience():
+                order = self._order(p.epoch)
+                steps = -(-len(order) // self.trainer.batch_size)
+                if p.step == 0:
+                    torch.manual_seed(_mix(self.seed, p.epoch, self.fabric.global_rank))
+                self.net.train()
+                for x, y in self.data.train.batches(self.trainer.batch_size, order[p.step * self.trainer.batch_size :]):
+                    self._step(x, y)
+                    self.on_step(p, steps)
+                    due = stop or time.monotonic() - saved > self.trainer.checkpoint_every_s
+                    # several ranks that stopped at different steps would wait for ever: they stop at an epoch's end
+                    if due and p.step < steps and self.fabric.world_size == 1:
+                        self._save("last.pt", self._state())
+                        saved = time.monotonic()
+                        if stop:
+                            raise Interrupted
+                self._end_epoch()
+                if self.fabric.broadcast(bool(stop)):
+                    raise Interrupted
+        return p
+
+    def _step(self, x: Tensor, y: Tensor) -> None:
+        x, y = self.fabric.to_device(x), self.fabric.to_device(y)
+        self.optimizer.zero_grad(set_to_none=True)
+        outputs = self.net(x)
+        loss = self.loss(outputs, y)
+        self.fabric.backward(loss)
+        if self.trainer.gradient_clip is not None:
+            self.fabric.clip_gradients(self.net, self.optimizer, max_norm=self.trainer.gradient_clip)
+        self.optimizer.step()
+        p, n = self.progress, len(y)
+        p.sums[0] += loss.detach() * n  # tensors until the epoch's end: no waiting for the device
+        p.sums[1] += (outputs.detach().mean(0).argmax(1) == y).sum()
+        p.sums[2] += n
+        p.step += 1
+
+    def _end_epoch(self) -> None:
+        p = self.progress
+        sums = self.fabric.to_device(torch.tensor([float(s) for s in p.sums], dtype=torch.float64))
+        loss, correct, n = cast(Tensor, self.fabric.all_reduce(sums, reduce_op="sum")).tolist()
+        metrics = {"train/loss": loss / n, "train/accuracy": correct / n, "lr": self.optimizer.param_groups[0]["lr"]}
+        if not torch.isfinite(torch.tensor(loss)):
+            raise UserError(
+                f"the training loss became {loss} in epoch {p.epoch + 1}: try a smaller optimizer.lr "
+                f"(now {metrics['lr']:g}) or trainer.gradient_clip=1"
+            )
+        metrics |= validate(self.net, self.data.val, self.loss, self.trainer.eval_batch_size, self.fabric.device)
+        self.scheduler.step()
+        if self.trainer.better(metrics, p.best):
+            p.best_epoch = p.epoch
+            # before last.pt: a run killed between the two repeats the epoch and writes the same best.pt again
+            self._save("best.pt", {"epoch": p.epoch, "metrics": metrics, "model": self._weights()})
+        p.history.append(metrics)
+        p.epoch, p.step, p.sums = p.epoch + 1, 0, [0.0, 0.0, 0.0]
+        self._save("last.pt", self._state())
+        self.on_epoch(p)
+
+    def _out_of_patience(self) -> bool:
+        p = self.progress
+        return self.trainer.patience is not None and p.epoch - 1 - p.best_epoch >= self.trainer.patience
+
+    def _order(self, epoch: int) -> Tensor:
+        """This rank's share of the epoch's order; all ranks have equally many batches."""
+        order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(_mix(self.seed, epoch)))
+        world = self.fabric.world_size
+        return order[: len(order) // world * world][self.fabric.global_rank :: world] if world > 1 else order
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {key: value.detach().cpu() for key, value in self.net.state_dict().items()}
+
+    def _state(self) -> dict[str, Any]:
+        p = self.progress
+        return {
+            "epoch": p.epoch,
+            "step": p.step,
+            "sums": [float(s) for s in p.sums],
+            "history": p.history,
+            "best_epoch": p.best_epoch,
+            "model": self._weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "threads": torch.get_num_threads(),
+        }
+
+    def _save(self, name: str, state: Mapping[str, Any]) -> None:
+        if self.fabric.is_global_zero:
+            save(self.folder / name, state)
+
+    def _load(self) -> None:
+        if not (self.folder / "last.pt").exists():
+            return
+        state = load(self.folder / "last.pt")
+        self.net.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_num_threads(state["threads"])  # sums depend on how they are parted among threads
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.progress = Progress(**{k: state[k] for k in ("epoch", "step", "sums", "history", "best_epoch")})
+
+
+@torch.inference_mode()
+def validate(
+    net: nn.Module, split: Split, loss: nn.Module, batch_size: int, device: torch.device, prefix: str = "val"
+) -> Metrics:
+    """Mean loss and accuracy of `net` (output [T, N, K]) over `split`, as {prefix}/loss and {prefix}/accuracy."""
+    net.eval()
+    total, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    for x, y in split.batches(batch_size):
+        x, y = x.to(device), y.to(device)
+        outputs = net(x)
+        total += loss(outputs, y) * len(y)
+        correct += (outputs.mean(0).argmax(1) == y).sum()
+    return {f"{prefix}/loss": float(total) / len(split), f"{prefix}/accuracy": float(correct) / len(split)}
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` to `path`, whole or not at all: to a temporary name, synced, then renamed.
+
+    Raises UserError if that fails (disk full, folder not writable); a file that was there before is then intact.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = "the last good checkpoint is intact" if path.exists() else "there is no earlier one"
+        raise UserError(f"cannot write the checkpoint {path}: {error.strerror}; {kept}") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours (tensors and plain values only). Raises UserError if it cannot be read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise UserError(f"cannot read the checkpoint {path}: {error}") from error
+
+
+def _mix(*parts: int) -> int:
+    """One seed from several, without collisions between neighbours (a splitmix64 round per part)."""
+    x = 0
+    for part in parts:
+        x = (x ^ part) * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019 & (1 << 64) - 1
+        x = (x ^ x >> 29) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
+    return x >> 1
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying in the middle of a step; the second one acts at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    old = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, note)
+    except ValueError:  # not in the main thread: nothing to catch there
+        pass
+    try:
+        yield seen
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,163 @@
+"""The main job, composed and run for real on small settings: what it leaves, and that it repeats itself."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from conftest import SMALL, Done
+from snnexp.training import load
+
+
+def client(done: Done) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{done.outputs / 'mlflow.db'}")
+
+
+def all_runs(done: Done) -> list[mlflow.entities.Run]:
+    c = client(done)
+    return list(c.search_runs([e.experiment_id for e in c.search_experiments()]))
+
+
+@pytest.fixture
+def done(snnexp: Callable[..., Done]) -> Done:
+    done = snnexp(*SMALL)
+    assert done.code == 0, done.err
+    return done
+
+
+def test_what_a_run_leaves(done: Done) -> None:
+    (folder,) = done.runs()
+    result = done.result()
+    assert {"val/accuracy", "val/loss", "train/accuracy", "test/accuracy", "test/loss"} <= set(result)
+    assert 0.5 < result["test/accuracy"] <= 1.0, "two epochs are enough for far more than chance (0.1)"
+    figures = sorted(p.name for p in (folder / "figures").iterdir())
+    assert figures == ["confusion.png", "rasters.png", "rates.png", "surrogate.png"]
+    assert f"{result['test/accuracy']:.4f}" in done.out
+    assert str(folder) in done.out.replace("\n", "")
+
+    (run,) = all_runs(done)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["neuron.threshold"] == "1.0"
+    assert run.data.params["timesteps"] == "4"
+    assert {run.data.tags[k] for k in ("task", "dataset", "model", "neuron", "surrogate")} == {
+        "train",
+        "digits_saccade",
+        "two_layer",
+        "lif",
+        "atan",
+    }
+    assert run.data.metrics["test/accuracy"] == result["test/accuracy"]
+    history = client(done).get_metric_history(run.info.run_id, "val/accuracy")
+    assert [m.step for m in history] == [1, 2]
+    at_t = client(done).get_metric_history(run.info.run_id, "test/accuracy_at_t")
+    assert [m.step for m in at_t] == [1, 2, 3, 4]
+    assert at_t[-1].value == result["test/accuracy"]
+    artifacts = {a.path for a in client(done).list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "figures"} <= artifacts
+
+
+def test_model_loads_through_mlflow_and_gives_the_tested_accuracy(done: Done) -> None:
+    from snnexp.evaluate import evaluate
+    from snnexp.loss import MSERate
+    from snnexp.session import Session
+
+    (folder,), (run,) = done.runs(), all_runs(done)
+    mlflow.set_tracking_uri(f"sqlite:///{done.outputs / 'mlflow.db'}")
+    model = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model")
+    config = json.loads((folder / "run.json").read_text())["config"]
+    data = Session(config, {}, [], folder).data
+    again = evaluate(model, data.test, MSERate(), 256, torch.device("cpu"), 10)
+    assert again.accuracy == done.result()["test/accuracy"]
+    assert int(again.confusion.sum()) == len(data.test)
+    assert int(again.confusion.diagonal().sum()) == round(again.accuracy * len(data.test))
+    best = load(folder / "best.pt")
+    assert all(torch.equal(best["model"][k], v) for k, v in model.state_dict().items())
+
+
+def test_same_seed_same_metrics_other_seed_other_metrics(snnexp: Callable[..., Done]) -> None:
+    def metrics(seed: int) -> list[dict[str, float]]:
+        before = set(snnexp("--help").runs())
+        done = snnexp(*SMALL, f"seed={seed}", "tracking=none")
+        (folder,) = set(done.runs()) - before
+        return list(load(folder / "last.pt")["history"])
+
+    first, again, other = metrics(0), metrics(0), metrics(1)
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["loss=cross_entropy", "loss.scale=5"],
+        ["loss=cross_entropy", "model.readout=potential"],
+        ["loss=tet", "model.readout=current"],
+        ["neuron=plif", "optimizer=sgd", "scheduler=cosine", "trainer.gradient_clip=1"],
+        ["neuron=if", "surrogate=sine", "trainer.precision=bf16-mixed"],
+        ["surrogate=power", "optimizer=adamw", "scheduler=one_cycle", "dataset.values=binary"],
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_training_learns(snnexp: Callable[..., Done], arguments: list[str]) -> None:
+    done = snnexp(*SMALL, *arguments, "tracking=none")
+    assert done.code == 0, done.err
+    assert done.result()["train/accuracy"] > 0.3, "chance is 0.1"
+
+
+def test_early_stopping_keeps_the_best_epoch(snnexp: Callable[..., Done]) -> None:
+    done = snnexp(*SMALL, "trainer.epochs=30", "trainer.patience=1", "optimizer.lr=0.03", "tracking=none")
+    (folder,) = done.runs()
+    history = load(folder / "last.pt")["history"]
+    ranks = [(m["val/accuracy"], -m["val/loss"]) for m in history]
+    best = load(folder / "best.pt")["epoch"]
+    assert len(history) < 30
+    assert best == len(history) - 2 == ranks.index(max(ranks))
+    assert done.result()["val/accuracy"] == history[best]["val/accuracy"]
+
+
+def test_a_loss_that_explodes_is_an_error_with_advice(snnexp: Callable[..., Done]) -> None:
+    done = snnexp(*SMALL, "optimizer=sgd", "optimizer.lr=1e38", "loss=cross_entropy", "model.readout=current")
+    assert done.code == 1
+    assert "optimizer.lr" in done.err
+    assert "Traceback" not in done.err
+    (run,) = all_runs(done)
+    assert run.info.status == "FAILED"
+
+
+def test_multirun_makes_a_run_per_job(snnexp: Callable[..., Done]) -> None:
+    done = snnexp("-m", *SMALL, "trainer.epochs=1", "neuron=if,lif", "tracking=none")
+    assert done.code == 0, done.err
+    results = [json.loads(p.read_text()) for p in sorted(done.outputs.glob("multirun/*/*/*/result.json"))]
+    assert len(results) == 2
+    assert results[0] != results[1]
+
+
+def test_two_ranks_train_one_model(snnexp: Callable[..., Done]) -> None:
+    done = snnexp(*SMALL, "trainer.devices=2", "trainer.accelerator=cpu")
+    assert done.code == 0, done.err
+    assert done.result()["test/accuracy"] > 0.4
+    (run,) = all_runs(done)
+    assert run.info.status == "FINISHED"
+    history = client(done).get_metric_history(run.info.run_id, "train/loss")
+    assert [m.step for m in history] == [1, 2], "one rank reports"
+
+
+def test_checkpoints_hold_no_code(done: Done) -> None:
+    """They load with weights_only=True; a pickle that would run code is refused."""
+    (folder,) = done.runs()
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (str(folder / "owned"),)
+
+    (folder / "best.pt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(Exception, match="cannot read the checkpoint"):
+        load(folder / "best.pt")
+    assert not (folder / "owned").exists()

@@ -1,0 +1,223 @@
+"""A run killed at any moment and started again ends as one that was not; nothing good is ever overwritten by half."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from conftest import SMALL, Done, start
+from snnexp.training import load
+
+EIGHT = (*SMALL, "trainer.epochs=8", "trainer.checkpoint_every_s=0.2", "dataset.validation=0.2")
+
+
+def digest(folder: Path) -> str:
+    """Of the last weights, the optimiser's state and the history: bit for bit."""
+    state, h = load(folder / "last.pt"), hashlib.sha256()
+    for key, value in state["model"].items():
+        h.update(key.encode() + value.numpy().tobytes())
+    for moments in state["optimizer"]["state"].values():
+        for key, value in moments.items():
+            h.update(key.encode() + torch.as_tensor(value).numpy().tobytes())
+    h.update(repr((state["epoch"], state["history"], state["best_epoch"])).encode())
+    return h.hexdigest()
+
+
+def only_run(outputs: Path) -> Path:
+    (folder,) = [p.parent for p in outputs.glob("runs/*/*/run.json")]
+    return folder
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    straight = environment | {"SNNEXP_OUTPUTS": str(tmp_path / "straight")}
+    begun = time.monotonic()
+    process = start(straight, *EIGHT)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    whole = time.monotonic() - begun
+
+    killed = environment | {"SNNEXP_OUTPUTS": str(tmp_path / "killed")}
+    moments, kills = random.Random(1), 0
+    for _ in range(60):
+        process = start(killed, *EIGHT, "resume=true")
+        if kills < 10:
+            try:
+                # from the start of Python to the last artifact: the whole life of the process
+                process.wait(timeout=moments.uniform(0.3, 1.0) * whole)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+        _, err = process.communicate()
+        if kills == 10 and process.returncode == 0:
+            break
+    assert kills == 10
+    assert process.returncode == 0, err
+
+    ours, reference = only_run(tmp_path / "killed"), only_run(tmp_path / "straight")
+    assert digest(ours) == digest(reference)
+    assert torch.equal(
+        load(ours / "best.pt")["model"]["network.linear1.weight"],
+        load(reference / "best.pt")["model"]["network.linear1.weight"],
+    )
+    assert_one_complete_run(tmp_path / "killed", tmp_path / "straight")
+
+
+def assert_one_complete_run(outputs: Path, reference: Path) -> None:
+    """One MLflow run, with the same metrics as the reference's, each (metric, step) once."""
+    stores = []
+    for folder in (outputs, reference):
+        client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+        (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        assert run.info.status == "FINISHED"
+        logged = [
+            (key, m.step, m.value) for key in run.data.metrics for m in client.get_metric_history(run.info.run_id, key)
+        ]
+        assert max(Counter((key, step) for key, step, _ in logged).values()) == 1
+        artifacts = {a.path for a in client.list_artifacts(run.info.run_id, "figures")}
+        stores.append((sorted(logged), run.data.params.keys(), artifacts))
+    assert stores[0] == stores[1]
+
+
+def test_killed_in_mid_epoch_then_resumed_ends_with_the_same_bits(environment: dict[str, str], tmp_path: Path) -> None:
+    """The quick version of the test above: two kills, one of them within an epoch."""
+    arguments = (
+        *EIGHT,
+        "tracking=none",
+        "trainer.epochs=4",
+        "trainer.checkpoint_every_s=0.01",
+        "trainer.batch_size=16",
+    )
+    straight = environment | {"SNNEXP_OUTPUTS": str(tmp_path / "straight")}
+    _, err = (process := start(straight, *arguments)).communicate()
+    assert process.returncode == 0, err
+
+    killed = environment | {"SNNEXP_OUTPUTS": str(tmp_path / "killed")}
+    within = 0
+    for until in (1, 2):
+        process = start(killed, *arguments, "resume=true")
+        while process.poll() is None:
+            states = [load(p) for p in (tmp_path / "killed").glob("runs/*/*/last.pt")]
+            if states and states[0]["epoch"] >= until and states[0]["step"] > 0:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.02)
+        process.communicate()
+        within += process.returncode == -signal.SIGKILL
+    assert within == 2
+    _, err = (process := start(killed, *arguments, "resume=true")).communicate()
+    assert process.returncode == 0, err
+    assert digest(only_run(tmp_path / "killed")) == digest(only_run(tmp_path / "straight"))
+
+
+def test_ctrl_c_closes_the_run_as_killed_and_says_how_to_go_on(environment: dict[str, str], tmp_path: Path) -> None:
+    arguments = (*SMALL, "trainer.epochs=200")
+    process = start(environment, *arguments)
+    outputs = Path(environment["SNNEXP_OUTPUTS"])
+    while process.poll() is None and not list(outputs.glob("runs/*/*/last.pt")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert f"snnexp {' '.join(arguments)} resume=true" in err
+    folder = only_run(outputs)
+    client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.info.status == "KILLED"
+    done = load(folder / "last.pt")["epoch"]
+    assert 1 <= done < 200
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == done
+
+
+def test_resume_of_a_named_folder_checks_the_configuration(snnexp: Callable[..., Done]) -> None:
+    done = snnexp(*SMALL, "tracking=none")
+    (folder,) = done.runs()
+    other = snnexp(*SMALL, "tracking=none", "neuron.threshold=2", f"resume={folder}")
+    assert other.code == 1
+    assert "neuron.threshold was 1.0, is now 2" in other.err
+    same = snnexp(*SMALL, "tracking=none", f"resume={folder}")
+    assert same.code == 0
+    assert "already finished" in same.out
+    assert same.runs() == [folder]
+
+
+def test_resume_leaves_a_live_run_alone(snnexp: Callable[..., Done], environment: dict[str, str]) -> None:
+    arguments = (*SMALL, "trainer.epochs=300", "tracking=none")
+    process = start(environment, *arguments)
+    outputs = Path(environment["SNNEXP_OUTPUTS"])
+    try:
+        while process.poll() is None and not list(outputs.glob("runs/*/*/last.pt")):
+            time.sleep(0.05)
+        done = snnexp(*arguments, f"resume={only_run(outputs)}")
+        assert done.code == 1
+        assert "still going on" in done.err
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """A file size limit of the kernel's makes the second, larger write fail in the middle."""
+    program = """
+import resource, sys, torch
+from pathlib import Path
+from snnexp.errors import UserError
+from snnexp.training import load, save
+path = Path(sys.argv[1]) / "last.pt"
+save(path, {"epoch": 1, "model": torch.arange(10)})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    save(path, {"epoch": 2, "model": torch.zeros(1_000_000)})
+except UserError as error:
+    print(error)
+print(load(path)["epoch"], sorted(p.name for p in path.parent.iterdir()))
+"""
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    said, state = done.stdout.splitlines()
+    assert said == f"cannot write the checkpoint {tmp_path}/last.pt: File too large; the last good checkpoint is intact"
+    assert state == "1 ['last.pt']"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_disk_that_fills_up_during_a_run(environment: dict[str, str], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        # best.pt is 1.2 MB, last.pt (with Adam's moments) 3.5 MB: the first epoch cannot be kept whole
+        arguments = (*SMALL, "tracking=none", "model.hidden=128")
+        process = start(environment | {"SNNEXP_OUTPUTS": str(disk)}, *arguments)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "cannot write the checkpoint" in err
+        assert "No space left on device" in err
+        assert "Traceback" not in err
+        assert load(only_run(disk) / "best.pt")["epoch"] == 0, "what was written before is whole"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_an_unwritable_output_folder_is_a_clear_error(snnexp: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = snnexp(*SMALL, f"outputs_dir={tmp_path / 'file'}", "tracking=none")
+    assert done.code == 1
+    assert "outputs_dir" in done.err
+    assert "Traceback" not in done.err
