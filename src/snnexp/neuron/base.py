@@ -23,7 +23,8 @@ class SpikingSite(Site):
     0 whatever `reset_value` is. `detach_reset` keeps the surrogate's gradient out of the reset. `backend` is one of
     auto, torch, triton, cuda (`snnexp.neuron.backend`). Raises `InvalidValue` for anything else.
 
-    A subclass defines `decay` and `advance`, SpikingJelly's pure multi-step function.
+    A subclass defines `decay` and `advance`, SpikingJelly's pure multi-step function: fused for the surrogates that its
+    kernels know, else its loop over the steps.
     """
 
     def __init__(self, surrogate: Any, threshold: float = 1.0, reset: str = "soft", reset_value: float = 0.0,
@@ -50,8 +51,8 @@ class SpikingSite(Site):
         """The reset as SpikingJelly wants it: None is soft, a number is hard."""
         return self.reset_value if self.reset == "hard" else None
 
-    def advance(self, x_seq: Tensor, v: Tensor, store_v_seq: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scan [T, N, ...] from v [N, ...]: (spikes [T, N, ...], last potential, potentials after reset or None)."""
+    def advance(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Currents [T, N, ...] from v [N, ...] to (spikes [T, N, ...], last potential [N, ...])."""
         raise NotImplementedError
 
     def start(self, current: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ class SpikingSite(Site):
         return torch.full_like(current, self.v_init, dtype=torch.promote_types(current.dtype, torch.float32))
 
     def step(self, current: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        spikes, v, _ = self.advance(current.unsqueeze(0), self.start(current) if state is None else state)
+        spikes, v = self.advance(current.unsqueeze(0), self.start(current) if state is None else state)
         return spikes[0].to(current.dtype), v
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,12 +68,13 @@ class SpikingSite(Site):
         return fold(self.advance(x_seq, self.start(x_seq[0]))[0]).to(x.dtype)
 
     def charged(self, x: Tensor) -> Tensor:
-        """v_temp, the potentials that are compared with the threshold, [T*N, ...]: for analysis and figures."""
-        x_seq = unfold(x, self.T)
-        v = self.start(x_seq[0])
-        _, _, after = self.advance(x_seq, v, store_v_seq=True)
-        assert after is not None
-        return fold(self.decay * torch.cat([v.unsqueeze(0), after[:-1]]) + x_seq)
+        """v_temp, the potentials that are compared with the threshold, [T*N, ...]; without gradients."""
+        v, out = None, []
+        with torch.no_grad():
+            for current in unfold(x, self.T):
+                out.append(self.decay * (self.start(current) if v is None else v) + current)
+                _, v = self.step(current, v)
+        return torch.cat(out)
 
     def extra_repr(self) -> str:
         reset = f"hard to {self.reset_value}" if self.reset == "hard" else "soft"

@@ -15,6 +15,7 @@ class IF(SpikingSite):
     def decay(self) -> float:
         return 1.0
 
-    def advance(self, x_seq: Tensor, v: Tensor, store_v_seq: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        return functional.if_multi_step(  # type: ignore[no-any-return]
-            x_seq, v, self.threshold, self.v_reset, self.surrogate, self.detach_reset, store_v_seq)
+    def advance(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        spikes, v, _ = functional.if_multi_step(
+            x_seq, v, self.threshold, self.v_reset, self.surrogate, self.detach_reset)
+        return spikes, v

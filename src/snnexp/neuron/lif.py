@@ -28,11 +28,12 @@ class LIF(SpikingSite):
     def decay(self) -> float:
         return self.alpha
 
-    def advance(self, x_seq: Tensor, v: Tensor, store_v_seq: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    def advance(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if self.reset_value:  # SpikingJelly decays toward the reset value, the page toward 0
             x_seq = x_seq - self.reset_value / self.tau
-        return functional.lif_multi_step(  # type: ignore[no-any-return]
-            x_seq, v, self.tau, False, self.threshold, self.v_reset, self.surrogate, self.detach_reset, store_v_seq)
+        spikes, v, _ = functional.lif_multi_step(
+            x_seq, v, self.tau, False, self.threshold, self.v_reset, self.surrogate, self.detach_reset)
+        return spikes, v
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, {super().extra_repr()}"

@@ -30,11 +30,12 @@ class PLIF(SpikingSite):
     def decay(self) -> Tensor:
         return torch.sigmoid(-self.w)
 
-    def advance(self, x_seq: Tensor, v: Tensor, store_v_seq: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    def advance(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if self.reset_value:  # SpikingJelly decays toward the reset value, the page toward 0
             x_seq = x_seq - self.reset_value * torch.sigmoid(self.w)
-        return functional.plif_multi_step(  # type: ignore[no-any-return]
-            x_seq, v, self.w, False, self.threshold, self.v_reset, self.surrogate, self.detach_reset, store_v_seq)
+        spikes, v, _ = functional.plif_multi_step(
+            x_seq, v, self.w, False, self.threshold, self.v_reset, self.surrogate, self.detach_reset)
+        return spikes, v
 
     def extra_repr(self) -> str:
         return f"alpha={float(self.decay.detach()):.4g} (learnt), {super().extra_repr()}"

@@ -12,6 +12,8 @@ from torch import Tensor
 class Surrogate(SurrogateFunctionBase):  # type: ignore[misc]
     """A surrogate given by `primitive(x)` and its `derivative(x)`, both elementwise on x = v - theta, any shape.
 
+    Derivatives cut their support by a product with the mask: on a CPU that is several times faster than `masked_fill`.
+
     With `spiking=False` it emits the primitive instead of spikes (for gradient checks).
     """
 

@@ -33,5 +33,7 @@ class Dspike(Surrogate):
         return torch.tanh(self.b * x.clamp(-0.5, 0.5)) / (2 * math.tanh(self.b / 2)) + 0.5  # Eq. (1)
 
     def derivative(self, x: Tensor) -> Tensor:
-        slope = self.b / (2 * math.tanh(self.b / 2)) * (1 - torch.tanh(self.b * x) ** 2)  # Eq. (2)
-        return slope.masked_fill(x.abs() > 0.5, 0.0)
+        # Eq. (2) with 1 - tanh^2(z) = 4 sigmoid(2z) sigmoid(-2z): exact in the tails, and several times faster.
+        z = 2 * self.b * x
+        slope = z.sigmoid() * z.neg_().sigmoid_()
+        return slope.mul_(2 * self.b / math.tanh(self.b / 2)).mul_(x.abs() <= 0.5)

@@ -46,7 +46,7 @@ class Power(Surrogate):
         slope = self._uncapped(x)
         self.seen += slope.numel()
         self._capped = self._capped.to(x.device) + (slope.detach() > self.max_gradient).sum()
-        return slope.clamp(max=self.max_gradient)
+        return slope.clamp_(max=self.max_gradient)
 
     @property
     def capped(self) -> int:
@@ -59,4 +59,4 @@ class Power(Surrogate):
 
     def _uncapped(self, x: Tensor) -> Tensor:
         size = x.abs()
-        return (0.5 * self.alpha * size ** (self.alpha - 1)).masked_fill(size > 1, 0.0)  # Eq. (2); infinite at 0
+        return (size ** (self.alpha - 1)).mul_(0.5 * self.alpha).mul_(size <= 1)  # Eq. (2); infinite at 0

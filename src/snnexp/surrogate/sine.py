@@ -27,6 +27,6 @@ class Sine(Surrogate):
         return 0.5 * torch.sin(math.pi / (2 * self.alpha) * x.clamp(-self.alpha, self.alpha)) + 0.5  # Eq. (1)
 
     def derivative(self, x: Tensor) -> Tensor:
+        angle = math.pi / (2 * self.alpha) * x.clamp(-self.alpha, self.alpha)
         # Eq. (2); `<`, because at the corner the cosine is 0 but its rounded value is not.
-        inside = math.pi / (4 * self.alpha) * torch.cos(math.pi / (2 * self.alpha) * x)
-        return inside.masked_fill(x.abs() >= self.alpha, 0.0)
+        return angle.cos_().mul_(math.pi / (4 * self.alpha)).mul_(x.abs() < self.alpha)
