@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -22,7 +24,10 @@ from snnexp.errors import number, require
 VERSION = 1  # raise it when the same settings give other events: prepared recordings are then made anew
 IMAGE = 28  # rows and columns of an image, as in MNIST
 STEP = 1000  # us; between two steps the photoreceptor's level is taken as linear
-DURATION = 316_000  # us
+STEPS = 316  # a recording lasts so many steps
+LEVELS = 4000  # of light between a screen's black and white
+ROWS = 60_000  # parts of one in the weights of image rows
+WHITE = 255 * ROWS / LEVELS
 Array = NDArray[np.float32]
 
 # Where the image's centre is: time in ms, then right and down from the sensor's centre in sensor pixels.
@@ -58,16 +63,20 @@ class Camera:
     noise: float = 0.25
     noise_spread: float = 1.0
     noise_on: float = 0.65
+    path: tuple[tuple[float, ...], ...] = PATH
     seed: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if field.name != "seed":
+            if field.name not in ("path", "seed"):
                 number(field.name, getattr(self, field.name), "a number >= 0", at_least=0)
         for name in ("scale", "blur", "dark", "receptor", "on", "off"):
             number(name, getattr(self, name), "a number > 0", above=0)
         number("refractory", self.refractory, f"at least {STEP} (us)", at_least=STEP)
         number("noise_on", self.noise_on, "a share between 0 and 1", at_most=1)
+        sound = len(self.path) > 1 and all(len(knot) == 3 for knot in self.path)
+        require(sound and all(a[0] < b[0] for a, b in pairwise(self.path)), "path", self.path,
+                "at least two rows of (ms, right, down), the times rising")
         require(isinstance(self.seed, int) and self.seed >= 0, "seed", self.seed, "an integer >= 0")
 
     def record(self, images: NDArray[np.uint8], keys: Sequence[int]) -> list[Events]:
@@ -75,71 +84,87 @@ class Camera:
 
         A recording is a function of the camera, its image and its key alone, whatever else is in the batch.
         """
-        n, pixels = len(images), HEIGHT * WIDTH
+        n = len(images)
         on, off, dead, rate = self._pattern()
+        middle, reach = (on - off) / 2, (on + off) / 2  # stored - off .. stored + on is centre -+ reach
         chance = [np.random.default_rng((self.seed, 1, key)) for key in keys]
-        times = np.arange(0, DURATION + STEP, STEP)
-        ink: Array = images.astype(np.float32) / np.float32(255)
+        ink = images.transpose(1, 0, 2).astype(np.float32)
         follow = np.float32(1 - np.exp(-STEP / self.receptor))
 
-        level = self._see(ink, times[0])
+        # Arrays are [34 rows, n, 34 columns]: then either side of `_see` is one matrix product.
+        level = self._see(ink, 0)
         # a pixel's stored level is anywhere between its thresholds when the recording starts
-        stored = level + np.stack([(c.random(pixels, np.float32) * (on + off) - on) for c in chance])
-        free = np.zeros((n, pixels), np.float32)  # when each pixel's refractory time ends
-        found: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]] = []
-        for start in times[:-1]:
-            before, level = level, level + follow * (self._see(ink, start + STEP) - level)
-            freed = np.flatnonzero((free > start) & (free <= start + STEP))
-            share = (free.flat[freed] - start) / STEP
-            stored.flat[freed] = before.flat[freed] + share * (level.flat[freed] - before.flat[freed])
-            change = level - stored
-            hit = np.flatnonzero(((change >= on) | (change <= -off)) & (free <= start + STEP))
-            pixel, rise = hit % pixels, change.flat[hit] > 0
-            goal = stored.flat[hit] + np.where(rise, on[pixel], -off[pixel])
-            began = np.maximum(free.flat[hit], start)  # as late as the pixel was freed; else the level was inside
-            slope = (level.flat[hit] - before.flat[hit]) / STEP
-            with np.errstate(divide="ignore", invalid="ignore"):
-                crossing = np.nan_to_num(start + (goal - before.flat[hit]) / slope, nan=start)
-            t = np.clip(crossing, began, start + STEP)
-            free.flat[hit] = t + dead[pixel]
-            found.append((hit, t, rise))
+        centre = level + reach * np.stack([c.uniform(-1, 1, (HEIGHT, WIDTH)) for c in chance], 1).astype(np.float32)
+        pixel = (np.arange(HEIGHT)[:, None, None] * WIDTH + np.arange(WIDTH) + np.zeros((1, n, 1), int)).ravel()
+        waiting, until = np.zeros(0, int), np.zeros(0)  # pixels in their refractory time, and its end
+        found = []
+        for step in range(1, STEPS + 1):
+            start, before, level = (step - 1) * STEP, level, self._see(ink, step)
+            level -= before
+            level *= follow
+            level += before
+            done = until <= start + STEP
+            freed, share = waiting[done], (until[done] - start) / STEP
+            stored = before.flat[freed] + share * (level.flat[freed] - before.flat[freed])
+            centre.flat[freed] = stored + middle.flat[pixel[freed]]
+            hit = np.flatnonzero(np.abs(level - centre) >= reach)
+            rise = level.flat[hit] > centre.flat[hit]
+            goal = centre.flat[hit] + np.where(rise, 1, -1) * reach.flat[pixel[hit]]
+            crossed = (goal - before.flat[hit]) / (level.flat[hit] - before.flat[hit])
+            t = start + STEP * np.clip(crossed, 0, 1)
+            centre.flat[hit] = np.nan  # deaf until its refractory time ends: no comparison with NaN is true
+            waiting, until = (np.concatenate(pair) for pair in ((waiting[~done], hit),
+                                                                (until[~done], t + dead.flat[pixel[hit]])))
+            found.append((hit // WIDTH % n, pixel[hit], t, rise))
         return self._collect(found, rate, chance)
 
     def _pattern(self) -> tuple[Array, Array, Array, Array]:
-        """The sensor's pixels [34 * 34]: ON and OFF threshold, refractory time (us), background rate (1/s)."""
-        spread = np.random.default_rng((self.seed, 0)).standard_normal((4, HEIGHT * WIDTH), np.float32)
+        """The sensor's pixels [34, 1, 34]: ON and OFF threshold, refractory time (us), background rate (1/s)."""
+        spread = np.random.default_rng((self.seed, 0)).standard_normal((4, HEIGHT, 1, WIDTH), np.float32)
         vary = np.clip(1 + self.mismatch * spread[:3], 0.3, 2)
         hot = np.exp(self.noise_spread * spread[3] - self.noise_spread**2 / 2)
         return (np.float32(self.on) * vary[0], np.float32(self.off) * vary[1],
                 np.maximum(np.float32(self.refractory) * vary[2], STEP), np.float32(self.noise) * hot)
 
-    def _see(self, ink: Array, time: float) -> Array:
-        """Log light on the sensor [n, 34 * 34] at `time` us: image and blur are separable, so two matrix products."""
-        ms, right, down = np.array(PATH).T
-        columns = self._spread(np.interp(time / 1000, ms, right), WIDTH)
-        rows = self._spread(np.interp(time / 1000, ms, down), HEIGHT)
-        seen = 1 + np.float32(self.dark) - rows @ ink @ columns.T
-        return np.asarray(np.log(seen, out=seen).reshape(len(ink), -1), np.float32)
+    def _see(self, ink: Array, step: int) -> Array:
+        """Log light on the sensor [34, n, 34] at `step`, of `ink` [28, n, 28] in 0..255: image and blur are separable.
 
-    def _spread(self, shift: float, size: int) -> Array:
-        """Share of each image row (or column) in what each sensor row sees, [size, 28]: Gaussian blur of a box."""
-        edges = (np.arange(IMAGE + 1) - IMAGE / 2) * self.scale + shift
-        distance = edges[None] - (np.arange(size) - (size - 1) / 2)[:, None]
-        reached = torch.special.ndtr(torch.from_numpy(distance / self.blur)).numpy()
-        return np.diff(reached, axis=1).astype(np.float32)
+        All factors are whole numbers and all products stay below 2^24, so float32 is exact, and a recording depends
+        neither on the batch nor on how a matrix product is ordered.
+        """
+        n, (rows, columns, log_light) = ink.shape[1], self._optics
+        half = np.rint((rows[step] @ ink.reshape(IMAGE, -1)) * np.float32(1 / WHITE))
+        seen = (half.reshape(-1, IMAGE) @ columns[step]) * np.float32(1 / LEVELS)
+        levels: Array = log_light[np.rint(seen, out=seen).astype(np.int32)]
+        return levels.reshape(HEIGHT, n, WIDTH)
 
-    def _collect(self, found: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]],
+    @cached_property
+    def _optics(self) -> tuple[Array, Array, Array]:
+        """Share of each image row in what each sensor row sees at each step, [steps, 34, 28], and the same for columns,
+        [steps, 28, 34]: a box the size of an image pixel under a Gaussian blur; and the log light of each ink level."""
+        ms, right, down = np.array(self.path).T
+        times = np.arange(STEPS + 1) * STEP / 1000
+        edges = (np.arange(IMAGE + 1) - IMAGE / 2) * self.scale
+        shares = []
+        for shift, size in ((np.interp(times, ms, down), HEIGHT), (np.interp(times, ms, right), WIDTH)):
+            distance = edges + shift[:, None, None] - (np.arange(size) - (size - 1) / 2)[:, None]
+            reached = torch.special.ndtr(torch.from_numpy(distance / self.blur))
+            shares.append(torch.diff(reached))
+        rows, columns = (torch.round(share * unit).float() for share, unit in zip(shares, (ROWS, LEVELS), strict=True))
+        log_light = np.log(1 + self.dark - np.minimum(np.arange(LEVELS + 100) / LEVELS, 1))
+        return rows.numpy(), np.ascontiguousarray(columns.mT.numpy()), log_light.astype(np.float32)
+
+    def _collect(self, found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]],
                  rate: Array, chance: list[np.random.Generator]) -> list[Events]:
         """Sort the events by recording and time, with each recording's background events among them."""
-        pixels = HEIGHT * WIDTH
-        where, t, p = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        owner, pixel = np.divmod(where, pixels)
-        bounds = np.searchsorted(owner[by := np.argsort(owner, kind="stable")], np.arange(len(chance) + 1))
+        owner, pixel, t, p = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        by = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(owner[by], np.arange(len(chance) + 1))
         recordings = []
         for c, first, last in zip(chance, bounds, bounds[1:], strict=False):
             mine = by[first:last]
-            extra = np.repeat(np.arange(pixels), c.poisson(rate * (DURATION / 1e6)))
-            times = np.concatenate([t[mine], c.random(len(extra)) * DURATION]).astype(np.int64)
+            extra = np.repeat(np.arange(HEIGHT * WIDTH), c.poisson(rate.ravel() * (STEPS * STEP / 1e6)))
+            times = np.concatenate([t[mine], c.random(len(extra)) * STEPS * STEP]).astype(np.int64)
             place = np.concatenate([pixel[mine], extra])
             polarity = np.concatenate([p[mine], c.random(len(extra)) < self.noise_on]).astype(np.int64)
             order = np.argsort(times, kind="stable")
