@@ -55,7 +55,6 @@ class Journal:
         """The records from byte `start` on, with the byte at which each batch ends."""
         records, end = [], start
         with self.file.open("rb") as file:
-            os.fsync(file.fileno())  # what the store has must not be forgotten here, even if the power fails
             file.seek(start)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -69,6 +68,8 @@ class Journal:
             yield records, end
 
     def unsent(self) -> Iterator[tuple[list[dict[str, Any]], int]]:
+        with self.file.open("rb") as file:
+            os.fsync(file.fileno())  # what the store has must not be forgotten here, even if the power fails
         return self.batches(self.state["sent"])
 
     def logged(self) -> set[tuple[str, int]]:
@@ -80,6 +81,6 @@ class Journal:
         return self._logged
 
     def ended(self) -> bool:
-        """Whether the last process that wrote here has closed the run."""
-        last = [r for records, _ in self.batches(0) for r in records if "end" in r or "name" in r][-1:]
-        return any("end" in r for r in last)
+        """Whether the last process that reported here has closed the run (or none has opened it)."""
+        marks = ["end" in r for records, _ in self.batches(0) for r in records if "end" in r or "name" in r]
+        return not marks or marks[-1]

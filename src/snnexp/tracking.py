@@ -7,7 +7,6 @@ keeps its time, and MLflow stores the same (metric, step, time, value) once; eve
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
 import os
@@ -15,13 +14,13 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from snnexp.errors import UserError, require
+from snnexp.address import alone, checked, database, masked
+from snnexp.errors import UserError
 from snnexp.journal import Journal
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ KEY_TAG = "snnexp.key"
 PARAM_LENGTH, TAG_LENGTH = 500, 5000          # what every MLflow server takes; config.yaml has the full values
 METRICS, PARAMS = 1000, 100                   # MLflow's limits for one request
 RETRY_AFTER, RETRY_SHARE = 5.0, 20            # after a failed send, peace for 5 s, and for 20 times what it took
-LOCK_PATIENCE = 30.0
-URI = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+")
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
@@ -103,7 +100,7 @@ class MLflow:
 
     def __init__(self, uri: str | None = None, experiment: str = "snnexp", outputs: str | Path = "outputs") -> None:
         self.outputs, self.experiment = Path(outputs).absolute(), experiment
-        self.given = None if uri is None else _checked(uri)
+        self.given = None if uri is None else checked(uri)
         self._journal: Journal | None = None
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
@@ -124,14 +121,14 @@ class MLflow:
     def start(self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str],
               parent: str | None = None) -> None:
         self._journal = journal = Journal(run_dir)
-        journal.mend()
         journal.address(self.given or f"sqlite:///{self.outputs}/mlflow.db", self.experiment)
+        journal.mend()
         tags = {**tags, KEY_TAG: journal.state["key"]} | ({"mlflow.parentRunId": parent} if parent else {})
         try:
             self._connect(journal)
             journal.append(name=name,
-                           params={_key(k): _short(_masked(str(v)), PARAM_LENGTH) for k, v in params.items()},
-                           tags={k: _short(v, TAG_LENGTH) for k, v in tags.items()})
+                           params={_key(k): _short(masked(str(v)), PARAM_LENGTH) for k, v in params.items()},
+                           tags={_key(k): _short(v, TAG_LENGTH) for k, v in tags.items()})
             self._send(journal)
         except Exception as error:
             self._journal = None
@@ -139,7 +136,8 @@ class MLflow:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         journal = self._started()
-        new = {_key(k): float(v) for k, v in values.items() if (_key(k), step) not in journal.logged()}
+        logged = journal.logged()
+        new = {_key(k): float(v) for k, v in values.items() if (_key(k), step) not in logged}
         if new:  # JSON knows neither nan nor inf: they stand there as words, which float() reads
             journal.append(metrics={k: v if math.isfinite(v) else str(v) for k, v in new.items()}, step=step)
 
@@ -220,7 +218,7 @@ class MLflow:
 
     def _send(self, journal: Journal) -> None:
         client = self._client or self._connect(journal)
-        with _alone(journal.state["uri"]):
+        with alone(journal.state["uri"]):
             for records, end in journal.unsent():
                 _deliver(client, str(self._run_id), journal.folder, records)
                 journal.note(sent=end)
@@ -228,10 +226,12 @@ class MLflow:
     def _connect(self, journal: Journal) -> MlflowClient:
         """Reach the store, creating it if it is a new SQLite file, and find or create the run of this journal."""
         uri = journal.state["uri"]
-        with _alone(uri):
+        with alone(uri):
             _import_mlflow()
             from mlflow import MlflowClient
 
+            if (path := database(uri)) and not path.exists():
+                _create(path)
             client = MlflowClient(uri)
             experiment = self._experiment(client, journal)
             run = _alive(client, journal.state["run_id"])
@@ -242,7 +242,7 @@ class MLflow:
                 journal.note(run_id=run.info.run_id, sent=0)
         self._client, self._run_id = client, run.info.run_id
         where = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-        self._place = _masked(uri) + (where if uri.startswith("http") else " (see it with: make ui)")
+        self._place = masked(uri) + (where if uri.startswith("http") else " (see it with: make ui)")
         return client
 
     def _experiment(self, client: MlflowClient, journal: Journal) -> str:
@@ -250,7 +250,8 @@ class MLflow:
 
         name, uri = journal.state["experiment"], journal.state["uri"]
         # a server decides where artifacts lie; for a database the client must say
-        root = None if uri.startswith("http") else str((_database(uri) or self.outputs / "x").parent / "artifacts")
+        path = database(uri)
+        root = None if uri.startswith("http") else str((path.parent if path else self.outputs) / "artifacts")
         if (experiment := client.get_experiment_by_name(name)) is None:
             try:
                 return str(client.create_experiment(name, artifact_location=root))
@@ -289,6 +290,17 @@ def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict
             client.set_terminated(run_id, r["end"], r["time"])
 
 
+def _create(path: Path) -> None:
+    """A new SQLite store, whole or not at all: MLflow cannot go on from one whose creation was killed."""
+    from mlflow import MlflowClient
+
+    draft = path.with_name(f".{path.name}.new") / "draft"
+    shutil.rmtree(draft.parent, ignore_errors=True)
+    MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
+    draft.rename(path)
+    draft.parent.rmdir()
+
+
 def _alive(client: MlflowClient, run_id: str | None) -> Any:
     """The run, or None if the store has no such run, or only in its bin."""
     from mlflow.exceptions import MlflowException
@@ -312,54 +324,19 @@ def _import_mlflow() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-@contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """One of our processes at a time in an SQLite file: creating it twice at once fails, and writing waits badly."""
-    if (database := _database(uri)) is None:
-        yield
-        return
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(database.name + ".lock").open("w") as file:
-        deadline = time.monotonic() + LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"{database} is in use by another process") from None
-                time.sleep(0.02)
-        yield
-
-
-def _checked(uri: str) -> str:
-    """`uri`, an SQLite file made absolute. Raises InvalidValue for other kinds of stores."""
-    require(URI.fullmatch(uri) is not None, "uri", _masked(uri),
-            "an MLflow server (http://HOST:PORT) or a database (sqlite:///FILE, postgresql://..., mysql://...); "
-            "plain folders (file:, ./mlruns) are no longer developed by MLflow and cannot be used")
-    database = _database(uri)
-    return uri if database is None else f"sqlite:///{database.absolute()}"
-
-
-def _database(uri: str) -> Path | None:
-    match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
-    return Path(match[1]) if match else None
-
-
 def _unreachable(journal: Journal, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
-    return UserError(f"tracking.uri={_masked(journal.state['uri'])} cannot be reached: {_reason(error)}\nStart the "
+    return UserError(f"tracking.uri={masked(journal.state['uri'])} cannot be reached: {_reason(error)}\nStart the "
                      "server, correct tracking.uri (null: a file under outputs_dir), or go without: tracking=none")
 
 
 def _reason(error: Exception) -> str:
-    return _short(_masked(" ".join(str(error).split())), 300)
-
-
-def _masked(text: str) -> str:
-    """Without the password of a URI."""
-    return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", text)
+    """In a line: what is at the bottom of it, for MLflow wraps a refused connection three times."""
+    root: BaseException = error
+    while root.__cause__ or root.__context__:
+        root = root.__cause__ or root.__context__ or root
+    return _short(masked(" ".join(str(root).split())), 200) or type(root).__name__
 
 
 def _short(text: str, length: int) -> str:
@@ -367,5 +344,5 @@ def _short(text: str, length: int) -> str:
 
 
 def _key(name: str) -> str:
-    """A name that MLflow takes."""
-    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
+    """A name that MLflow takes: no other characters, and nothing that a path would shorten."""
+    return os.path.normpath(re.sub(r"[^\w\-. :/]", "_", name)).lstrip("./")[:250] or "_"

@@ -1,0 +1,55 @@
+"""Addresses of MLflow stores: which are allowed, what of them to show, and a lock for those that are a file."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from snnexp.errors import require
+
+URI = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+")
+LOCK_PATIENCE = 30.0
+
+
+def checked(uri: str) -> str:
+    """`uri`, an SQLite file made absolute. Raises InvalidValue for other kinds of stores."""
+    require(URI.fullmatch(uri) is not None, "uri", masked(uri),
+            "an MLflow server (http://HOST:PORT) or a database (sqlite:///FILE, postgresql://..., mysql://...); "
+            "plain folders (file:, ./mlruns) are no longer developed by MLflow and cannot be used")
+    path = database(uri)
+    return uri if path is None else f"sqlite:///{path.absolute()}"
+
+
+def database(uri: str) -> Path | None:
+    """The file of an SQLite store."""
+    match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
+    return Path(match[1]) if match else None
+
+
+def masked(text: str) -> str:
+    """Without the password of a URI."""
+    return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", text)
+
+
+@contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """One of our processes at a time in an SQLite file: creating it twice at once fails, and writing waits badly."""
+    if (path := database(uri)) is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(path.name + ".lock").open("w") as file:
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{path} is in use by another process") from None
+                time.sleep(0.02)
+        yield
