@@ -274,6 +274,12 @@ def test_wrapped_node_is_the_node_without_its_memory(name):
     assert torch.equal(torch.cat(out), first)
 
 
+def test_wrapped_refuses_a_node_that_changes_the_shape():
+    site = at(Wrapped(nodes.GatedLIFNode(T=4)), 4)  # SpikingJelly's adds dimensions to [T, N, C]
+    with pytest.raises(InvalidValue, match="GatedLIFNode"):
+        site(torch.rand(8, 3))
+
+
 def test_wrapped_refuses():
     for node, name in ((torch.nn.ReLU(), "node"), (nodes.NonSpikingIFNode(), "node"),
                        (nodes.LIFNode(surrogate_function=library.Sigmoid(-1.0)), "surrogate.alpha")):

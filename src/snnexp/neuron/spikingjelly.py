@@ -42,4 +42,6 @@ class Wrapped(Site):
         self.node.step_mode = step_mode
         start = tuple(base.extract_memories(self.node))
         (y, *_), after = base.to_functional_forward(self.node)((x,), start if state is None else state)
+        require(y.shape == x.shape, "node", type(self.node).__name__,
+                f"a neuron that keeps the shape of its input: it made {tuple(y.shape)} of {tuple(x.shape)}")
         return y, after
