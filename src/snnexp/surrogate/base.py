@@ -8,14 +8,22 @@ import torch
 from spikingjelly.activation_based.surrogate import SurrogateFunctionBase, heaviside
 from torch import Tensor
 
+from snnexp.surrogate.limits import check_arguments
+
 
 class Surrogate(SurrogateFunctionBase):  # type: ignore[misc]
     """A surrogate given by `primitive(x)` and its `derivative(x)`, both elementwise on x = v - theta, any shape.
 
     Derivatives cut their support by a product with the mask: on a CPU that is several times faster than `masked_fill`.
 
-    With `spiking=False` it emits the primitive instead of spikes (for gradient checks).
+    Keyword arguments become attributes; those with a rule in `limits.py` are checked (`InvalidValue`). With
+    `spiking=False` it emits the primitive instead of spikes (for gradient checks).
     """
+
+    def __init__(self, *, spiking: bool, **parameters: float) -> None:
+        kind = type(self)
+        check_arguments(f"{kind.__module__}.{kind.__qualname__}", {"spiking": spiking, **parameters})
+        super().__init__(spiking=spiking, **parameters)
 
     def primitive(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -14,7 +14,6 @@ import math
 import torch
 from torch import Tensor
 
-from snnexp.errors import number
 from snnexp.surrogate.base import Surrogate
 
 
@@ -27,7 +26,7 @@ class Dspike(Surrogate):
     b: float
 
     def __init__(self, b: float = 3.0, spiking: bool = True) -> None:
-        super().__init__(spiking=spiking, b=number("b", b, "a number > 0", above=0))
+        super().__init__(spiking=spiking, b=b)
 
     def primitive(self, x: Tensor) -> Tensor:
         return torch.tanh(self.b * x.clamp(-0.5, 0.5)) / (2 * math.tanh(self.b / 2)) + 0.5  # Eq. (1)

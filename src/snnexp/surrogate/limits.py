@@ -1,6 +1,6 @@
-"""What the parameters of SpikingJelly's surrogates may be; it does not check them itself. Imports nothing heavy.
+"""What the parameters of surrogates may be: SpikingJelly's, which it does not check itself, and ours.
 
-Ours (sine, power, dspike) and the user's own check their arguments in their constructors.
+Imports nothing heavy, so a config is refused at once. The user's own surrogates check themselves.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from snnexp.errors import InvalidValue, integer, number, require
 
 LIBRARY = "spikingjelly.activation_based.surrogate."
+OURS = "snnexp.surrogate."
 
 # Classes of the library's surrogate module that are no surrogate of the Heaviside step.
 NOT_HEAVISIDE = {
@@ -24,11 +25,20 @@ def _positive(name: str, value: object) -> None:
     number(name, value, "a number > 0", above=0)
 
 
+def _anything(name: str, value: object) -> None:
+    pass
+
+
 def _at_least_0(name: str, value: object) -> None:
     number(name, value, "a number >= 0", at_least=0)
 
 
-_RULES: dict[tuple[str, str], Callable[[str, object], object]] = {  # every other parameter is positive
+_RULES: dict[tuple[str, str], Callable[[str, object], object]] = {  # SpikingJelly's other parameters are positive
+    ("Sine", "alpha"): _positive,
+    ("Power", "alpha"): lambda name, value: number(name, value, "a number between 0 and 1, both excluded",
+                                                   above=0, below=1),
+    ("Power", "max_gradient"): _positive,
+    ("Dspike", "b"): _positive,
     ("LeakyKReLU", "leak"): _at_least_0,
     ("LogTailedReLU", "alpha"): _at_least_0,
     ("PiecewiseLeakyReLU", "c"): _at_least_0,
@@ -42,12 +52,13 @@ def check_arguments(target: str, arguments: Mapping[str, object]) -> None:
     """Raise `InvalidValue` for the first argument that the surrogate named by the path `target` must not have.
 
     Call it before the surrogate is built: a few classes of SpikingJelly fail an `assert` first. Keys that start with
-    an underscore (Hydra's) are skipped, paths outside SpikingJelly too. The name raised is the plain argument, or
+    an underscore (Hydra's) are skipped, and other packages' surrogates. The name raised is the plain argument, or
     `_target_` where the class itself is refused.
     """
-    if not target.startswith(LIBRARY):
+    if not target.startswith((LIBRARY, OURS)):
         return
-    kind = target.removeprefix(LIBRARY)
+    kind = target.rpartition(".")[2]
+    otherwise = _positive if target.startswith(LIBRARY) else _anything
     if kind in NOT_HEAVISIDE:
         raise InvalidValue("_target_", target,
                            f"a surrogate of the Heaviside step, which {kind} is not: {NOT_HEAVISIDE[kind]}")
@@ -55,7 +66,7 @@ def check_arguments(target: str, arguments: Mapping[str, object]) -> None:
         if name == "spiking":
             require(isinstance(value, bool), name, value, "true or false")
         elif not name.startswith("_"):
-            _RULES.get((kind, name), _positive)(name, value)
+            _RULES.get((kind, name), otherwise)(name, value)
 
 
 def arguments_of(kind: type[Any]) -> list[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snnexp.errors import number
 from snnexp.surrogate.base import Surrogate
 
 
@@ -29,11 +28,7 @@ class Power(Surrogate):
     _capped: Tensor
 
     def __init__(self, alpha: float = 0.5, max_gradient: float = 10.0, spiking: bool = True) -> None:
-        super().__init__(
-            spiking=spiking,
-            alpha=number("alpha", alpha, "a number between 0 and 1, both excluded", above=0, below=1),
-            max_gradient=number("max_gradient", max_gradient, "a number > 0", above=0),
-        )
+        super().__init__(spiking=spiking, alpha=alpha, max_gradient=max_gradient)
         self.reset_counts()
 
     def primitive(self, x: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import math
 import torch
 from torch import Tensor
 
-from snnexp.errors import number
 from snnexp.surrogate.base import Surrogate
 
 
@@ -21,7 +20,7 @@ class Sine(Surrogate):
     alpha: float
 
     def __init__(self, alpha: float = 1.0, spiking: bool = True) -> None:
-        super().__init__(spiking=spiking, alpha=number("alpha", alpha, "a number > 0", above=0))
+        super().__init__(spiking=spiking, alpha=alpha)
 
     def primitive(self, x: Tensor) -> Tensor:
         return 0.5 * torch.sin(math.pi / (2 * self.alpha) * x.clamp(-self.alpha, self.alpha)) + 0.5  # Eq. (1)
