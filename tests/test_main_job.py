@@ -101,7 +101,7 @@ def test_same_seed_same_metrics_other_seed_other_metrics(snnexp: Callable[..., D
         ["loss=tet", "model.readout=current"],
         ["neuron=plif", "optimizer=sgd", "scheduler=cosine", "trainer.gradient_clip=1"],
         ["neuron=if", "surrogate=sine", "trainer.precision=bf16-mixed"],
-        ["surrogate=power", "optimizer=adamw", "scheduler=one_cycle", "dataset.values=binary"],
+        ["surrogate=power", "optimizer=adamw", "scheduler=step", "dataset.values=binary"],
     ],
     ids=" ".join,
 )
@@ -157,7 +157,20 @@ def test_checkpoints_hold_no_code(done: Done) -> None:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return Path.touch, (str(folder / "owned"),)
 
-    (folder / "best.pt").write_bytes(pickle.dumps(Evil()))
+    (folder / "best.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     with pytest.raises(Exception, match="cannot read the checkpoint"):
         load(folder / "best.pt")
     assert not (folder / "owned").exists()
+
+
+def test_the_cap_of_the_power_surrogate_is_logged(snnexp: Callable[..., Done]) -> None:
+    """A low cap acts on every potential within 1 of the threshold, the default on few."""
+    shares = []
+    for cap in (0.2, 10.0):
+        done = snnexp(*SMALL, "surrogate=power", f"surrogate.max_gradient={cap}", "tracking=none")
+        history = load(max(done.runs()) / "last.pt")["history"]
+        shares.append([m["train/surrogate_capped"] for m in history])
+    low, default = shares
+    assert len(low) == len(default) == 2
+    assert min(low) > 0.2
+    assert 0 < max(default) < 0.02

@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from snnexp.errors import UserError
+from snnexp.errors import InvalidValue, UserError
+from snnexp.surrogate.limits import check_arguments
 
 FOLDERS = ("outputs_dir", "data_dir", "cache_dir")
 SWITCH_OR_PATH = ("resume",)
@@ -37,7 +38,12 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         cfg[key] = str(Path(str(cfg[key])).expanduser().absolute())
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} has no value: give one with {missing[0]}=VALUE")
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    try:  # SpikingJelly accepts what turns gradients around
+        check_arguments(config["surrogate"]["_target_"], config["surrogate"])
+    except InvalidValue as error:
+        raise UserError(f"surrogate.{error.name}={error.value} is not allowed: it must be {error.allowed}") from error
+    return config
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

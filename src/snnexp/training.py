@@ -192,6 +192,7 @@ class Fit:
                 f"the training loss became {loss} in epoch {p.epoch + 1}: try a smaller optimizer.lr "
                 f"(now {metrics['lr']:g}) or trainer.gradient_clip=1"
             )
+        metrics |= self._of_modules()
         metrics |= validate(self.net, self.data.val, self.loss, self.trainer.eval_batch_size, self.fabric.device)
         self.scheduler.step()
         if self.trainer.better(metrics, p.best):
@@ -202,6 +203,14 @@ class Fit:
         p.epoch, p.step, p.sums = p.epoch + 1, 0, [0.0, 0.0, 0.0]
         self._save("last.pt", self._state())
         self.on_epoch(p)
+
+    def _of_modules(self) -> Metrics:
+        """What modules have to say of the epoch (`epoch_metrics()`, e.g. a surrogate's), averaged over them."""
+        said: dict[str, list[float]] = {}
+        for module in self.net.modules():
+            for name, value in getattr(module, "epoch_metrics", dict)().items():
+                said.setdefault(f"train/{name}", []).append(value)
+        return {name: sum(values) / len(values) for name, values in said.items()}
 
     def _out_of_patience(self) -> bool:
         p = self.progress

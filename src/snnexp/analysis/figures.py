@@ -29,10 +29,12 @@ def surrogate(function: nn.Module) -> Figure:
     forward, primitive, derivative = curve(function, x)
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.plot(x, forward, color=GREY, label="forward: Heaviside")
+    axes.plot(x.numpy(), forward.numpy(), color=GREY, label="forward: Heaviside")
     if primitive is not None:
-        axes.plot(x, primitive, color=BLUE, label="primitive g(x)")
-    axes.plot(x, derivative, color=ORANGE, label="backward: g'(x)" if primitive is not None else "backward")
+        axes.plot(x.numpy(), primitive.numpy(), color=BLUE, label="primitive g(x)")
+    axes.plot(
+        x.numpy(), derivative.numpy(), color=ORANGE, label="backward: g'(x)" if primitive is not None else "backward"
+    )
     axes.set(xlabel="x = v − θ", title=f"{type(function).__name__} ({function.extra_repr().split(', spiking')[0]})")
     axes.legend(frameon=False)
     _plain(axes)
@@ -47,7 +49,7 @@ def rasters(x: Tensor, trains: Mapping[str, Tensor], label: str) -> Figure:
     for axes, (name, train) in zip(
         figure.subplots(len(rows), 1, sharex=True, squeeze=False).flat, rows.items(), strict=True
     ):
-        step, neuron = train.nonzero(as_tuple=True)
+        step, neuron = train.numpy().nonzero()
         few = train.shape[1] <= 32
         axes.hlines(neuron, step + 0.6, step + 1.4, color=BLUE, linewidth=3.0 if few else 0.7)  # as long as its step
         axes.set(
@@ -83,7 +85,7 @@ def confusion(counts: Tensor, classes: Sequence[str]) -> Figure:
     size = min(9.0, 2.2 + 0.42 * k)
     figure = Figure(figsize=(size + 0.6, size), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(counts / counts.sum(1, keepdim=True).clamp(min=1), cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow((counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy(), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     if k <= 20:
         for i in range(k):

@@ -35,6 +35,10 @@ class Surrogate(SurrogateFunctionBase):  # type: ignore[misc]
         """What backward multiplies by; a subclass may count here."""
         return self.derivative(x)
 
+    def epoch_metrics(self) -> dict[str, float]:
+        """What a training loop logs after each epoch, as train/<name> (the mean over sites); starts counts anew."""
+        return {}
+
     def forward(self, x: Tensor) -> Tensor:
         return _Spike.apply(x, self) if self.spiking else self.primitive(x)  # type: ignore[no-untyped-call]
 

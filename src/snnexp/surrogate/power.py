@@ -19,17 +19,17 @@ class Power(Surrogate):
 
     `max_gradient` caps g'. Its default, 10, is ten times the peak of SpikingJelly's default surrogates and at
     alpha = 0.5 acts only where |x| < 6.25e-4. `seen` counts the elements that passed through backward and `capped`
-    those that the cap changed; `reset_counts()` starts both again.
+    those that the cap changed; `reset_counts()` starts both again, as `epoch_metrics()` does after each epoch. They
+    are part of the state, so that a resumed run goes on counting.
     """
 
     alpha: float
     max_gradient: float
-    seen: int
-    _capped: Tensor
+    counts: Tensor  # int64 [capped, seen], on the device: counting never waits for it
 
     def __init__(self, alpha: float = 0.5, max_gradient: float = 10.0, spiking: bool = True) -> None:
         super().__init__(spiking=spiking, alpha=alpha, max_gradient=max_gradient)
-        self.reset_counts()
+        self.register_buffer("counts", torch.zeros(2, dtype=torch.int64))
 
     def primitive(self, x: Tensor) -> Tensor:
         return 0.5 * x.sign() * x.abs().clamp(max=1) ** self.alpha + 0.5  # Eq. (1)
@@ -39,18 +39,27 @@ class Power(Surrogate):
 
     def gradient(self, x: Tensor) -> Tensor:
         slope = self._uncapped(x)
-        self.seen += slope.numel()
-        self._capped = self._capped.to(x.device) + (slope.detach() > self.max_gradient).sum()
+        self.counts[0] += (slope > self.max_gradient).sum()
+        self.counts[1] += slope.numel()
         return slope.clamp_(max=self.max_gradient)
 
     @property
     def capped(self) -> int:
-        """Elements whose derivative the cap cut since the last `reset_counts()`; reading it waits for the device."""
-        return int(self._capped)
+        """Elements whose derivative the cap cut since the counts began; reading it waits for the device."""
+        return int(self.counts[0])
+
+    @property
+    def seen(self) -> int:
+        """Elements that passed through backward since the counts began."""
+        return int(self.counts[1])
 
     def reset_counts(self) -> None:
-        self.seen = 0
-        self._capped = torch.zeros((), dtype=torch.int64)  # stays on the device: counting never waits for it
+        self.counts.zero_()
+
+    def epoch_metrics(self) -> dict[str, float]:
+        share = self.capped / max(self.seen, 1)
+        self.reset_counts()
+        return {"surrogate_capped": share}
 
     def _uncapped(self, x: Tensor) -> Tensor:
         size = x.abs()
