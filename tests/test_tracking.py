@@ -24,7 +24,7 @@ import pytest
 
 from snnexp import tracking
 from snnexp.errors import InvalidValue, UserError
-from snnexp.task.sync import sync
+from snnexp.task.sync import send_kept
 from snnexp.tracking import MLflow, Nothing, Tracker
 
 fork = multiprocessing.get_context("fork")  # children then need not import mlflow again
@@ -127,7 +127,7 @@ def test_sqlite_end_to_end(outputs: Path) -> None:
     assert run.info.artifact_uri.startswith(str(outputs / "artifacts"))
     for line in (folder / "tracking.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
-    assert sync(outputs, None, MLflow(outputs=outputs)) == {"runs": 0, "records": 0}
+    assert send_kept(outputs, None, MLflow(outputs=outputs)) == {"runs": 0, "records": 0}
 
 
 def test_repeated_metrics_are_ignored_and_a_copy_of_the_tracker_reports_to_the_same_run(outputs: Path) -> None:
@@ -154,7 +154,7 @@ def test_sending_again_changes_nothing(outputs: Path) -> None:
     tracker.finish("FINISHED")
     state = json.loads((folder / "tracking.json").read_text())
     (folder / "tracking.json").write_text(json.dumps(state | {"sent": 0, "run_id": None}))
-    assert sync(outputs, folder, MLflow(outputs=outputs)) == {"runs": 1, "records": 1202}
+    assert send_kept(outputs, folder, MLflow(outputs=outputs)) == {"runs": 1, "records": 1202}
     (run,) = stored(database(outputs))
     assert run.info.status == "FINISHED"
     assert history(database(outputs), run.info.run_id, "x") == {("x", s, s / 7): 1 for s in range(1200)}
@@ -259,11 +259,11 @@ def test_a_store_that_goes_away_is_reported_once_and_not_asked_all_the_time(
         tracker.finish("FAILED")
         assert asked == 2
         with pytest.raises(UserError, match="gone"):
-            sync(outputs, None, MLflow(outputs=outputs))
+            send_kept(outputs, None, MLflow(outputs=outputs))
     away, rest = (record.getMessage() for record in caplog.records)
     assert "MLflow is away (gone)" in away
     assert f"snnexp task=sync run_dir='{folder}'" in rest
-    assert sync(outputs, None, MLflow(outputs=outputs)) == {"runs": 1, "records": 101}
+    assert send_kept(outputs, None, MLflow(outputs=outputs)) == {"runs": 1, "records": 101}
     (run,) = stored(database(outputs))
     assert run.info.status == "FAILED"
     assert history(database(outputs), run.info.run_id, "x") == {("x", s, float(s)): 1 for s in range(100)}
@@ -278,13 +278,13 @@ def test_sync_closes_the_dead_spares_the_living_and_can_fill_another_store(outpu
         tracker.metrics({"x": 1.0}, step=1)
     with (run_dir(outputs, "living") / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert sync(outputs, None, MLflow(outputs=outputs)) == {"runs": 1, "records": 2}
+        assert send_kept(outputs, None, MLflow(outputs=outputs)) == {"runs": 1, "records": 2}
         with pytest.raises(UserError, match="still going on"):
-            sync(outputs, run_dir(outputs, "living"), MLflow(outputs=outputs))
+            send_kept(outputs, run_dir(outputs, "living"), MLflow(outputs=outputs))
     assert {run.info.run_id: run.info.status for run in stored(database(outputs))} == {
         dead.run_id: "KILLED", living.run_id: "RUNNING"}
     other = f"sqlite:///{tmp_path}/other/mlflow.db"
-    assert sync(outputs, run_dir(outputs, "dead"), MLflow(other, outputs=outputs)) == {"runs": 1, "records": 3}
+    assert send_kept(outputs, run_dir(outputs, "dead"), MLflow(other, outputs=outputs)) == {"runs": 1, "records": 3}
     (run,) = stored(other)
     assert run.data.metrics == {"x": 1.0}
     assert (tmp_path / "other" / "artifacts").as_posix() in run.info.artifact_uri
@@ -319,7 +319,7 @@ def test_a_store_that_is_away_at_the_start_is_the_users_to_mend(outputs: Path) -
     message = r"tracking\.uri=http://me:\*\*\*@127.* cannot be reached: .*refused\n.*tracking=none"
     assert re.search(message, str(told.value))
     tracker.finish("FAILED")
-    assert sync(outputs, None, MLflow(outputs=outputs)) == {"runs": 0, "records": 0}
+    assert send_kept(outputs, None, MLflow(outputs=outputs)) == {"runs": 0, "records": 0}
 
 
 def test_tracking_none_writes_nothing(outputs: Path) -> None:
@@ -334,7 +334,7 @@ def test_tracking_none_writes_nothing(outputs: Path) -> None:
     assert tracker.run_id is None
     assert not list(folder.iterdir())
     with pytest.raises(UserError, match="tracking=mlflow"):
-        sync(outputs, None, tracker)
+        send_kept(outputs, None, tracker)
 
 
 LOG_MODEL = """
@@ -455,7 +455,7 @@ def test_a_server_that_dies_and_comes_back_gets_everything_once(
 
     server.start()
     assert stored(server.uri)[0].info.status == "RUNNING"
-    assert sync(fresh, None, MLflow(outputs=fresh))["runs"] == 1  # to the server that the run was meant for
+    assert send_kept(fresh, None, MLflow(outputs=fresh))["runs"] == 1  # to the server that the run was meant for
     (run,) = stored(server.uri)
     assert run.info.status == "FINISHED"
     expected = {("x", e, e / 7): 1 for e in range(1, 61)} | {("x", 61, 0.0): 1}
