@@ -1,0 +1,80 @@
+"""Loading one epoch of N-MNIST frames: snnexp's memory map against SpikingJelly's NMNIST through a DataLoader.
+
+    python bench/load_frames.py --data DIR     # DIR/nmnist holds Train and Test
+
+Both deliver the same recordings, in batches of 64 in a random order, as float tensors [64, T, 2, 34, 34], from files
+that are prepared and in the page cache; the median of some epochs counts. The frames of both are compared first.
+SpikingJelly refuses partial sets, so its own `create_raw_from_extracted` makes its raw files here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from snnexp.dataset.nmnist import nmnist
+
+BATCH = 64
+
+
+def seconds(epoch: Iterable[tuple[Tensor, Tensor]]) -> float:
+    start = time.perf_counter()
+    for x, _ in epoch:
+        x.float()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds nmnist/Train and nmnist/Test")
+    parser.add_argument("--timesteps", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="of torch, and worker processes of the last DataLoader")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    from spikingjelly.datasets.n_mnist import NMNIST
+
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        data = nmnist(args.data / "nmnist", Path(folder) / "cache", args.timesteps)
+        prepared = time.perf_counter() - start
+
+        start = time.perf_counter()
+        (Path(folder) / "peer/events_np").mkdir(parents=True)
+        NMNIST.create_raw_from_extracted(args.data / "nmnist", Path(folder) / "peer/events_np")
+        peer = NMNIST(str(Path(folder) / "peer"), train=True, data_type="frame", frames_number=args.timesteps,
+                      split_by="number")
+        peer_prepared = time.perf_counter() - start
+
+        n = len(data.train) + len(data.val)
+        assert len(peer) == n
+        theirs = sum(torch.as_tensor(peer[k][0]).double() for k in range(n))
+        assert torch.equal(theirs, data.train.x[:n].sum(0).double()), "the two do not hold the same frames"
+
+        everything = type(data.train)(data.train.x, data.train.y, torch.arange(n))
+        rows = [("snnexp, memory map", prepared, lambda: everything.batches(BATCH, torch.randperm(n)))]
+        for workers in (0, args.threads):
+            loader = DataLoader(peer, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+            rows.append((f"SpikingJelly, {workers} workers", peer_prepared, loader.__iter__))
+
+        print(f"{n} recordings, T = {args.timesteps}, {args.threads} threads, median of {args.epochs} epochs after one")
+        print(f"{'':26}{'prepare s':>12}{'epoch ms':>12}{'samples/s':>12}{'snnexp is faster':>18}")
+        ours = 0.0
+        for name, preparation, epoch in rows:
+            seconds(epoch())
+            took = statistics.median(seconds(epoch()) for _ in range(args.epochs))
+            ours = ours or took
+            print(f"{name:26}{preparation:12.2f}{1000 * took:12.1f}{n / took:12,.0f}{took / ours:17.1f}x")
+
+
+if __name__ == "__main__":
+    main()
