@@ -306,6 +306,18 @@ def test_a_run_deleted_in_the_store_is_written_anew(outputs: Path) -> None:
     assert history(database(outputs), run.info.run_id, "x") == {("x", 1, 1.0): 1, ("x", 2, 2.0): 1}
 
 
+def test_a_database_that_was_moved_away_from_its_artifacts_is_not_written(outputs: Path, tmp_path: Path) -> None:
+    tracker = MLflow(outputs=outputs)
+    begin(tracker, run_dir(outputs))
+    (run_dir(outputs) / "x").touch()
+    tracker.artifact(run_dir(outputs) / "x")
+    tracker.finish("FINISHED")
+    moved = outputs.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"experiment=snnexp keeps its artifacts in .*outputs/artifacts, which is gone"):
+        begin(MLflow(outputs=moved), run_dir(moved, "b"))
+    begin(MLflow(experiment="other", outputs=moved), run_dir(moved, "b"))
+
+
 @pytest.mark.parametrize("uri", ["file:///tmp/x", "mlruns", "ftp://host", "sqlite://", "http://", ""])
 def test_a_wrong_uri_is_refused(uri: str) -> None:
     with pytest.raises(InvalidValue, match="uri"):

@@ -101,22 +101,14 @@ class MLflow:
     def __init__(self, uri: str | None = None, experiment: str = "snnexp", outputs: str | Path = "outputs") -> None:
         self.outputs, self.experiment = Path(outputs).absolute(), experiment
         self.given = None if uri is None else checked(uri)
+        self.run_id: str | None = None
+        self.place = ""
         self._journal: Journal | None = None
         self._client: MlflowClient | None = None
-        self._run_id: str | None = None
-        self._place = ""
         self._away, self._peace_until = False, 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_client": None}
-
-    @property
-    def run_id(self) -> str | None:
-        return self._run_id
-
-    @property
-    def place(self) -> str:
-        return self._place
 
     def start(self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str],
               parent: str | None = None) -> None:
@@ -220,7 +212,7 @@ class MLflow:
         client = self._client or self._connect(journal)
         with alone(journal.state["uri"]):
             for records, end in journal.unsent():
-                _deliver(client, str(self._run_id), journal.folder, records)
+                _deliver(client, str(self.run_id), journal.folder, records)
                 journal.note(sent=end)
 
     def _connect(self, journal: Journal) -> MlflowClient:
@@ -240,9 +232,9 @@ class MLflow:
                 found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
                 run = found[0] if found else client.create_run(experiment, tags={KEY_TAG: key})
                 journal.note(run_id=run.info.run_id, sent=0)
-        self._client, self._run_id = client, run.info.run_id
+        self._client, self.run_id = client, run.info.run_id
         where = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-        self._place = masked(uri) + (where if uri.startswith("http") else " (see it with: make ui)")
+        self.place = masked(uri) + (where if uri.startswith("http") else " (see it with: make ui)")
         return client
 
     def _experiment(self, client: MlflowClient, journal: Journal) -> str:
@@ -260,6 +252,10 @@ class MLflow:
                     raise
         if experiment.lifecycle_stage != "active":
             raise UserError(f"tracking.experiment={name} was deleted in MLflow: restore it there, or take another name")
+        kept = Path(experiment.artifact_location)  # MLflow cannot change it, and would write to the old place
+        if root and kept.is_absolute() and str(kept) != root and not kept.exists():
+            raise UserError(f"tracking.experiment={name} keeps its artifacts in {kept}, which is gone: was {path} "
+                            "moved? Move it back, or take another name")
         return str(experiment.experiment_id)
 
 
