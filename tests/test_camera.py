@@ -41,6 +41,18 @@ def test_events_are_ordered_and_within_the_recording() -> None:
         assert set(p) <= {0, 1}
 
 
+def test_a_level_that_rests_exactly_at_its_threshold_is_no_division_by_zero(monkeypatch) -> None:
+    class Edge(np.random.Generator):
+        def uniform(self, low, high, shape):
+            return np.full(shape, high)
+
+    monkeypatch.setattr(np.random, "default_rng", lambda key: Edge(np.random.PCG64(key)))
+    still = replace(QUIET, on=1.0, off=1.0, dark=1e-9, path=((0, 0.0, 0.0), (316, 0.0, 0.0)))
+    with np.errstate(all="raise", under="ignore"):
+        t, *_ = still.record(BARS[2:], [0])[0]
+    assert t.tolist() == 34 * 34 * [0]  # each fires once, at the start, and not again
+
+
 def test_a_blank_screen_gives_noise_alone_at_its_rate() -> None:
     assert len(QUIET.record(BARS[2:], [0])[0].t) == 0
     noisy = replace(QUIET, noise=2.0, noise_spread=0.0, noise_on=0.8).record(np.repeat(BARS[2:], 20, 0), range(20))

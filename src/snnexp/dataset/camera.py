@@ -118,7 +118,8 @@ class Camera:
             place, margin = pixel[hit], reach.flat[pixel[hit]]
             rise = level.flat[hit] > goal
             goal += np.where(rise, margin, -margin)
-            inside = (first < goal) == rise  # else it waited beyond its threshold for its refractory time to end
+            # where not: it is at or beyond its threshold already, and waited for its refractory time to end
+            inside = ((first < goal) == rise) & (slope != 0)
             t = start + np.divide(goal - first, slope, out=np.zeros_like(first), where=inside)
             t = np.clip(t, free.flat[hit], start + STEP)
             free.flat[hit] = t + dead.flat[place]
