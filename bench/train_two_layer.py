@@ -22,35 +22,31 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 T, BATCH, HIDDEN, INPUTS = 10, 64, 512, 2 * 34 * 34
 
 
-def snnexp_side(options: argparse.Namespace) -> float:
-    """The project's own loop, data path and settings; samples/s of the epochs after the first."""
+def composed(options: argparse.Namespace) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     from snnexp.config import conf_dir
+
+    real = ["dataset=nmnist", f"dataset.root={options.data}"] if options.data else []
+    settings = [f"timesteps={T}", f"trainer.batch_size={BATCH}", f"model.hidden={HIDDEN}", "dataset.validation=0.01"]
+    where = [f"cache_dir={options.cache}", f"trainer.epochs={options.epochs + 1}", "trainer.accelerator=cpu"]
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        cfg = compose("config", overrides=[*real, *settings, *where, "tracking=none"])
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def snnexp_side(options: argparse.Namespace) -> float:
+    """The project's own loop, data path and settings; samples/s of the epochs after the first."""
     from snnexp.session import Session
     from snnexp.training import Fit
 
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        cfg = compose(
-            "config",
-            overrides=[
-                *(["dataset=nmnist", f"dataset.root={options.data}"] if options.data else []),
-                "tracking=none",
-                f"cache_dir={options.cache}",
-                f"trainer.epochs={options.epochs + 1}",
-                "trainer.accelerator=cpu",
-                f"timesteps={T}",
-                f"trainer.batch_size={BATCH}",
-                f"model.hidden={HIDDEN}",
-                "dataset.validation=0.01",
-            ],
-        )
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = composed(options)
     folder = Path(tempfile.mkdtemp(dir=options.cache))
     session = Session(config, {}, [], folder)
     data, times = session.data, []
@@ -151,23 +147,10 @@ SIDES = {"snnexp": snnexp_side, "spikingjelly": spikingjelly_side, "bound": boun
 def write_frames(options: argparse.Namespace) -> None:
     """The same recordings and frames as SpikingJelly's npz files, so that both sides see equal numbers."""
     import numpy as np
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
 
     from snnexp.build import build
-    from snnexp.config import conf_dir
 
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        cfg = compose(
-            "config",
-            overrides=[
-                *(["dataset=nmnist", f"dataset.root={options.data}"] if options.data else []),
-                f"cache_dir={options.cache}",
-                f"timesteps={T}",
-                "dataset.validation=0.01",
-            ],
-        )
-    data = build("dataset", OmegaConf.to_container(cfg, resolve=True))
+    data = build("dataset", composed(options))
     for row in data.train.index.tolist():
         folder = Path(options.cache) / "spikingjelly" / str(int(data.train.y[row]))
         folder.mkdir(parents=True, exist_ok=True)
@@ -197,32 +180,17 @@ def main() -> None:
         rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(options.rounds):
             for side in SIDES:
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--side",
-                    side,
-                    "--cache",
-                    cache,
-                    "--epochs",
-                    str(options.epochs),
-                    "--threads",
-                    str(options.threads),
-                    *(["--data", options.data] if options.data else []),
-                ]
-                done = subprocess.run(
-                    command, check=True, capture_output=True, text=True, env={**os.environ, "LOGURU_LEVEL": "WARNING"}
-                )
+                command = [sys.executable, __file__, "--side", side, "--cache", cache, "--epochs", str(options.epochs)]
+                command += ["--threads", str(options.threads), *(["--data", options.data] if options.data else [])]
+                quiet = {**os.environ, "LOGURU_LEVEL": "WARNING"}
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=quiet)
                 rows[side].append(json.loads(done.stdout.splitlines()[-1]))
-    print(
-        f"{options.rounds} rounds, {options.threads} threads, batch {BATCH}, T {T}, hidden {HIDDEN}, data {options.data or 'embedded'}"
-    )
+    data = options.data or "embedded"
+    print(f"{options.rounds} rounds, {options.threads} threads, batch {BATCH}, T {T}, hidden {HIDDEN}, data {data}")
     print(f"{'side':14}{'samples/s':>10}{'min':>8}{'max':>8}{'peak MiB':>10}")
     for side, runs in rows.items():
-        rates = [r["rate"] for r in runs]
-        print(
-            f"{side:14}{statistics.median(rates):10.0f}{min(rates):8.0f}{max(rates):8.0f}{max(r['mib'] for r in runs):10.0f}"
-        )
+        rates, peak = [r["rate"] for r in runs], max(r["mib"] for r in runs)
+        print(f"{side:14}{statistics.median(rates):10.0f}{min(rates):8.0f}{max(rates):8.0f}{peak:10.0f}")
     for peer in ("spikingjelly", "bound"):
         ratios = [a["rate"] / b["rate"] for a, b in zip(rows["snnexp"], rows[peer], strict=True)]
         print(f"snnexp / {peer}: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")

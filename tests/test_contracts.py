@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from omegaconf import OmegaConf
 
+from conftest import ROOT
 from snnexp.build import build
 
 # From the command line down to equations; a module may import from its own row (its package) and from rows below.
@@ -76,7 +76,9 @@ def settings(group: str, option: str) -> dict[str, object]:
     trainer = OmegaConf.load(ROOT / "conf" / "trainer" / "default.yaml")
     adam = OmegaConf.load(ROOT / "conf" / "optimizer" / "adam.yaml")
     chosen = OmegaConf.load(ROOT / "conf" / group / f"{option}.yaml")
-    return OmegaConf.to_container(OmegaConf.create({"trainer": trainer, "optimizer": adam, group: chosen}), resolve=True)
+    return OmegaConf.to_container(
+        OmegaConf.create({"trainer": trainer, "optimizer": adam, group: chosen}), resolve=True
+    )
 
 
 def test_the_groups_are_complete() -> None:

@@ -140,6 +140,7 @@ class Session:
         except InvalidValue as error:
             raise UserError(f"{error.name}={error.value} is not allowed: it must be {error.allowed}") from error
         _ = self.trainer, self.loss, self.neuron()
+        self.tracker.check()
         self.scheduler(self.optimizer([nn.Parameter(torch.zeros(1))]))
 
     def _made(self, group: str, argument: Any) -> Any:

@@ -12,12 +12,14 @@ import math
 import os
 import re
 import shutil
+import socket
 import time
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 from snnexp.address import alone, checked, database, masked
 from snnexp.errors import UserError
@@ -54,6 +56,9 @@ class Tracker(Protocol):
     def place(self) -> str:
         """Where the user finds the run, in words."""
 
+    def check(self) -> None:
+        """Raise UserError now, before anything slow is begun, if results could not be sent."""
+
     def start(self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str],
               parent: str | None = None) -> None:
         """Begin the run that belongs to `run_dir`, or take it up again; `parent` is the run id of a sweep.
@@ -83,6 +88,7 @@ class Nothing:
     run_id: str | None = None
     place = "nowhere (tracking=none)"
 
+    def check(self) -> None: ...
     def start(self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str],
               parent: str | None = None) -> None: ...
     def metrics(self, values: Mapping[str, float], step: int) -> None: ...
@@ -110,6 +116,15 @@ class MLflow:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_client": None}
 
+    def check(self) -> None:
+        if self.given and self.given.startswith("http"):
+            server = urlsplit(self.given)
+            try:
+                port = server.port or {"http": 80, "https": 443}[server.scheme]
+                socket.create_connection((str(server.hostname), port), timeout=10).close()
+            except OSError as error:
+                raise _unreachable(self.given, error) from error
+
     def start(self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str],
               parent: str | None = None) -> None:
         self._journal = journal = Journal(run_dir)
@@ -124,7 +139,7 @@ class MLflow:
             self._send(journal)
         except Exception as error:
             self._journal = None
-            raise _unreachable(journal, error) from error
+            raise _unreachable(journal.state["uri"], error) from error
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         journal = self._started()
@@ -182,7 +197,7 @@ class MLflow:
                 self._client = None
                 self._send(journal)
         except Exception as error:
-            raise _unreachable(journal, error) from error
+            raise _unreachable(journal.state["uri"], error) from error
         return count
 
     def _started(self) -> Journal:
@@ -320,10 +335,10 @@ def _import_mlflow() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _unreachable(journal: Journal, error: Exception) -> UserError:
+def _unreachable(uri: str, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
-    return UserError(f"tracking.uri={masked(journal.state['uri'])} cannot be reached: {_reason(error)}\nStart the "
+    return UserError(f"tracking.uri={masked(uri)} cannot be reached: {_reason(error)}\nStart the "
                      "server, correct tracking.uri (null: a file under outputs_dir), or go without: tracking=none")
 
 
