@@ -26,7 +26,8 @@ class Split:
         order = torch.arange(len(self)) if order is None else order
         for positions in torch.split(order, size):
             rows = self.index[positions]
-            yield self.x[rows], self.y[rows]
+            # index_select copies whole rows: many times as fast as self.x[rows] for bytes
+            yield self.x.index_select(0, rows), self.y.index_select(0, rows)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def prepare(directory: Path, build: Callable[[Path], None]) -> Path:
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 4) -> Iterator[Result]:
     """Like `map`, with one thread a core (numpy frees the lock in what is slow here); results in order, and at most
     `ahead` a thread are kept waiting, so memory stays bounded."""
-    workers = len(os.sched_getaffinity(0))
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         pending = []
         for item in items:
