@@ -14,7 +14,7 @@ from snnexp.build import build
 
 # From the command line down to equations; a module may import from its own row (its package) and from rows below.
 ROWS = (
-    ("run",),
+    ("run", "callbacks"),
     ("task",),
     ("session",),
     ("analysis",),
@@ -63,7 +63,7 @@ def test_only_the_boundary_sees_a_dictconfig_and_only_tracking_mlflow() -> None:
         for word, files in sees.items():
             if word in path.read_text():
                 files.add(path.name)
-    assert sees["DictConfig"] <= {"run.py", "config.py"}
+    assert sees["DictConfig"] == {"run.py", "config.py", "callbacks.py"}
     assert sees["import mlflow"] | sees["from mlflow"] == {"tracking.py"}
 
 
@@ -109,8 +109,11 @@ def test_every_scheduler_lasts_all_epochs(option: str) -> None:
         optimizer.step()
         if len(rates) < config["trainer"]["epochs"]:
             scheduler.step()
-    assert max(rates) == pytest.approx(1e-3)
-    assert rates == [1e-3] * 10 if option in ("constant", "step") else rates[-1] < 1e-3
+    assert max(rates) == pytest.approx(1e-3, rel=0.05)
+    if option in ("constant", "step"):  # the steps come later, at epochs 50 and 75
+        assert set(rates) == {1e-3}
+    else:
+        assert rates[-1] < 1e-4
 
 
 @pytest.mark.parametrize("option", options("loss"))

@@ -43,37 +43,50 @@ def only_run(outputs: Path) -> Path:
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(environment: dict[str, str], tmp_path: Path) -> None:
-    straight = environment | {"SNNEXP_OUTPUTS": str(tmp_path / "straight")}
+    """Two kills while the process starts, seven while it trains, one while it finishes, each at a random moment."""
+    epochs = 120
+    arguments = (*SMALL, f"trainer.epochs={epochs}", "trainer.batch_size=16", "trainer.checkpoint_every_s=0.2")
+    moments = random.Random(1)
+
+    def newest(outputs: Path) -> tuple[float, int]:
+        """When the last checkpoint was written, and its epoch."""
+        for path in outputs.glob("runs/*/*/last.pt"):
+            return path.stat().st_mtime, load(path)["epoch"]
+        return 0.0, 0
+
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    process = start(environment | {"SNNEXP_OUTPUTS": str(straight)}, *arguments)
     begun = time.monotonic()
-    process = start(straight, *EIGHT)
+    while process.poll() is None and not newest(straight)[0]:
+        time.sleep(0.05)
+    startup = time.monotonic() - begun
     _, err = process.communicate()
     assert process.returncode == 0, err
-    whole = time.monotonic() - begun
 
-    killed = environment | {"SNNEXP_OUTPUTS": str(tmp_path / "killed")}
-    moments, kills = random.Random(1), 0
-    for _ in range(60):
-        process = start(killed, *EIGHT, "resume=true")
-        if kills < 10:
-            try:
-                # from the start of Python to the last artifact: the whole life of the process
-                process.wait(timeout=moments.uniform(0.3, 1.0) * whole)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
+    for kill in range(10):
+        process = start(environment | {"SNNEXP_OUTPUTS": str(killed)}, *arguments, "resume=true")
+        before = newest(killed)[0]
+        if kill in (0, 4):
+            time.sleep(moments.uniform(0, startup))
+        else:
+            while process.poll() is None:
+                written, epoch = newest(killed)
+                if epoch == epochs if kill == 9 else written > before:
+                    break
+                time.sleep(0.02)
+            time.sleep(moments.uniform(0, 0.8))
+        process.send_signal(signal.SIGKILL)
         _, err = process.communicate()
-        if kills == 10 and process.returncode == 0:
-            break
-    assert kills == 10
+        assert process.returncode == -signal.SIGKILL, f"kill {kill} came too late: {err}"
+    process = start(environment | {"SNNEXP_OUTPUTS": str(killed)}, *arguments, "resume=true")
+    _, err = process.communicate()
     assert process.returncode == 0, err
 
-    ours, reference = only_run(tmp_path / "killed"), only_run(tmp_path / "straight")
+    ours, reference = only_run(killed), only_run(straight)
     assert digest(ours) == digest(reference)
-    assert torch.equal(
-        load(ours / "best.pt")["model"]["network.linear1.weight"],
-        load(reference / "best.pt")["model"]["network.linear1.weight"],
-    )
-    assert_one_complete_run(tmp_path / "killed", tmp_path / "straight")
+    weights = [load(folder / "best.pt")["model"]["network.linear1.weight"] for folder in (ours, reference)]
+    assert torch.equal(*weights)
+    assert_one_complete_run(killed, straight)
 
 
 def assert_one_complete_run(outputs: Path, reference: Path) -> None:

@@ -16,7 +16,7 @@ from snnexp.errors import UserError
 class RunDir:
     """A run's folder: `run.json` (status and fingerprint), the resolved `config.yaml`, and whatever the task writes.
 
-    Use `RunDir.open`. The lock is held by this process until it ends, however it ends.
+    Use `with RunDir.open(...)`. The lock is held until the block ends, or the process, however it ends.
     """
 
     def __init__(self, path: Path, lock: IO[str]) -> None:
@@ -33,19 +33,24 @@ class RunDir:
         digest = fingerprint(config)
         if isinstance(config["resume"], str):
             path = Path(config["resume"]).expanduser().absolute()
-            run = cls._lock_free(path)
             record = _read(path / "run.json")
             if record is None:
                 raise UserError(f"resume={path}: there is no run in that folder (no run.json)")
             if record["fingerprint"] != digest:
                 raise UserError(f"resume={path}: that run has another configuration: {_difference(record, config)}")
-            if run is None:
+            if (run := cls._lock_free(path)) is None:
                 raise UserError(f"resume={path}: that run is still going on")
         elif config["resume"] and (found := cls._newest(Path(config["outputs_dir"]), digest)):
             run = found
         else:
-            return cls._create(new, config, digest)
+            run = cls._create(new, config, digest)
         return run
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.close()
 
     @property
     def finished(self) -> bool:

@@ -58,10 +58,13 @@ class Session:
         A run that is already finished is not repeated: its result is returned. However `work` ends, tracker and run
         directory say so; an interruption says how to go on.
         """
-        folder = RunDir.open(self.run_dir, self.config)
-        self.run_dir = folder.path
-        if folder.finished:
-            return self._close(folder.result(), "this run was already finished (resume=false starts anew)")
+        with RunDir.open(self.run_dir, self.config) as folder:
+            self.run_dir = folder.path
+            if folder.finished:
+                return self._close(folder.result(), "this run was already finished (resume=false starts anew)")
+            return self._close(self._performed(work, folder), self.tracker.place)
+
+    def _performed(self, work: Callable[[], Metrics], folder: RunDir) -> Metrics:
         OmegaConf.save(OmegaConf.create(self.config), folder.path / "config.yaml")
         folder.status = "RUNNING"
         status: Status = "FAILED"
@@ -79,7 +82,7 @@ class Session:
         finally:
             self.tracker.finish(status)
             folder.status = status
-        return self._close(result, self.tracker.place)
+        return result
 
     @property
     def name(self) -> str:
