@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds nmnist/Train and nmnist/Test")
     parser.add_argument("--timesteps", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2, help="of torch, and worker processes of the last DataLoader")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of the last DataLoader")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)  # a batch is too short to share: on a busy machine threads would wait for one another
 
     from spikingjelly.datasets.n_mnist import NMNIST
 
@@ -63,7 +63,7 @@ def main() -> None:
 
         everything = type(data.train)(data.train.x, data.train.y, torch.arange(n))
         rows = [("snnexp, memory map", prepared, lambda: everything.batches(BATCH, torch.randperm(n)))]
-        for workers in (0, args.threads):
+        for workers in (0, args.workers):
             loader = DataLoader(peer, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
             rows.append((f"SpikingJelly, {workers} workers", peer_prepared, loader.__iter__))
 
@@ -72,7 +72,7 @@ def main() -> None:
             for times, (_, _, epoch) in zip(took, rows, strict=True):
                 times.append(seconds(epoch()))
         best, median = ([pick(times[1:]) for times in took] for pick in (min, statistics.median))
-        print(f"{n} recordings, T = {args.timesteps}, {args.threads} threads, {args.epochs} epochs after one to warm up")
+        print(f"{n} recordings, T = {args.timesteps}, one thread; {args.epochs} epochs after a first")
         print(f"{'':26}{'prepare s':>10}{'fastest ms':>12}{'snnexp is':>12}{'median ms':>12}{'snnexp is':>12}")
         for k, (name, preparation, _) in enumerate(rows):
             print(f"{name:26}{preparation:10.2f}{1000 * best[k]:12.1f}{best[k] / best[0]:11.1f}x"
