@@ -53,7 +53,7 @@ def test_events_out_of_order_are_put_in_order_and_none_is_lost(rows) -> None:
 
 @given(st.lists(one_event, min_size=1), st.integers(1, 4))
 def test_a_truncated_file_is_refused(rows, cut) -> None:
-    with pytest.raises(EventFileError, match="some file: .* bytes are no whole number of 5-byte events"):
+    with pytest.raises(EventFileError, match=r"some file: .* bytes are no whole number of 5-byte events"):
         decode(encode(as_events(rows))[:-cut], name="some file")
 
 
