@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui test test-slow lint format bench wheel clean
+.PHONY: help setup run ui test test-slow test-cluster lint format bench wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,10 @@ test: $(READY)  ## run the tests (minutes)
 
 test-slow: $(READY)  ## run the tests that take minutes each: kills, servers, the wheel
 	$(BIN)/pytest -m slow $(ARGS)
+
+test-cluster: $(READY)  ## run sweeps on SLURM and PostgreSQL, started here (Debian; installs them if it is root)
+	tests/cluster/install.sh
+	$(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
 lint: $(READY)  ## ruff and mypy (strict on src/)
 	$(BIN)/ruff check src tests bench
