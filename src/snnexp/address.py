@@ -42,8 +42,15 @@ def alone(uri: str) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("w") as file:
-        deadline = time.monotonic() + LOCK_PATIENCE
+    with locked(path.with_name(path.name + ".lock"), LOCK_PATIENCE):
+        yield
+
+
+@contextmanager
+def locked(path: Path, patience: float) -> Iterator[None]:
+    """Hold the lock of the file `path`. Raises TimeoutError after `patience` seconds."""
+    with path.open("w") as file:
+        deadline = time.monotonic() + patience
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from snnexp.sweep.parent import Parent
+    from snnexp.tracking import Status
 
 
 class Outputs(Callback):
@@ -26,3 +33,115 @@ class Outputs(Callback):
             sys.exit(1)
 
     on_multirun_start = on_run_start
+
+
+class Grid(Callback):
+    """A grid's own run, in which its jobs are nested, and its summary. (A study's is made by the sweeper.)"""
+
+    open: Grid | None = None  # Hydra says when a multirun ends only if it ends well: `close_failed` looks here
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Open the run, unless this is no grid, or one that cannot be composed: that error is the sweeper's to tell."""
+        from snnexp.errors import UserError
+        from snnexp.sweep.job import ENVIRONMENT, Job
+
+        self.config, self.loader = config, GlobalHydra.instance().config_loader()
+        settings = config.hydra.sweeper
+        if settings.get("n_trials") is not None or (varied := self._varied()) is None:
+            return
+        try:
+            self._start(varied)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            sys.exit(1)
+        parallel = not str(config.hydra.launcher._target_).endswith("BasicLauncher") or (settings.parallel or 1) > 1
+        value = Job(self.parent.run_id, varied, quiet=parallel).variable[ENVIRONMENT]
+        config.hydra.overrides.hydra.append(f"++hydra.job.env_set.{ENVIRONMENT}={_quoted(value)}")
+        Grid.open = self
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        self.close("FINISHED")
+
+    def close(self, status: Status) -> None:
+        """Write the summary of what there is, and close the run."""
+        if Grid.open is not self:
+            return
+        Grid.open = None
+        try:
+            self._summarize()
+        finally:
+            self.parent.close(status)
+
+    def _start(self, varied: list[str]) -> None:
+        from snnexp.config import absolute
+        from snnexp.sweep.parent import Parent
+
+        absolute(self.config)
+        plain: dict[str, Any] = OmegaConf.to_container(
+            OmegaConf.masked_copy(self.config, [str(k) for k in self.config if k != "hydra"]), resolve=True
+        )  # type: ignore[assignment]
+        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+        self.parent: Parent = Parent(plain, folder, " x ".join(varied), self.ranges, {"task": "sweep", "sweep": "grid"})
+        self.parent.__enter__()
+
+    def _varied(self) -> list[str] | None:
+        """The keys that vary; None if the grid cannot be composed."""
+        parser = OverridesParser.create(config_loader=self.loader)
+        try:
+            overrides = parser.parse_overrides(list(self.config.hydra.overrides.task))
+            first = {o.get_key_element(): next(o.sweep_string_iterator()) if o.is_sweep_override() else
+                     o.get_value_element_as_str() for o in overrides if not o.is_delete()}  # fmt: skip
+            for o in overrides:
+                for value in o.sweep_string_iterator() if o.is_sweep_override() else ():
+                    job = first | {o.get_key_element(): value}
+                    self.loader.load_sweep_config(self.config, [f"{k}={v}" for k, v in job.items()])
+        except Exception:
+            return None
+        self.ranges = {o.key_or_group: str(o.input_line).split("=", 1)[1] for o in overrides if o.is_sweep_override()}
+        return list(self.ranges)
+
+    def _summarize(self) -> None:
+        from snnexp.sweep import summary
+
+        objective = self.config.objective
+        names: Sequence[str] = [objective] if isinstance(objective, str) else list(objective)
+        folder, tracker = self.parent.folder, self.parent.tracker
+        found = summary.children(folder)
+        if not found:
+            return
+        rows = summary.table(found, names)
+        summary.write_csv(folder / "summary.csv", rows)
+        text = summary.markdown(rows)
+        if (winner := summary.best(found, names[0])) is not None:
+            (folder / "experiment").mkdir(exist_ok=True)
+            made = summary.experiment(
+                lambda overrides: self.loader.load_sweep_config(self.config, list(overrides)),
+                winner.overrides,
+                f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}",
+            )
+            (folder / "experiment" / "best.yaml").write_text(made)
+            text += f"\nbest: {winner.name}, {names[0]} {winner.metrics[names[0]]:.4g}; run it with "
+            text += f"`snnexp --config-dir '{folder}' experiment=best`\n"
+            tracker.tags({"best": winner.name, "best.run_id": winner.run_id or ""})
+            tracker.metrics({f"best/{names[0]}": winner.metrics[names[0]]}, step=len(found))
+            (folder / "figures").mkdir(exist_ok=True)
+            for name in (n for n in dict.fromkeys([*names, "test/accuracy"]) if any(n in c.metrics for c in found)):
+                summary.figure(found, name).savefig(folder / "figures" / f"{name.replace('/', '_')}.png", dpi=120)
+        (folder / "summary.md").write_text(text)
+        tracker.tags({"mlflow.note.content": text})
+        for name in ("summary.csv", "summary.md", "experiment", "figures"):
+            if (folder / name).exists():
+                tracker.artifact(folder / name)
+        print(f"\n{text}\n  results  {folder}\n  tracked  {tracker.place}")
+
+
+def close_failed() -> None:
+    """Close the run of a grid that ended with an error."""
+    if Grid.open is not None:
+        Grid.open.close("FAILED")
+
+
+def _quoted(text: str) -> str:
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text, Quote.single).with_quotes()

@@ -34,8 +34,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     Raises UserError for a value of the wrong type, a missing mandatory value, or an interpolation that leads nowhere.
     """
     _check_types(cfg)
-    for key in FOLDERS:
-        cfg[key] = str(Path(str(cfg[key])).expanduser().absolute())
+    absolute(cfg)
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} has no value: give one with {missing[0]}=VALUE")
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -44,6 +43,22 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     except InvalidValue as error:
         raise UserError(f"surrogate.{error.name}={error.value} is not allowed: it must be {error.allowed}") from error
     return config
+
+
+def absolute(cfg: DictConfig) -> None:
+    """Make the folders independent of where the program stands."""
+    for key in FOLDERS:
+        cfg[key] = str(Path(str(cfg[key])).expanduser().absolute())
+
+
+def check_objective(names: str | list[str]) -> None:
+    """Raises UserError for a metric that must not choose."""
+    for name in [names] if isinstance(names, str) else names:
+        if name.startswith("test/"):
+            raise UserError(
+                f"objective={name} is not allowed: choosing by test data would invalidate the test; "
+                "take a validation metric such as val/accuracy"
+            )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,10 @@ class UserError(CompactHydraException):
     """A message for the user: what is wrong, which value, what to do. Hydra prints it without a traceback."""
 
 
+class Pruned(Exception):
+    """A sweep's pruner has stopped this run: no error, and nothing to mend."""
+
+
 class InvalidValue(ValueError):
     """A constructor's refusal of one argument; `run.py` turns it into a UserError with the full config key.
 

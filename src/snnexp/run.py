@@ -10,14 +10,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from snnexp.config import checked, conf_dir
+from snnexp.callbacks import close_failed
+from snnexp.config import check_objective, checked, conf_dir
 from snnexp.errors import UserError
 
 
 @hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")
 def run(cfg: DictConfig) -> float | list[float] | None:
     config = checked(cfg)
-    _check_objective(config["objective"])
+    check_objective(config["objective"])
     from snnexp.build import build  # torch comes in from here on: after all that can be refused without it
     from snnexp.session import Session
 
@@ -45,15 +46,6 @@ def objective(names: str | list[str], result: dict[str, float]) -> float | list[
     return result[names] if isinstance(names, str) else [result[name] for name in names]
 
 
-def _check_objective(names: str | list[str]) -> None:
-    for name in _listed(names):
-        if name.startswith("test/"):
-            raise UserError(
-                f"objective={name} is not allowed: choosing by test data would invalidate the test; "
-                "take a validation metric such as val/accuracy"
-            )
-
-
 def _listed(names: str | list[str]) -> list[str]:
     return [names] if isinstance(names, str) else names
 
@@ -65,6 +57,8 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        close_failed()
 
 
 if __name__ == "__main__":

@@ -93,15 +93,19 @@ class RunDir:
     @classmethod
     def _lock_free(cls, path: Path) -> RunDir | None:
         """The run directory, locked; None if a live process has the lock or there is no such folder."""
-        if not path.is_dir():
-            return None
-        lock = (path / ".lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            return None
-        return cls(path, lock)
+        held = lock(path) if path.is_dir() else None
+        return cls(path, held) if held else None
+
+
+def lock(folder: Path) -> IO[str] | None:
+    """The folder's lock, held until it is closed; None if a live process has it."""
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def write_json(path: Path, value: object) -> None:

@@ -20,8 +20,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from snnexp.build import build
 from snnexp.config import flatten
 from snnexp.dataset.base import Data
-from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.errors import InvalidValue, Pruned, UserError, integer
 from snnexp.rundir import RunDir, write_json
+from snnexp.sweep.job import Job
 from snnexp.terminal import closing_table
 from snnexp.timefold import TimeFold
 from snnexp.tracking import Status, Tracker
@@ -44,6 +45,7 @@ class Session:
     run_dir: Path
     tracker: Tracker = field(init=False)
     new_dir: Path = field(init=False)  # what Hydra made for this run; with `resume`, `run_dir` is another
+    job: Job | None = field(default_factory=Job.current)  # of a sweep
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "data"}  # mapped anew, not copied
@@ -66,14 +68,20 @@ class Session:
 
     def _performed(self, work: Callable[[], Metrics], folder: RunDir) -> Metrics:
         OmegaConf.save(OmegaConf.create(self.config), folder.path / "config.yaml")
+        job = {"overrides": self.overrides, "varied": self._variation, "name": self.name}
+        write_json(folder.path / "job.json", job)
         folder.status = "RUNNING"
         status: Status = "FAILED"
         try:
-            self.tracker.start(folder.path, self.name, flatten(self.config), self._tags())
+            parent = self.job.parent if self.job else None
+            self.tracker.start(folder.path, self.name, flatten(self.config), self._tags(), parent)
             self.tracker.artifact(folder.path / "config.yaml")
             result = work()
             write_json(folder.path / "result.json", result)
             status = "FINISHED"
+        except Pruned:
+            status = "PRUNED"
+            raise
         except KeyboardInterrupt:
             status = "KILLED"
             again = [o for o in self.overrides if not o.startswith("resume=")]
@@ -86,6 +94,8 @@ class Session:
 
     @property
     def name(self) -> str:
+        if self.job:
+            return self.job.name or " ".join(f"{key}={value}" for key, value in self._variation.items())
         chosen = [self.choices[g] for g in ("model", "dataset", "neuron", "surrogate") if self.choices.get(g)]
         return "-".join([*chosen, f"s{self.seed}"])
 
@@ -93,9 +103,21 @@ class Session:
         tags = {group: self.choices[group] for group in TAGS if self.choices.get(group)}
         here = str(Path(__file__).parent)  # the commit of the code that runs, if it runs from a checkout
         git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        tags |= self.job.tags if self.job else {}
         return tags | ({"git_commit": git.stdout.strip()} if git.returncode == 0 else {})
 
+    @property
+    def quiet(self) -> bool:
+        """Whether other runs write to the same terminal."""
+        return self.job is not None and self.job.quiet
+
+    @property
+    def _variation(self) -> dict[str, str]:
+        return self.job.variation(self.overrides) if self.job else {}
+
     def _close(self, result: Metrics, tracked: str) -> Metrics:
+        if self.quiet:
+            return result
         title = f"{self.choices['task']}: {self.choices['model']} on {self.choices['dataset']}, seed {self.seed}"
         closing_table(title, result, {"results": self.run_dir, "tracked": tracked})
         return result

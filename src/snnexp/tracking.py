@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
-KEY_TAG = "snnexp.key"
+Status = Literal["FINISHED", "FAILED", "KILLED", "PRUNED"]
+KEY_TAG, STATUS_TAG = "snnexp.key", "status"
 PARAM_LENGTH, TAG_LENGTH = 500, 5000          # what every MLflow server takes; config.yaml has the full values
 METRICS, PARAMS = 1000, 100                   # MLflow's limits for one request
 RETRY_AFTER, RETRY_SHARE = 5.0, 20            # after a failed send, peace for 5 s, and for 20 times what it took
@@ -72,6 +72,9 @@ class Tracker(Protocol):
     def artifact(self, path: Path, folder: str = "") -> None:
         """Record a file or a directory in the run directory; it is sent into `folder`, under its own name."""
 
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Record tags; a later one replaces an earlier one."""
+
     def model(self, path: Path) -> None:
         """Record a module saved by `torch.save`, for `mlflow.pytorch.load_model("runs:/<run_id>/model")`."""
 
@@ -93,6 +96,7 @@ class Nothing:
               parent: str | None = None) -> None: ...
     def metrics(self, values: Mapping[str, float], step: int) -> None: ...
     def artifact(self, path: Path, folder: str = "") -> None: ...
+    def tags(self, values: Mapping[str, str]) -> None: ...
     def model(self, path: Path) -> None: ...
     def flush(self) -> None: ...
     def finish(self, status: Status) -> None: ...
@@ -152,6 +156,9 @@ class MLflow:
         journal = self._started()
         journal.append(artifact=str(path.absolute().relative_to(journal.folder)), folder=folder)
 
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._started().append(tags={_key(k): _short(masked(v), TAG_LENGTH) for k, v in values.items()})
+
     def model(self, path: Path) -> None:
         import torch
 
@@ -175,7 +182,8 @@ class MLflow:
         journal, self._journal = self._journal, None
         if journal is None:
             return
-        journal.append(end=status)
+        journal.append(tags={STATUS_TAG: status.lower()})
+        journal.append(end="KILLED" if status == "PRUNED" else status)  # MLflow knows no pruned runs: the tag tells
         if not self._try_to_send(journal):
             log.warning("Not everything reached MLflow; nothing is lost. When it answers again, send the rest with\n"
                         "  snnexp task=sync run_dir='%s'", journal.folder)
@@ -190,6 +198,7 @@ class MLflow:
         journal.mend()
         journal.address(self.given or journal.state["uri"], journal.state["experiment"])
         if not journal.ended():
+            journal.append(tags={STATUS_TAG: "killed"})
             journal.append(end="KILLED")
         count = sum(len(records) for records, _ in journal.unsent())
         try:
@@ -289,6 +298,8 @@ def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict
             tags = [RunTag(k, v) for k, v in r["tags"].items()]
             for i in range(0, max(len(params), 1), PARAMS):
                 client.log_batch(run_id, params=params[i : i + PARAMS], tags=tags)
+        elif "tags" in r:
+            client.log_batch(run_id, tags=[RunTag(k, v) for k, v in r["tags"].items()])
         elif "artifact" in r:
             path = folder / r["artifact"]
             if path.is_dir():
@@ -323,6 +334,12 @@ def _alive(client: MlflowClient, run_id: str | None) -> Any:
             raise
         return None
     return run if run and run.info.lifecycle_stage == "active" else None
+
+
+def preload() -> None:
+    """Import what `MLflow` needs, before it is needed (a process that forks does it once for its children)."""
+    _import_mlflow()
+    from mlflow import MlflowClient  # noqa: F401
 
 
 def _import_mlflow() -> None:

@@ -103,6 +103,7 @@ class Progress:
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss * n, correct, n, of the running epoch
     history: list[Metrics] = field(default_factory=list)
     best_epoch: int = -1
+    pruned: bool = False
 
     @property
     def best(self) -> Metrics | None:
@@ -110,13 +111,14 @@ class Progress:
 
 
 Report = Callable[[Progress, int], None]  # called after each step with the epoch's number of steps
+Prune = Callable[[list[Metrics]], bool]   # called after each epoch with the metrics of all: is it hopeless?
 
 
 class Fit:
     """Train `net` on `data.train`, choosing the best epoch on `data.val`; `run()` returns the Progress.
 
     `folder` holds `last.pt` (everything, to go on from) and `best.pt` (weights of the best epoch): both are replaced
-    whole or not at all. `prune(metrics, epoch)` may raise to stop a hopeless trial.
+    whole or not at all. If `prune(history)`, asked by rank 0 after each epoch, says so, all ranks stop, `pruned`.
     """
 
     def __init__(
@@ -133,9 +135,10 @@ class Fit:
         folder: Path,
         on_step: Report,
         on_epoch: Callable[[Progress], None],
+        prune: Prune = lambda history: False,
     ) -> None:
         self.fabric, self.data, self.loss, self.trainer, self.seed = fabric, data, loss, trainer, seed
-        self.folder, self.on_step, self.on_epoch = folder, on_step, on_epoch
+        self.folder, self.on_step, self.on_epoch, self.prune = folder, on_step, on_epoch, prune
         plain = optimizer(net.parameters())
         self.scheduler = scheduler(plain)
         self.net, self.optimizer = fabric.setup(net, plain)
@@ -165,6 +168,9 @@ class Fit:
                 self._end_epoch()
                 if self.fabric.broadcast(bool(stop)):
                     raise Interrupted
+                p.pruned = bool(self.fabric.broadcast(self.fabric.is_global_zero and self.prune(p.history)))
+                if p.pruned:
+                    break
         return p
 
     def _step(self, x: Tensor, y: Tensor) -> None:

@@ -10,8 +10,10 @@ from lightning_fabric import Fabric
 
 from snnexp.analysis import figures
 from snnexp.dataset.base import Data
+from snnexp.errors import Pruned
 from snnexp.evaluate import evaluate, recorded
 from snnexp.session import Session
+from snnexp.sweep.job import prune
 from snnexp.terminal import EpochBar
 from snnexp.timefold import TimeFold
 from snnexp.training import Fit, Metrics, Progress, load
@@ -20,21 +22,29 @@ from snnexp.training import Fit, Metrics, Progress, load
 def train(session: Session) -> Metrics:
     """Train, then test the best epoch. Returns the final metrics.
 
-    Raises UserError for wrong values or missing data, Interrupted after Ctrl-C (the run can then be resumed).
+    Raises UserError for wrong values or missing data, Interrupted after Ctrl-C (the run can then be resumed), Pruned
+    if it is a trial that its sweep gives up.
     """
     session.check()
     _ = session.data  # prepared before the run begins, and before ranks are spawned
-    return session.tracked(lambda: session.trainer.fabric().launch(_train, session))  # type: ignore[arg-type]
+    return session.tracked(lambda: _launched(session))
 
 
-def _train(fabric: Fabric, session: Session) -> Metrics:
-    """One data-parallel rank (the only one, as a rule); rank 0 reports."""
+def _launched(session: Session) -> Metrics:
+    result: Metrics | None = session.trainer.fabric().launch(_train, session)  # type: ignore[arg-type]
+    if result is None:
+        raise Pruned("the pruner stopped this trial")
+    return result
+
+
+def _train(fabric: Fabric, session: Session) -> Metrics | None:
+    """One data-parallel rank (the only one, as a rule); rank 0 reports. None if a sweep's pruner has stopped it."""
     if session.trainer.threads:
         torch.set_num_threads(session.trainer.threads)
     data, net = session.data, session.network()
     tracker, first = session.tracker, fabric.is_global_zero
     start = time.monotonic()
-    with EpochBar(session.trainer.epochs, show=first) as bar:
+    with EpochBar(session.trainer.epochs, show=first and not session.quiet) as bar:
 
         def on_epoch(progress: Progress) -> None:
             bar.epoch(progress)
@@ -55,8 +65,11 @@ def _train(fabric: Fabric, session: Session) -> Metrics:
             folder=session.run_dir,
             on_step=bar.step,
             on_epoch=on_epoch,
+            prune=prune,
         ).run()
         on_epoch(progress)
+    if progress.pruned:
+        return None
     seconds = time.monotonic() - start
     return _finish(session, data, net, progress, seconds, fabric.device) if first else {}
 

@@ -1,0 +1,188 @@
+"""Ask, run, tell. The study is the only memory: a parent that starts again, or joins, sees there all there is."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.plugins.launcher import Launcher
+from optuna.trial import FrozenTrial, TrialState
+
+from hydra_plugins.snnexp_optuna._job import OUTCOME
+from hydra_plugins.snnexp_optuna._owner import JOB, Owner
+from hydra_plugins.snnexp_optuna._space import Space, quoted
+from snnexp.errors import UserError
+from snnexp.sweep.job import ENVIRONMENT, Address, Job
+from snnexp.sweep.parent import Parent
+from snnexp.sweep.storage import exclusive
+
+log = logging.getLogger("snnexp.sweep")
+POLL, RECOVER = 1.0, 5.0  # seconds
+REPLACED, ATTEMPT, RETRY_OF = "replaced", "attempt", "retry_of"
+
+
+class Loop:
+    """Runs trials until the study has `n_trials`, those of other parents included."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        url: str,
+        space: Space,
+        fixed: Sequence[str],
+        settings: Mapping[str, Any],
+        launcher: Launcher,
+        owner: Owner,
+        parent: Parent,
+        objective: str | list[str],
+    ) -> None:
+        self.study, self.url, self.space, self.fixed, self.settings = study, url, space, list(fixed), settings
+        self.launcher, self.owner, self.parent, self.objective = launcher, owner, parent, objective
+        self.begun, self.recovered, self.failures, self.exhausted = time.monotonic(), 0.0, 0, False
+        self.last_reason = ""
+
+    def run(self) -> None:
+        """Returns when there is nothing more to do; after Ctrl-C, what was running is left to be taken up again."""
+        running: dict[Future[str], optuna.Trial] = {}
+        self.recover()
+        pool = _Here() if self.settings["parallel"] == 1 else ThreadPoolExecutor(self.settings["parallel"])
+        try:
+            while True:
+                while len(running) < self.settings["parallel"] and (trial := self.ask()):
+                    running[pool.submit(self.run_trial, trial)] = trial
+                if not running:
+                    if not self._waits_for_others():
+                        return
+                    time.sleep(POLL)
+                for future in wait(running, POLL, FIRST_COMPLETED).done:
+                    self.tell(running.pop(future), future.result())
+                if time.monotonic() - self.recovered > RECOVER:
+                    self.recover()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def ask(self) -> optuna.Trial | None:
+        """The next trial: a retry that waits, or a new one; None if there is none to begin (yet)."""
+        if self._stopped():
+            return None
+        with exclusive(self.url):
+            trials = self.study.get_trials(deepcopy=False)
+            waiting = any(t.state == TrialState.WAITING for t in trials)
+            if not waiting and sum(REPLACED not in t.user_attrs for t in trials) >= self.settings["n_trials"]:
+                return None
+            trial = self.study.ask()
+            self.space.suggest(trial)
+            trial.set_user_attr(JOB, self.owner.mark(trial.number))
+        return trial
+
+    def run_trial(self, trial: optuna.Trial) -> str:
+        """Run the trial's job; returns what the launcher said if it failed."""
+        pruner = self.settings["pruner"]
+        address = Address(self.url, self.study.study_name, trial._trial_id, pruner, self.objective)
+        job = Job(
+            self.parent.run_id,
+            [d.key.lstrip("+") for d in self.space.dimensions],
+            f"{trial.number}: {self.space.shown(trial.params)}",
+            {"study": self.study.study_name, "trial": str(trial.number)},
+            self.settings["parallel"] > 1,
+            address,
+        )
+        environment = f"++hydra.job.env_set.{ENVIRONMENT}={quoted(job.variable[ENVIRONMENT])}"
+        overrides = [*self.fixed, *self.space.overrides(trial.params), environment]
+        try:
+            self.launcher.launch([overrides], initial_job_idx=trial.number)
+        except Exception as error:  # a launcher's worker that died, a cluster that refuses
+            return f"{type(error).__name__}: {error}".split("\n", 1)[0][:500]
+        return ""
+
+    def tell(self, trial: optuna.Trial, reason: str) -> None:
+        """Take over the outcome that the job left in the study; a job that left none has died."""
+        frozen = self._frozen(trial.number)
+        died = {"state": "FAIL", "reason": reason or "the job ended without an answer", "again": True}
+        self._finish(frozen, frozen.user_attrs.get(OUTCOME, died))
+
+    def recover(self) -> None:
+        """End the trials whose parents died: with their outcome, if the job still left one, else as lost."""
+        self.recovered = time.monotonic()
+        with exclusive(self.url):
+            lost = [
+                t
+                for t in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+                if not self.owner.alive(t, self.settings["silence"])
+            ]
+            for trial in lost:
+                gone = {"state": "FAIL", "reason": "its sweep was killed", "again": True}
+                self._finish(trial, trial.user_attrs.get(OUTCOME, gone), blame=False)
+
+    def check(self) -> None:
+        """Raises UserError if no trial was completed, or too many failed."""
+        if self.failures >= self.settings["max_failures"]:
+            raise UserError(f"gave up after {self.failures} failed trials in a row; the last said: {self.last_reason}")
+        if not self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]):
+            raise UserError(f"no trial of study {self.study.study_name} was completed; the last said: {self.last_reason}")
+
+    def _finish(self, trial: FrozenTrial, outcome: Mapping[str, Any], blame: bool = True) -> None:
+        state = TrialState[outcome["state"]]
+        with exclusive(self.url):
+            if self._frozen(trial.number).state != TrialState.RUNNING:
+                return  # another parent was here first
+            if state == TrialState.FAIL:
+                self._retry(trial, bool(outcome["again"]), blame)
+            try:
+                self.study.tell(trial.number, outcome.get("values"), state, skip_if_finished=True)
+            except RuntimeError as error:  # a sampler that has seen everything calls study.stop()
+                if "Study.stop" not in str(error):
+                    raise
+                self.exhausted = True
+        if state == TrialState.FAIL:
+            folder = trial.user_attrs.get(JOB, {}).get("folder")
+            self.parent.close_child(Path(folder) if folder else None)
+        if blame:
+            self.failures = self.failures + 1 if state == TrialState.FAIL else 0
+            self.last_reason = outcome.get("reason", "")
+            self._say(trial, outcome)
+
+    def _retry(self, trial: FrozenTrial, again: bool, blame: bool) -> None:
+        """Enqueue the trial's values once more. Only a job that died under its parent's eyes uses up an attempt."""
+        attempt = trial.user_attrs.get(ATTEMPT, 0) + blame
+        if not again or attempt > self.settings["retries"]:
+            return
+        self.study._storage.set_trial_user_attr(trial._trial_id, REPLACED, True)
+        complete = JOB in trial.user_attrs  # else its parent died while asking, and there is nothing to repeat
+        params = trial.params if complete else trial.system_attrs.get("fixed_params")
+        repeated = {t.user_attrs.get(RETRY_OF) for t in self.study.get_trials(deepcopy=False)}
+        if params and trial.number not in repeated:
+            self.study.enqueue_trial(params, {RETRY_OF: trial.number, ATTEMPT: attempt})
+
+    def _stopped(self) -> bool:
+        timeout = self.settings["timeout"]
+        late = timeout is not None and time.monotonic() - self.begun > timeout
+        return self.exhausted or late or self.failures >= self.settings["max_failures"]
+
+    def _waits_for_others(self) -> bool:
+        return not self._stopped() and bool(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _say(self, trial: FrozenTrial, outcome: Mapping[str, Any]) -> None:
+        words = {
+            "COMPLETE": lambda: ", ".join(f"{value:.4g}" for value in outcome["values"]),
+            "PRUNED": lambda: f"pruned after {len(self._frozen(trial.number).intermediate_values)} epochs",
+            "FAIL": lambda: f"failed: {outcome['reason']}",
+        }[outcome["state"]]()
+        log.info("trial %d   %s   %s", trial.number, self.space.shown(trial.params), words)
+
+
+class _Here(Executor):
+    """Runs what is submitted at once and in this thread: signals reach only the main one."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **more: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **more))
+        return future

@@ -1,0 +1,176 @@
+"""What a study has found, as files in the sweep's folder and artifacts of its run: tables, the best, figures."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig
+from optuna.distributions import distribution_to_json
+from optuna.trial import FrozenTrial, TrialState
+
+from hydra_plugins.snnexp_optuna._space import Space
+from snnexp.sweep import summary
+from snnexp.sweep.parent import Parent
+
+log = logging.getLogger("snnexp.sweep")
+COMPLETE = [TrialState.COMPLETE]
+
+
+def report(
+    study: optuna.Study,
+    space: Space,
+    fixed: Sequence[str],
+    parent: Parent,
+    config: DictConfig,
+    loader: ConfigLoader,
+    objective: str | list[str],
+) -> None:
+    """Write study.json, trials.csv, summary.md, experiment/best*.yaml and figures/; send them; print the best."""
+    folder, names = parent.folder, [objective] if isinstance(objective, str) else objective
+    trials = study.get_trials(deepcopy=False)
+    (folder / "study.json").write_text(json.dumps(_as_json(study, trials, names), indent=2, default=str))
+    rows = [_row(trial, names) for trial in trials]
+    if rows:
+        summary.write_csv(folder / "trials.csv", rows)
+    chosen = _best(study)
+    for trial in chosen:
+        name = "best" if len(names) == 1 else f"best_{trial.number}"
+        text = summary.experiment(
+            lambda overrides: loader.load_sweep_config(config, list(overrides)),
+            [*fixed, *space.overrides(trial.params)],
+            f"trial {trial.number} of {study.study_name}: {_values(trial, names)}",
+        )
+        (folder / "experiment").mkdir(exist_ok=True)
+        (folder / "experiment" / f"{name}.yaml").write_text(text)
+    text = _text(study, trials, chosen, names, space, folder)
+    (folder / "summary.md").write_text(text)
+    _figures(study, names, folder / "figures")
+    for name in ("study.json", "trials.csv", "summary.md", "experiment", "figures"):
+        if (folder / name).exists():
+            parent.tracker.artifact(folder / name)
+    parent.tracker.tags({"mlflow.note.content": text, **{f"trials.{k}": str(v) for k, v in _counts(trials).items()}})
+    if len(names) == 1 and chosen:
+        parent.tracker.metrics({f"best/{names[0]}": chosen[0].values[0]}, step=len(trials))
+        parent.tracker.tags({"best": f"trial {chosen[0].number}"})
+    print(f"\n{text}\n  results  {folder}\n  tracked  {parent.tracker.place}")
+
+
+def _best(study: optuna.Study) -> list[FrozenTrial]:
+    """The best trial, or with several objectives all that none is better than in each of them."""
+    if not study.get_trials(deepcopy=False, states=COMPLETE):
+        return []
+    if len(study.directions) == 1:
+        return [study.best_trial]
+    return sorted(study.best_trials, key=lambda trial: trial.values)
+
+
+def _text(
+    study: optuna.Study,
+    trials: Sequence[FrozenTrial],
+    chosen: Sequence[FrozenTrial],
+    names: Sequence[str],
+    space: Space,
+    folder: Path,
+) -> str:
+    counts = ", ".join(f"{count} {state}" for state, count in _counts(trials).items())
+    lines = [f"**{study.study_name}**: {len(trials)} trials ({counts})", ""]
+    if len(names) > 1 and chosen:
+        lines += ["Pareto front:", "", summary.markdown([_row(trial, names) for trial in chosen])]
+    elif chosen:
+        lines += [f"best: trial {chosen[0].number}, {space.shown(chosen[0].params)}: {_values(chosen[0], names)}", ""]
+    if chosen:
+        file = "best" if len(names) == 1 else f"best_{chosen[0].number}"
+        lines += [f"run it with `snnexp --config-dir '{folder}' experiment={file}`"]
+    return "\n".join(lines)
+
+
+def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    states = [trial.state.name.lower() for trial in trials]
+    return {state: states.count(state) for state in dict.fromkeys(sorted(states))}
+
+
+def _values(trial: FrozenTrial, names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, trial.values, strict=True))
+
+
+def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
+    values = trial.values or [None] * len(names)
+    seconds = trial.duration.total_seconds() if trial.duration else None
+    return {"trial": trial.number, "state": trial.state.name, **dict(zip(names, values, strict=True)),
+            **trial.params, "epochs": len(trial.intermediate_values) or None, "seconds": seconds}  # fmt: skip
+
+
+def _as_json(study: optuna.Study, trials: Sequence[FrozenTrial], names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "study": study.study_name,
+        "objectives": dict(zip(names, (d.name.lower() for d in study.directions), strict=True)),
+        "identity": study.user_attrs.get("identity"),
+        "trials": [
+            {
+                "number": trial.number,
+                "state": trial.state.name,
+                "values": trial.values,
+                "params": trial.params,
+                "distributions": {k: json.loads(distribution_to_json(d)) for k, d in trial.distributions.items()},
+                "intermediate_values": trial.intermediate_values,
+                "user_attrs": trial.user_attrs,
+                "start": trial.datetime_start,
+                "complete": trial.datetime_complete,
+            }
+            for trial in trials
+        ],
+    }
+
+
+def _figures(study: optuna.Study, names: Sequence[str], folder: Path) -> None:
+    """Those of Optuna, drawn by matplotlib: PNG files show anywhere, also without internet."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(exist_ok=True)
+    for name, draw in _drawings(study, names):
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                axes = draw()
+                first = axes.flat[0] if hasattr(axes, "flat") else axes
+                first.figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+        except Exception as error:  # too few trials for a figure, or parameters that no two trials share
+            log.debug("no figure %s: %s", name, error)
+        finally:
+            pyplot.close("all")
+
+
+def _drawings(study: optuna.Study, names: Sequence[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    from optuna.visualization import matplotlib as plots
+
+    if not study.get_trials(deepcopy=False, states=COMPLETE):
+        return
+    many = len(names) > 1
+    if many and len(names) <= 3:
+        yield "pareto", lambda: plots.plot_pareto_front(study, target_names=list(names))
+    for index, name in enumerate(names):
+        more: dict[str, Any] = {"target_name": name}
+        if many:
+            more["target"] = partial(_value, index=index)
+        end = f"_{index}" if many else ""
+        yield f"history{end}", partial(plots.plot_optimization_history, study, **more)
+        yield f"slice{end}", partial(plots.plot_slice, study, **more)
+        yield f"parallel_coordinates{end}", partial(plots.plot_parallel_coordinate, study, **more)
+        if len(study.get_trials(deepcopy=False, states=COMPLETE)) > 1:
+            yield f"importance{end}", partial(plots.plot_param_importances, study, **more)
+    if not many:
+        yield "intermediate_values", lambda: plots.plot_intermediate_values(study)
+
+
+def _value(trial: FrozenTrial, index: int) -> float:
+    return float(trial.values[index])

@@ -1,0 +1,208 @@
+"""A sweep from its settings to its study: everything that can be wrong is refused here, before the first job."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hydra_plugins.snnexp_optuna._loop import Loop
+from hydra_plugins.snnexp_optuna._owner import Owner
+from hydra_plugins.snnexp_optuna._report import report
+from hydra_plugins.snnexp_optuna._space import Space, space
+from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten
+from snnexp.errors import UserError, integer, number
+from snnexp.sweep.parent import Parent
+from snnexp.sweep.storage import exclusive, opened
+
+# what may differ between machines that share a study, beside NOT_THE_EXPERIMENT
+Direction = Literal["maximize", "minimize"]
+NOT_THE_STUDY = ("trainer.threads", "trainer.accelerator", "trainer.devices", "dataset.root")
+
+
+def sweep(
+    given: Mapping[str, Any], config: DictConfig, loader: ConfigLoader, launcher: Launcher, arguments: Sequence[str]
+) -> optuna.Study:
+    """Run (or go on with) the study that `given`, the settings of hydra.sweeper, describe.
+
+    Raises UserError for settings that cannot be, and if no trial could be completed.
+    """
+    settings: dict[str, Any] = {
+        k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in given.items()
+    }
+    objective, directions = _objective(config, settings)
+    searched, fixed = _space(settings["space"], config, loader, arguments)
+    settings["parallel"] = _parallel(settings["parallel"], config)
+    pruner = _pruner(settings["pruner"], objective)
+    identity = {"space": searched.described(), "objective": objective, "direction": directions} | _base(config)
+    name = settings["study"] or _name(config, identity)
+    url = settings["storage"] or f"sqlite:///{Path(str(config.outputs_dir)).expanduser().absolute()}/optuna.db"
+    study = _opened(url, name, directions, identity)
+    study.pruner = pruner
+    folder = Path(str(config.hydra.sweep.dir)).absolute()
+    plain: dict[str, Any] = OmegaConf.to_container(_without_hydra(config), resolve=True)  # type: ignore[assignment]
+    tags = {"task": "sweep", "sweep": "study", "study": name}
+    parameters = {"n_trials": settings["n_trials"], **{f"space.{k}": v for k, v in searched.described().items()}}
+    with (
+        Parent(plain, folder, _title(config, name), parameters, tags, key=study.user_attrs["key"]) as parent,
+        Owner(study, url, folder) as owner,
+    ):
+        study.sampler = _sampler(settings["sampler"], int(config.seed), owner.rank, searched)
+        loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective)
+        try:
+            loop.run()
+        finally:  # also after Ctrl-C: what is known is worth telling
+            report(study, searched, fixed, parent, config, loader, objective)
+        loop.check()
+    return study
+
+
+def _objective(config: DictConfig, settings: Mapping[str, Any]) -> tuple[str | list[str], list[Direction]]:
+    """The metric (or metrics) and a direction for each."""
+    objective: str | list[str] = config.objective if isinstance(config.objective, str) else list(config.objective)
+    check_objective(objective)
+    given = settings["direction"]
+    directions: list[Direction] = [given] if isinstance(given, str) else list(given)  # type: ignore[list-item]
+    if wrong := [d for d in directions if d not in ("maximize", "minimize")]:
+        raise UserError(f"hydra.sweeper.direction={wrong[0]} is not allowed: it must be maximize or minimize")
+    count = 1 if isinstance(objective, str) else len(objective)
+    if len(directions) != count:
+        raise UserError(
+            f"hydra.sweeper.direction has {len(directions)} of them, and objective names {count} metrics: one for each"
+        )
+    checks: dict[str, Callable[[str, Any], object]] = {
+        "n_trials": lambda n, v: integer(n, v, at_least=1),
+        "retries": lambda n, v: integer(n, v, at_least=0),
+        "max_failures": lambda n, v: integer(n, v, at_least=1),
+        "parallel": lambda n, v: v is None or integer(n, v, at_least=1),
+        "timeout": lambda n, v: v is None or number(n, v, "a number of seconds > 0, or null", above=0),
+        "silence": lambda n, v: number(n, v, "a number of seconds >= 1", at_least=1),
+    }
+    for name, check in checks.items():
+        try:
+            check(name, settings[name])
+        except ValueError as error:
+            raise UserError(f"hydra.sweeper.{error}") from error
+    return objective, directions
+
+
+def _space(
+    given: Mapping[str, Any], config: DictConfig, loader: ConfigLoader, arguments: Sequence[str]
+) -> tuple[Space, list[str]]:
+    """The space, each branch of which was composed once.
+
+    Raises UserError for a parameter or an option that does not exist.
+    """
+    choices = {key.split("@")[0]: str(value) for key, value in config.hydra.runtime.choices.items()}
+
+    def context(key: str) -> str:
+        value = choices.get(key, OmegaConf.select(config, key, default="???"))
+        if value == "???":
+            raise UserError(f"hydra.sweeper.space: a condition names {key}, which is neither a group nor a key")
+        return str(value)
+
+    parser = OverridesParser.create(config_loader=loader)
+    made, fixed = space(given, parser.parse_overrides(list(arguments)), parser, context)
+    for params in made.branches():
+        overrides = made.overrides(params)
+        try:
+            loader.load_sweep_config(config, [*fixed, *overrides])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"the search space cannot be: with {' '.join(overrides)}\n{error}") from error
+    return made, fixed
+
+
+def _parallel(given: int | None, config: DictConfig) -> int:
+    if given is not None:
+        return given
+    if "joblib" in str(config.hydra.launcher._target_):
+        import joblib
+
+        return int(joblib.effective_n_jobs(config.hydra.launcher.n_jobs))
+    return 1
+
+
+def _pruner(given: Mapping[str, Any] | None, objective: str | list[str]) -> optuna.pruners.BasePruner:
+    if given is None:
+        return optuna.pruners.NopPruner()
+    if not isinstance(objective, str):
+        raise UserError("Optuna cannot prune by several objectives: say hydra.sweeper.pruner=null")
+    return _made("pruner", given, optuna.pruners.BasePruner)  # type: ignore[no-any-return]
+
+
+def _sampler(given: Mapping[str, Any] | None, seed: int, rank: int, searched: Space) -> optuna.samplers.BaseSampler:
+    """The sampler; its seed differs from parent to parent, or a resumed one would begin again with the same points."""
+    node = dict(given or {"_target_": "optuna.samplers.TPESampler", "seed": seed})
+    if node.get("seed") is not None and rank:
+        node["seed"] = zlib.crc32(f"{node['seed']} {rank}".encode())
+    if str(node.get("_target_")).endswith(".GridSampler") and "search_space" not in node:
+        node["search_space"] = searched.grid()
+    return _made("sampler", node, optuna.samplers.BaseSampler)  # type: ignore[no-any-return]
+
+
+def _made(name: str, node: Mapping[str, Any], kind: type) -> Any:
+    try:
+        made = instantiate(node, _convert_="all")
+    except Exception as error:  # constructors of others raise many kinds
+        raise UserError(f"hydra.sweeper.{name} cannot be made: {error.__cause__ or error}") from error
+    if not isinstance(made, kind):
+        raise UserError(f"hydra.sweeper.{name}: {node.get('_target_')} is no {kind.__name__} of Optuna's")
+    return made
+
+
+def _base(config: DictConfig) -> dict[str, Any]:
+    """What is the same in all trials of a study, unresolved, for folders differ between machines."""
+    plain = OmegaConf.to_container(_without_hydra(config), resolve=False)
+    flat = flatten({k: v for k, v in plain.items() if k not in NOT_THE_EXPERIMENT})  # type: ignore[union-attr, misc]
+    return {key: value for key, value in flat.items() if key not in NOT_THE_STUDY}
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def _name(config: DictConfig, identity: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return f"{_title(config, 'sweep')}-{digest}"
+
+
+def _title(config: DictConfig, otherwise: str) -> str:
+    return str(config.hydra.runtime.choices.get("sweep") or otherwise)
+
+
+def _opened(url: str, name: str, directions: list[Direction], identity: Mapping[str, Any]) -> optuna.Study:
+    """The study, new or as it is. Raises UserError if one of that name is another."""
+    identity = json.loads(json.dumps(identity, default=str))
+    storage = opened(url)
+    try:
+        with exclusive(url):
+            study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+            if "identity" not in study.user_attrs:
+                study.set_user_attr("identity", identity)
+                study.set_user_attr("key", uuid.uuid4().hex)
+    except TimeoutError as error:
+        raise UserError(f"hydra.sweeper.storage={url}: {error}") from error
+    if differ := _difference(study.user_attrs["identity"], identity):
+        raise UserError(
+            f"hydra.sweeper.study={name} is there already, and is another: {differ}\n"
+            "Their trials could not be compared: give another with hydra.sweeper.study=NAME (null: a name of its own)"
+        )
+    return study
+
+
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    keys = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {then.get(key)}, is now {now.get(key)}" for key in keys[:3])

@@ -1,0 +1,139 @@
+"""Optuna's storages: one connection per process and address, taken in turns where the store cannot do that itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.utils import instantiate
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+
+from snnexp.address import database, locked, masked
+from snnexp.errors import UserError
+from snnexp.sweep.job import Address
+
+JOURNAL = "journal:"
+_threads = threading.RLock()  # of this process; a file's lock tells only processes apart
+_depth = 0
+
+
+def opened(url: str) -> BaseStorage:
+    """The storage at `url`: sqlite:///FILE, journal:FILE, postgresql://..., mysql://...; made if it is a new file.
+
+    Raises UserError if it cannot be reached.
+    """
+    return _opened(url, os.getpid())  # a forked child must not use its parent's connections
+
+
+@lru_cache
+def _opened(url: str, process: int) -> BaseStorage:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    try:
+        if path := file(url):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(url) if path else nullcontext():
+            return _made(url)
+    except Exception as error:  # SQLAlchemy, drivers and the file system raise many kinds
+        reason = masked(" ".join(str(error.__cause__ or error).split()))[:300]
+        raise UserError(
+            f"hydra.sweeper.storage={masked(url)} cannot be reached: {reason}\n"
+            "It may be sqlite:///FILE, journal:FILE, postgresql://USER@HOST/DATABASE or mysql://...; "
+            "null: optuna.db in outputs_dir"
+        ) from error
+
+
+def _made(url: str) -> BaseStorage:
+    if url.startswith(JOURNAL):
+        return JournalStorage(JournalFileBackend(str(file(url))))
+    kind = url.split(":", 1)[0].split("+", 1)[0]
+    connect = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}, "mysql": {"connect_timeout": 10}}
+    if kind not in connect:
+        raise ValueError("that is no storage of a study")
+    engine: dict[str, Any] = {"connect_args": connect[kind], "pool_pre_ping": kind != "sqlite"}
+    return get_storage(RDBStorage(url, engine_kwargs=engine))
+
+
+def file(url: str) -> Path | None:
+    """The file of a storage that is one."""
+    return Path(url.removeprefix(JOURNAL)) if url.startswith(JOURNAL) else database(url)
+
+
+@contextmanager
+def exclusive(url: str) -> Iterator[None]:
+    """One of the sweep's processes at a time, on all machines: what is read inside still holds when it is written."""
+    global _depth
+    with _threads:
+        if _depth:  # this thread is inside already
+            yield
+            return
+        _depth += 1
+        try:
+            with _turn(url) if file(url) else _advisory(url):
+                yield
+        finally:
+            _depth -= 1
+
+
+@contextmanager
+def _turn(url: str) -> Iterator[None]:
+    path = file(url)
+    if path is None:
+        yield
+        return
+    with locked(path.with_name(f".{path.name}.turn"), patience=120):
+        yield
+
+
+@contextmanager
+def _advisory(url: str) -> Iterator[None]:
+    """A database's own lock, which it gives back if we die."""
+    number = zlib.crc32(b"snnexp sweep")
+    take, give = {
+        "postgresql": (f"select pg_advisory_lock({number})", f"select pg_advisory_unlock({number})"),
+        "mysql": (f"select get_lock('snnexp{number}', 120)", f"select release_lock('snnexp{number}')"),
+    }[url.split(":", 1)[0].split("+", 1)[0]]
+    storage = opened(url)
+    engine = getattr(storage, "_backend", storage).engine  # type: ignore[union-attr]
+    with engine.connect() as connection:
+        connection.exec_driver_sql(take)
+        try:
+            yield
+        finally:
+            connection.exec_driver_sql(give)
+            connection.rollback()
+
+
+def trial(address: Address) -> optuna.Trial:
+    """The trial at `address`, to report to. Raises UserError if its storage cannot be reached."""
+    with exclusive(address.storage):
+        pruner = json.dumps(address.pruner, sort_keys=True)
+        return optuna.Trial(_study(address.storage, address.study, pruner, os.getpid()), address.id)
+
+
+@lru_cache
+def _study(url: str, name: str, pruner: str, process: int) -> optuna.Study:
+    # a sampler of its own choice would cost time, and a job never asks one
+    sampler = optuna.samplers.RandomSampler()
+    made = instantiate(json.loads(pruner)) or optuna.pruners.NopPruner()
+    return optuna.load_study(study_name=name, storage=opened(url), sampler=sampler, pruner=made)
+
+
+def _forked() -> None:
+    global _threads, _depth
+    _threads, _depth = threading.RLock(), 0  # another thread may have held it
+
+
+os.register_at_fork(after_in_child=_forked)
+logging.getLogger("alembic").setLevel(logging.ERROR)

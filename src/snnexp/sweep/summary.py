@@ -1,0 +1,159 @@
+"""What a sweep has found: a table with mean and spread over seeds, the best job as an experiment file, figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from snnexp.config import flatten
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ALSO = ("val/accuracy", "test/accuracy", "test/spikes_per_sample", "epochs", "seconds")
+SEED = "seed"
+BLUE = "#2a6f97"
+
+
+@dataclass(frozen=True)
+class Child:
+    """One finished or failed job: what varied, and its final metrics."""
+
+    number: int
+    name: str
+    varied: Mapping[str, str]
+    status: str
+    metrics: Mapping[str, float]
+    overrides: Sequence[str]
+    folder: Path
+    run_id: str | None = None
+
+
+def children(folder: Path) -> list[Child]:
+    """The jobs whose folders are in `folder`, by number."""
+    found = [_child(path.parent) for path in folder.glob("*/job.json")]
+    return sorted(found, key=lambda child: child.number)
+
+
+def _child(folder: Path) -> Child:
+    def read(name: str) -> dict[str, Any]:
+        path = folder / name
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    job, run = read("job.json"), read("run.json")
+    number = int(folder.name) if folder.name.isdigit() else 0
+    return Child(number, job["name"], job["varied"], run.get("status", "FAILED"), read("result.json"),
+                 job["overrides"], folder, read("tracking.json").get("run_id"))  # fmt: skip
+
+
+def minimized(metric: str) -> bool:
+    return "loss" in metric or "spikes" in metric
+
+
+def best(found: Sequence[Child], metric: str) -> Child | None:
+    """The finished job with the best `metric`."""
+    finished = [child for child in found if metric in child.metrics and not math.isnan(child.metrics[metric])]
+    sign = -1 if minimized(metric) else 1
+    return max(finished, key=lambda child: sign * child.metrics[metric], default=None)
+
+
+def table(found: Sequence[Child], objective: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each setting: how many seeds it was run with, mean and standard deviation of the metrics over them,
+    best setting first.
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[Child]] = {}
+    for child in found:
+        groups.setdefault(tuple((k, v) for k, v in child.varied.items() if k != SEED), []).append(child)
+    metrics = list(dict.fromkeys([*objective, *ALSO]))
+    rows = []
+    for setting, members in groups.items():
+        row: dict[str, Any] = {**dict(setting), "n": sum(bool(child.metrics) for child in members)}
+        for metric in metrics:
+            if values := [child.metrics[metric] for child in members if metric in child.metrics]:
+                row[metric] = statistics.fmean(values)
+                row[f"{metric} std"] = statistics.stdev(values) if len(values) > 1 else math.nan
+        rows.append(row)
+    first, sign = objective[0], 1 if minimized(objective[0]) else -1
+    return sorted(rows, key=lambda row: (first not in row, sign * row.get(first, 0.0)))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table, a mean and its spread in one cell."""
+    columns = list(dict.fromkeys(key for row in rows for key in row if not key.endswith(" std")))
+
+    def cell(row: Mapping[str, Any], key: str) -> str:
+        value, spread = row.get(key, ""), row.get(f"{key} std", math.nan)
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        return text if math.isnan(spread) else f"{text} ± {spread:.2g}"
+
+    lines = [columns, ["---"] * len(columns), *([cell(row, key) for key in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def experiment(compose: Callable[[Sequence[str]], DictConfig], overrides: Sequence[str], comment: str) -> str:
+    """A job as an experiment file: its options, and the values that differ from what these options say themselves.
+
+    `compose` makes a config from overrides. Run it with `snnexp --config-dir FOLDER experiment=NAME`, where
+    FOLDER/experiment/NAME.yaml is the file.
+    """
+    job = compose(overrides)
+    groups = {key.split("@")[0]: value for key, value in job.hydra.runtime.choices.items()}
+    options = {k: str(v) for k, v in groups.items()
+               if v is not None and not k.startswith("hydra/") and k not in ("sweep", "experiment")}  # fmt: skip
+    plain = compose([f"{group}={option}" for group, option in options.items()])
+    there, wanted = _flat(plain), _flat(job)
+    values: dict[str, Any] = {}
+    for key, value in wanted.items():
+        if key not in there or there[key] != value:
+            *path, last = key.split(".")
+            node = values
+            for part in path:
+                node = node.setdefault(part, {})
+            node[last] = value
+    defaults = {"defaults": [{f"override /{group}": option} for group, option in options.items()]}
+    text = yaml.safe_dump(defaults, sort_keys=False) + (yaml.safe_dump(values, sort_keys=False) if values else "")
+    return f"# @package _global_\n# {comment}\n{text}"
+
+
+def _flat(config: DictConfig) -> dict[str, Any]:
+    keys = [str(key) for key in config if key != "hydra"]
+    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=False)  # type: ignore[assignment]
+    return flatten(plain)
+
+
+def figure(found: Sequence[Child], metric: str) -> Figure:
+    """The metric of every job as a dot, and each setting's mean as a line."""
+    from matplotlib.figure import Figure
+
+    settings: dict[str, list[float]] = {}
+    for child in found:
+        if metric in child.metrics:
+            name = ", ".join(f"{k}={v}" for k, v in child.varied.items() if k != SEED) or "all"
+            settings.setdefault(name, []).append(child.metrics[metric])
+    order = sorted(settings, key=lambda name: statistics.fmean(settings[name]), reverse=minimized(metric))
+    made = Figure(figsize=(7, 1.2 + 0.34 * len(order)), layout="constrained")
+    axes = made.subplots()
+    for y, name in enumerate(order):
+        values = settings[name]
+        axes.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.5, markeredgewidth=0)
+        axes.plot([statistics.fmean(values)] * 2, [y - 0.3, y + 0.3], color=BLUE, linewidth=2)
+    axes.set_yticks(range(len(order)), order)
+    axes.set(xlabel=metric, title="every job (dots) and the mean of its setting (line)")
+    axes.spines[["top", "right"]].set_visible(False)
+    return made
