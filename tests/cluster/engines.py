@@ -83,9 +83,9 @@ class Cluster:
     def node_state(self, node: str) -> str:
         return self.slurm("sinfo", "-h", "-N", "-n", node, "-o", "%T").strip()
 
-    def jobs(self, node: str | None = None) -> list[str]:
-        """Ids of the running jobs."""
-        return self.slurm("squeue", "-h", "-t", "R", "-o", "%A", *(("-w", node) if node else ())).split()
+    def jobs(self, node: str | None = None, states: str = "R") -> list[str]:
+        """Ids of the jobs that run (R), or wait (PD)."""
+        return self.slurm("squeue", "-h", "-t", states, "-o", "%A", *(("-w", node) if node else ())).split()
 
     def node_down(self, node: str) -> None:
         """As if its power failed: slurmd and all that runs under it are gone at once; SLURM notices in 10 to 20 s."""

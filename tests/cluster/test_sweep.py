@@ -27,7 +27,7 @@ SLURM = (
     "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.signal_delay_s=30",
     "hydra.sweeper.parallel=2",
 )
-SHORT, LONG = "trainer.epochs=2", "trainer.epochs=150"  # LONG leaves time to kill something that runs
+SHORT, LONG = "trainer.epochs=2", "trainer.epochs=100"  # LONG leaves time to kill something that runs
 ENDED = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned"}
 
 
@@ -57,7 +57,7 @@ class Sweep:
     def log(self, number: int) -> Path:
         return self.folder / f"parent{number}.log"
 
-    def finish(self, timeout: float = 240) -> None:
+    def finish(self, timeout: float = 480) -> None:
         """Wait for all parents that live; each must succeed."""
         deadline = time.monotonic() + timeout
         for number, parent in enumerate(self.parents):
@@ -65,7 +65,7 @@ class Sweep:
                 code = parent.wait(max(deadline - time.monotonic(), 1))
                 assert code == 0, self.log(number).read_text()
 
-    def wait_for(self, what: str, there: Callable[[], object], timeout: float = 120) -> None:
+    def wait_for(self, what: str, there: Callable[[], object], timeout: float = 240) -> None:
         deadline = time.monotonic() + timeout
         while not there():
             assert time.monotonic() < deadline, f"waited in vain for {what}:\n{self.story()}"
@@ -124,7 +124,7 @@ class Sweep:
         for trial in trials:
             if trial.state == TrialState.FAIL:
                 assert all(r.info.status in ("FAILED", "KILLED") for r in of[trial.number])
-        assert not self.cluster.jobs(), "jobs left behind"
+        assert not self.cluster.jobs(states="R,PD"), "jobs left behind"
         return trials
 
 
@@ -181,8 +181,8 @@ def test_parent_killed_and_resumed(sweep: Sweep) -> None:
     """
     parent = sweep.start("+sweep=surrogate_alpha", LONG, "hydra.sweeper.pruner=null", "hydra.sweeper.n_trials=5",
                          "hydra.sweeper.parallel=3")
-    sweep.wait_for("a finished trial and one that trains",
-                   lambda: sweep.state(TrialState.COMPLETE) and sweep.training())
+    sweep.wait_for("a finished trial, one that trains, and a job that waits for a node", lambda: (
+        sweep.state(TrialState.COMPLETE) and sweep.training() and sweep.cluster.jobs(states="PD")))
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     before = {t.number: (t.params, t.value) for t in sweep.state(TrialState.COMPLETE)}
@@ -195,7 +195,7 @@ def test_parent_killed_and_resumed(sweep: Sweep) -> None:
 
     count = len(trials)
     sweep.start()  # all is done: nothing more runs
-    sweep.finish(60)
+    sweep.finish(120)
     assert len(sweep.accounted(n_trials=5)) == count
 
 
