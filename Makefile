@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui test test-slow test-cluster lint format bench wheel clean
+.PHONY: help setup run ui sweep-alpha sweep-threshold test test-slow test-cluster lint format bench wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,12 @@ run: $(READY)  ## the main job: two-layer SNN on the embedded event data (ARGS='
 
 ui: $(READY)  ## open the MLflow UI on http://127.0.0.1:5000 over what was logged (PORT=...)
 	$(BIN)/snnexp task=ui $(if $(PORT),task.port=$(PORT)) $(ARGS)
+
+sweep-alpha: $(READY)  ## a small Optuna sweep over the surrogate's alpha on the embedded data (minutes)
+	$(BIN)/snnexp -m +sweep=surrogate_alpha hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
+
+sweep-threshold: $(READY)  ## the same over the neuron's threshold
+	$(BIN)/snnexp -m +sweep=neuron_threshold hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
 
 test: $(READY)  ## run the tests (minutes)
 	$(BIN)/pytest -m 'not slow' $(ARGS)

@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class Trainer:
     def fabric(self) -> Fabric:
         """The devices asked for; several are spawned from inside this process, never by re-running the command."""
         strategy = "ddp_spawn" if self.devices > 1 else "auto"
+        warnings.filterwarnings("ignore", "The `srun` command is available")  # a sweep's jobs need none
         return Fabric(
             accelerator=self.accelerator,
             devices=self.devices,

@@ -142,6 +142,8 @@ def _death(code: int | None) -> str:
 
 def _preload(config: DictConfig) -> None:
     """Import what jobs need once, in the process that forks them. Nothing of it starts threads or touches a GPU."""
+    if "task" not in config:  # not ours
+        return
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import snnexp.task.train  # noqa: F401
     from snnexp import tracking

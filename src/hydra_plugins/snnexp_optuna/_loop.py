@@ -73,7 +73,8 @@ class Loop:
         with exclusive(self.url):
             trials = self.study.get_trials(deepcopy=False)
             waiting = any(t.state == TrialState.WAITING for t in trials)
-            if not waiting and sum(REPLACED not in t.user_attrs for t in trials) >= self.settings["n_trials"]:
+            full = sum(REPLACED not in t.user_attrs for t in trials) >= self.settings["n_trials"]
+            if not waiting and (full or self.exhausted):
                 return None
             trial = self.study.ask()
             self.space.suggest(trial)
@@ -162,7 +163,7 @@ class Loop:
     def _stopped(self) -> bool:
         timeout = self.settings["timeout"]
         late = timeout is not None and time.monotonic() - self.begun > timeout
-        return self.exhausted or late or self.failures >= self.settings["max_failures"]
+        return late or self.failures >= self.settings["max_failures"]
 
     def _waits_for_others(self) -> bool:
         return not self._stopped() and bool(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))

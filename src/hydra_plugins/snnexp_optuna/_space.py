@@ -112,8 +112,10 @@ class Space:
         known: dict[str, str] = {}
         params: dict[str, Any] = {}
         for d in self.dimensions:
-            if d.when and known.get(d.when[0], self.context(d.when[0])) not in d.when[1]:
-                continue
+            if d.when:
+                other, values = d.when
+                if (known[other] if other in known else self.context(other)) not in values:
+                    continue
             params[d.name] = value(d)
             known[_bare(d.key)] = str(params[d.name])
         return params

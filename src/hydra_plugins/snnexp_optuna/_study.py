@@ -117,6 +117,8 @@ def _space(
     parser = OverridesParser.create(config_loader=loader)
     made, fixed = space(given, parser.parse_overrides(list(arguments)), parser, context)
     for params in made.branches():
+        if not params:
+            raise UserError("hydra.sweeper.space: no condition holds, so there is nothing to sample")
         overrides = made.overrides(params)
         try:
             loader.load_sweep_config(config, [*fixed, *overrides])

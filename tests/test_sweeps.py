@@ -1,0 +1,293 @@
+"""Sweeps as the user starts them: a parabola instead of a training where what is learned does not matter."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from conftest import ROOT, SMALL, Done, start
+
+APP = Path(__file__).with_name("sweep_app.py")
+INTERVAL = "x=interval(0,4)"
+
+
+def app(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(folder, *arguments), capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0 or not check, done.stderr
+    return done
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    (folder / "outputs").mkdir(exist_ok=True)
+    return [sys.executable, str(APP), "-m", f"outputs_dir='{folder / 'outputs'}'", *arguments]
+
+
+def study(folder: Path, url: str | None = None) -> optuna.Study:
+    url = url or f"sqlite:///{folder / 'outputs' / 'optuna.db'}"
+    storage = optuna.storages.get_storage(url)
+    (summary,) = optuna.get_all_study_summaries(storage)
+    return optuna.load_study(study_name=summary.study_name, storage=storage)
+
+
+def states(trials: list[optuna.trial.FrozenTrial]) -> Counter[str]:
+    return Counter(trial.state.name for trial in trials)
+
+
+def test_the_suggestions_are_those_of_optuna_itself(tmp_path: Path) -> None:
+    app(tmp_path, INTERVAL, "kind=plain,other", "hydra.sweeper.n_trials=14", "seed=3")
+
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 4)
+        trial.suggest_categorical("kind", ["plain", "other"])
+        return -((x - 2) ** 2)
+
+    alone = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=3))
+    alone.optimize(objective, n_trials=14)
+    ours = study(tmp_path)
+    assert [t.params for t in ours.trials] == [t.params for t in alone.trials]
+    assert [t.value for t in ours.trials] == [t.value for t in alone.trials]
+    assert ours.best_value == alone.best_value
+
+
+def test_what_a_study_leaves(tmp_path: Path) -> None:
+    done = app(tmp_path, INTERVAL, "hydra.sweeper.n_trials=4", "epochs=2")
+    (folder,) = (tmp_path / "outputs" / "multirun").iterdir()
+    known = json.loads((folder / "study.json").read_text())
+    assert [t["state"] for t in known["trials"]] == ["COMPLETE"] * 4
+    assert len((folder / "trials.csv").read_text().splitlines()) == 5
+    figures = {p.stem for p in (folder / "figures").iterdir()}
+    assert {"history", "slice", "parallel_coordinates", "intermediate_values"} <= figures
+    best = study(tmp_path).best_trial
+    assert f"x: {best.params['x']!r}" in (folder / "experiment" / "best.yaml").read_text()
+    assert f"best: trial {best.number}" in done.stdout
+
+
+def test_a_finished_study_runs_nothing_and_a_larger_one_goes_on(tmp_path: Path) -> None:
+    for n in (3, 3, 5):
+        app(tmp_path, INTERVAL, f"hydra.sweeper.n_trials={n}", "seed=1")
+        trials = study(tmp_path).trials
+        assert [t.number for t in trials] == list(range(n))
+        assert len((tmp_path / "outputs" / "calls.txt").read_text().splitlines()) == n
+    assert len({t.params["x"] for t in trials}) == 5, "a resumed sampler does not begin again with the same points"
+
+
+def test_pruned_trials_are_pruned_and_keep_what_they_reported(tmp_path: Path) -> None:
+    pruner = "hydra.sweeper.pruner={_target_:optuna.pruners.ThresholdPruner,lower:0}"
+    app(tmp_path, "x=choice(2,9)", "epochs=3", pruner, "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:0}")  # fmt: skip
+    by_x = {t.params["x"]: t for t in study(tmp_path).trials}
+    assert (by_x[2].state.name, by_x[9].state.name) == ("COMPLETE", "PRUNED")
+    assert by_x[2].intermediate_values == {1: 0.0, 2: 1.0, 3: 2.0}
+    assert by_x[9].intermediate_values == {1: -49.0}
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("exit", "exit status 3"), ("kill", "SIGKILL")])
+def test_a_job_that_dies_fails_its_own_trial_and_is_retried(tmp_path: Path, kind: str, reason: str) -> None:
+    app(tmp_path, f"kind=choice({kind},plain)", "hydra.sweeper.n_trials=2", "hydra.sweeper.retries=1",
+        "hydra.sweeper.parallel=2", "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:0}")  # fmt: skip
+    trials = study(tmp_path).trials
+    assert states(trials) == {"COMPLETE": 1, "FAIL": 2}
+    dead = [t for t in trials if t.state.name == "FAIL"]
+    assert {t.params["kind"] for t in dead} == {kind}
+    assert all(reason in t.user_attrs["outcome"]["reason"] for t in dead)
+    assert dead[1].user_attrs["retry_of"] == dead[0].number
+
+
+def test_a_retry_can_succeed(tmp_path: Path) -> None:
+    app(tmp_path, INTERVAL, "kind=kill_once", "hydra.sweeper.n_trials=2", "hydra.sweeper.isolate=true")
+    trials = study(tmp_path).trials
+    assert [t.state.name for t in trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert trials[1].params == trials[0].params
+
+
+def test_a_sweep_whose_trials_all_fail_gives_up(tmp_path: Path) -> None:
+    done = app(tmp_path, INTERVAL, "kind=raise", "hydra.sweeper.n_trials=20", "hydra.sweeper.max_failures=3", check=False)
+    assert done.returncode == 1
+    assert "gave up after 3 failed trials" in done.stderr
+    assert states(study(tmp_path).trials)["FAIL"] == 3
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, parallel: int) -> None:
+    arguments = (INTERVAL, "seconds=0.5", "hydra.sweeper.n_trials=6", f"hydra.sweeper.parallel={parallel}")
+    process = subprocess.Popen(command(tmp_path, *arguments), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    calls = tmp_path / "outputs" / "calls.txt"
+    deadline = time.monotonic() + 60
+    while not calls.exists() or len(calls.read_text().splitlines()) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = study(tmp_path).trials
+    app(tmp_path, *arguments)
+    after = study(tmp_path).trials
+    assert states(after)["COMPLETE"] == 6
+    assert not states(after)["RUNNING"]
+    done = [t for t in before if t.state.name == "COMPLETE"]
+    assert [after[t.number].value for t in done] == [t.value for t in done], "finished trials are kept"
+    lost = [t for t in after if t.state.name == "FAIL"]
+    assert {t.number for t in lost} == {t.user_attrs["retry_of"] for t in after if "retry_of" in t.user_attrs}
+    values = [t.params["x"] for t in after if "retry_of" not in t.user_attrs]
+    assert len(values) == len(set(values)), "the sampler does not repeat itself"
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+def test_parents_share_a_study(tmp_path: Path, kind: str) -> None:
+    url = f"sqlite:///{tmp_path}/shared.db" if kind == "sqlite" else f"journal:{tmp_path}/shared.log"
+    arguments = (INTERVAL, "hydra.sweeper.n_trials=12", f"hydra.sweeper.storage={url}", "seconds=0.1")
+    parents = [subprocess.Popen(command(tmp_path, *arguments), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+               for _ in range(3)]  # fmt: skip
+    for parent in parents:
+        _, err = parent.communicate(timeout=120)
+        assert parent.returncode == 0, err
+        assert "locked" not in err
+    storage: Any = url
+    if kind == "journal":
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(f"{tmp_path}/shared.log"))
+    trials = study(tmp_path, storage).trials
+    assert states(trials) == {"COMPLETE": 12}
+    assert len({t.params["x"] for t in trials}) == 12
+
+
+def test_several_objectives_have_a_pareto_front(tmp_path: Path) -> None:
+    done = app(tmp_path, INTERVAL, "objective=[value,other]", "hydra.sweeper.direction=[maximize,minimize]",
+               "hydra.sweeper.n_trials=8")  # fmt: skip
+    (folder,) = (tmp_path / "outputs" / "multirun").iterdir()
+    front = study(tmp_path).best_trials
+    assert "Pareto front" in done.stdout
+    assert (folder / "figures" / "pareto.png").exists()
+    assert {p.stem for p in (folder / "experiment").iterdir()} == {f"best_{t.number}" for t in front}
+
+
+REFUSED = [
+    (["+nonsense.q=1", "nonsense.q=interval(0,1)", "nosuch=interval(0,1)"], ["nosuch"]),
+    (["x=interval(2,2)"], ["x=interval(2,2)", "empty"]),
+    (["x=tag(log,interval(0,1))"], ["logarithm of 0"]),
+    (["kind=choice(a,a)"], ["a is there twice"]),
+    ([INTERVAL, "hydra.sweeper.storage=postgresql://nobody@127.0.0.1:1/none"], ["hydra.sweeper.storage", "cannot"]),
+    ([INTERVAL, "hydra.sweeper.storage=ftp://x"], ["hydra.sweeper.storage=ftp://x"]),
+    ([INTERVAL, "hydra.sweeper.direction=up"], ["direction=up", "maximize"]),
+    ([INTERVAL, "hydra.sweeper.direction=[maximize,minimize]"], ["direction", "2"]),
+    ([INTERVAL, "hydra.sweeper.sampler={_target_:optuna.samplers.Nope}"], ["sampler", "Nope"]),
+    ([INTERVAL, "hydra.sweeper.pruner={_target_:optuna.samplers.RandomSampler}"], ["pruner", "RandomSampler"]),
+    ([INTERVAL, "hydra.sweeper.retries=-1"], ["retries=-1"]),
+    ([INTERVAL, "objective=test/accuracy"], ["objective=test/accuracy"]),
+    (["x=1"], ["no search space"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), REFUSED, ids=lambda a: a[-1] if isinstance(a, list) else "")
+def test_bad_input_is_refused_at_the_start(tmp_path: Path, arguments: list[str], named: list[str]) -> None:
+    done = app(tmp_path, *arguments, "hydra.sweeper.n_trials=2", check=False)
+    assert done.returncode == 1
+    for word in named:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs" / "calls.txt").exists()
+
+
+def test_another_space_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    app(tmp_path, INTERVAL, "hydra.sweeper.n_trials=1", "hydra.sweeper.study=mine")
+    for other in (["x=interval(0,5)"], [INTERVAL, "epochs=1"]):
+        done = app(tmp_path, *other, "hydra.sweeper.n_trials=2", "hydra.sweeper.study=mine", check=False)
+        assert done.returncode == 1
+        assert "hydra.sweeper.study=mine is there already" in done.stderr
+    assert len(study(tmp_path).trials) == 1
+
+
+# the real program
+
+
+def runs(done: Done) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{done.outputs / 'mlflow.db'}")
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+
+def test_a_grid_has_a_parent_with_a_summary(snnexp: Callable[..., Done]) -> None:
+    done = snnexp("-m", *SMALL, "trainer.epochs=1", "surrogate=atan,sine", "seed=0,1")
+    assert done.code == 0, done.err
+    (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs(done) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert parent.info.run_name == "surrogate x seed"
+    assert sorted(run.info.run_name for run in children) == [
+        f"surrogate={s} seed={n}" for s in ("atan", "sine") for n in (0, 1)
+    ]
+    assert {run.info.status for run in runs(done)} == {"FINISHED"}
+    best = max(children, key=lambda run: run.data.metrics["val/accuracy"])
+    assert parent.data.metrics["best/val/accuracy"] == best.data.metrics["val/accuracy"]
+    (folder,) = done.outputs.glob("multirun/*/*")
+    rows = (folder / "summary.csv").read_text().splitlines()
+    assert len(rows) == 3
+    assert "val/accuracy std" in rows[0]
+    again = snnexp("--config-dir", str(folder), "experiment=best", "tracking=none")
+    assert again.code == 0, again.err
+    assert again.result()["val/accuracy"] == best.data.metrics["val/accuracy"]
+
+
+def test_a_study_of_trainings_prunes_and_nests_its_trials(snnexp: Callable[..., Done]) -> None:
+    pruner = "hydra.sweeper.pruner={_target_:optuna.pruners.PercentilePruner,percentile:1.0,n_startup_trials:1}"
+    done = snnexp("-m", *SMALL, "+sweep=surrogate_alpha", "trainer.epochs=2", "hydra.sweeper.n_trials=4", pruner)
+    assert done.code == 0, done.err
+    ours = optuna.load_study(study_name=None, storage=f"sqlite:///{done.outputs / 'optuna.db'}")
+    (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.data.tags["trial"]: run for run in runs(done) if run is not parent}
+    assert parent.data.tags["study"] == ours.study_name
+    for trial in ours.trials:
+        run = children.pop(str(trial.number))
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["status"] == {"COMPLETE": "finished", "PRUNED": "pruned"}[trial.state.name]
+        assert run.data.metrics["val/accuracy"] in trial.intermediate_values.values()
+    assert not children
+    assert "PRUNED" in states(ours.trials)
+
+
+SWEEPS = sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml"))
+
+
+def test_these_sweeps_are_shipped() -> None:
+    assert SWEEPS == [
+        "conversion_threshold", "learning_rate", "neuron_threshold", "surrogate_alpha", "surrogate_choice",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in SWEEPS if name != "conversion_threshold"])
+def test_every_shipped_sweep_begins(snnexp: Callable[..., Done], name: str) -> None:
+    done = snnexp("-m", *SMALL, f"+sweep={name}", "trainer.epochs=1", "hydra.sweeper.n_trials=1", "tracking=none")
+    assert done.code == 0, done.err
+    assert "best: trial 0" in done.out
+
+
+def test_an_unknown_sweep_is_an_error(snnexp: Callable[..., Done]) -> None:
+    done = snnexp("-m", "+sweep=nope")
+    assert done.code == 1
+    assert "sweep/nope" in done.err
+
+
+@pytest.mark.slow
+def test_eight_processes_write_one_store_and_one_study(environment: dict[str, str], tmp_path: Path) -> None:
+    """200 tracked runs: nothing lost, nothing twice, no locked database."""
+    arguments = ("-m", *SMALL, "trainer.epochs=1", "model.hidden=8", "timesteps=2", "dataset.validation=0.1",
+                 "neuron.threshold=interval(0.5,2)", "hydra.sweeper.n_trials=200")  # fmt: skip
+    environment = environment | {"OMP_NUM_THREADS": "1"}
+    parents = [start(environment, *arguments) for _ in range(8)]
+    for parent in parents:
+        _, err = parent.communicate()
+        assert parent.returncode == 0, err
+        assert "locked" not in err
+    done = Done(0, "", "", tmp_path / "outputs")
+    trials = optuna.load_study(study_name=None, storage=f"sqlite:///{done.outputs / 'optuna.db'}").trials
+    assert states(trials) == {"COMPLETE": 200}
+    numbers = Counter(run.data.tags["trial"] for run in runs(done) if "mlflow.parentRunId" in run.data.tags)
+    assert numbers == Counter(str(n) for n in range(200))
