@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,7 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
 
 @pytest.fixture(scope="session")
 def engines() -> Iterator[Cluster]:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout`, or a cancelled CI job: clean up then, too
     try:
         with cluster_running() as running:
             yield running

@@ -107,11 +107,12 @@ class Cluster:
 
     # starting
 
-    def start(self, name: str, *command: str, user: str | None = None) -> None:
-        """A daemon in the foreground, its output in `name`.log; it gets SIGTERM if this process dies."""
+    def start(self, name: str, *command: str, user: str | None = None,
+              orphaned: int = signal.SIGTERM) -> None:
+        """A daemon in the foreground, its output in `name`.log; it gets the signal `orphaned` if this process dies."""
 
         def prepare() -> None:
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            libc.prctl(PR_SET_PDEATHSIG, orphaned)
             # what a daemon starts stays under it, even when its own parent ends: so kill_tree finds it
             libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
 
@@ -162,7 +163,7 @@ class Cluster:
             raise RuntimeError("initdb failed")
         settings = ("listen_addresses=127.0.0.1", "fsync=off", "max_connections=100", f"unix_socket_directories={data}")
         self.start("postgres", str(programs / "postgres"), "-D", str(data), "-p", str(self.ports["postgres"]),
-                   *(word for setting in settings for word in ("-c", setting)), user=user)
+                   *(word for setting in settings for word in ("-c", setting)), user=user, orphaned=signal.SIGINT)
         self.wait_for("postgres", lambda: bool(self.database()))
 
     def wait_for(self, what: str, there: Callable[[], bool], timeout: float = 60) -> None:
