@@ -237,7 +237,9 @@ def test_a_grid_has_a_parent_with_a_summary(snnexp: Callable[..., Done]) -> None
 
 
 def test_a_study_of_trainings_prunes_and_nests_its_trials(snnexp: Callable[..., Done]) -> None:
-    pruner = "hydra.sweeper.pruner={_target_:optuna.pruners.PercentilePruner,percentile:1.0,n_startup_trials:1}"
+    # the lowest percentile: whatever is not the best so far is pruned
+    pruner = ("++hydra.sweeper.pruner={_target_:optuna.pruners.PercentilePruner,percentile:1.0,n_startup_trials:1,"
+              "n_warmup_steps:0}")  # fmt: skip
     done = snnexp("-m", *SMALL, "+sweep=surrogate_alpha", "trainer.epochs=2", "hydra.sweeper.n_trials=4", pruner)
     assert done.code == 0, done.err
     ours = optuna.load_study(study_name=None, storage=f"sqlite:///{done.outputs / 'optuna.db'}")
