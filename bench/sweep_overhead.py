@@ -2,8 +2,8 @@
 
     python bench/sweep_overhead.py [--trials 40]
 
-Beside it, `study.optimize` on the same function and the same kind of storage. The time of a trial is from its start to the
-next one's, as the storage has them; the median is given, which a busy machine disturbs least.
+Beside it, `study.optimize` on the same function and the same kind of storage. The time of a trial is from its start
+to the next one's, as the storage has them; the median is given, which a busy machine disturbs least.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import optuna
@@ -24,7 +25,7 @@ def per_trial(url: str) -> float:
     (summary,) = optuna.get_all_study_summaries(url)
     trials = optuna.load_study(study_name=summary.study_name, storage=url).trials
     starts = [trial.datetime_start.timestamp() for trial in trials if trial.datetime_start]
-    return 1000 * statistics.median(b - a for a, b in zip(starts, starts[1:], strict=False))
+    return 1000 * statistics.median(b - a for a, b in pairwise(starts))
 
 
 def main() -> None:

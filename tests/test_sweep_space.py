@@ -8,7 +8,6 @@ from typing import Any
 import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra_plugins.snnexp_optuna._space import Space, quoted, space
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -16,6 +15,7 @@ from optuna.distributions import CategoricalDistribution as C
 from optuna.distributions import FloatDistribution as F
 from optuna.distributions import IntDistribution as I
 
+from hydra_plugins.snnexp_optuna._space import Space, quoted, space
 from snnexp.errors import UserError
 
 PARSER = OverridesParser.create()
@@ -123,7 +123,10 @@ def test_any_value_survives_the_way_from_the_study_to_the_config(value: Any) -> 
     assert type(back) is type(value)
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda s: s != "???"), min_size=1, unique=True))
+text = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda s: s != "???")
+
+
+@given(st.lists(text, min_size=1, unique=True))
 def test_a_choice_of_any_strings_is_sampled_as_these_strings(strings: list[str]) -> None:
     searched = made({"k": strings})
     for label in strings:

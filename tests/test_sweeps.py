@@ -111,7 +111,8 @@ def test_a_retry_can_succeed(tmp_path: Path) -> None:
 
 
 def test_a_sweep_whose_trials_all_fail_gives_up(tmp_path: Path) -> None:
-    done = app(tmp_path, INTERVAL, "kind=raise", "hydra.sweeper.n_trials=20", "hydra.sweeper.max_failures=3", check=False)
+    few = ("hydra.sweeper.n_trials=20", "hydra.sweeper.max_failures=3")
+    done = app(tmp_path, INTERVAL, "kind=raise", *few, check=False)
     assert done.returncode == 1
     assert "gave up after 3 failed trials" in done.stderr
     assert states(study(tmp_path).trials)["FAIL"] == 3
@@ -244,7 +245,7 @@ def test_a_study_of_trainings_prunes_and_nests_its_trials(snnexp: Callable[..., 
     assert done.code == 0, done.err
     ours = optuna.load_study(study_name=None, storage=f"sqlite:///{done.outputs / 'optuna.db'}")
     (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]
-    children = {run.data.tags["trial"]: run for run in runs(done) if run is not parent}
+    children = {run.data.tags["trial"]: run for run in runs(done) if "trial" in run.data.tags}
     assert parent.data.tags["study"] == ours.study_name
     for trial in ours.trials:
         run = children.pop(str(trial.number))

@@ -20,7 +20,10 @@ def test_the_wheel_runs_outside_the_checkout(environment: dict[str, str], tmp_pa
     (wheel,) = tmp_path.glob("snnexp-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     shipped = {name.removeprefix("snnexp/conf/") for name in names if name.startswith("snnexp/conf/")}
-    assert shipped == {str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*.yaml")}
+    sweeps = {f"sweep/{p.name}" for p in (ROOT / "sweeps").glob("*.yaml")}
+    assert shipped == sweeps | {str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*.yaml")}
+    assert "hydra_plugins/snnexp_optuna/sweeper.py" in names
+    assert "hydra_plugins/__init__.py" not in names
 
     # a fresh environment that sees the libraries installed here, but neither the checkout nor its editable install
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)

@@ -125,7 +125,8 @@ class Loop:
         if self.failures >= self.settings["max_failures"]:
             raise UserError(f"gave up after {self.failures} failed trials in a row; the last said: {self.last_reason}")
         if not self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]):
-            raise UserError(f"no trial of study {self.study.study_name} was completed; the last said: {self.last_reason}")
+            name = self.study.study_name
+            raise UserError(f"no trial of study {name} was completed; the last said: {self.last_reason}")
 
     def _finish(self, trial: FrozenTrial, outcome: Mapping[str, Any], blame: bool = True) -> None:
         state = TrialState[outcome["state"]]
@@ -162,8 +163,8 @@ class Loop:
 
     def _stopped(self) -> bool:
         timeout = self.settings["timeout"]
-        late = timeout is not None and time.monotonic() - self.begun > timeout
-        return late or self.failures >= self.settings["max_failures"]
+        late: bool = timeout is not None and time.monotonic() - self.begun > timeout
+        return late or bool(self.failures >= self.settings["max_failures"])
 
     def _waits_for_others(self) -> bool:
         return not self._stopped() and bool(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
