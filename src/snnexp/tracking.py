@@ -182,8 +182,8 @@ class MLflow:
         journal, self._journal = self._journal, None
         if journal is None:
             return
-        journal.append(tags={STATUS_TAG: status.lower()})
-        journal.append(end="KILLED" if status == "PRUNED" else status)  # MLflow knows no pruned runs: the tag tells
+        end = "KILLED" if status == "PRUNED" else status  # MLflow knows no pruned runs: the tag tells
+        journal.append(end=end, tags={STATUS_TAG: status.lower()})
         if not self._try_to_send(journal):
             log.warning("Not everything reached MLflow; nothing is lost. When it answers again, send the rest with\n"
                         "  snnexp task=sync run_dir='%s'", journal.folder)
@@ -198,8 +198,7 @@ class MLflow:
         journal.mend()
         journal.address(self.given or journal.state["uri"], journal.state["experiment"])
         if not journal.ended():
-            journal.append(tags={STATUS_TAG: "killed"})
-            journal.append(end="KILLED")
+            journal.append(end="KILLED", tags={STATUS_TAG: "killed"})
         count = sum(len(records) for records, _ in journal.unsent())
         try:
             if count:
@@ -308,7 +307,7 @@ def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict
                 client.log_artifact(run_id, str(path), r["folder"] or None)
             else:
                 log.warning("%s was deleted before it could be sent to MLflow", path)
-        elif "end" in r:
+        if "end" in r:
             client.set_terminated(run_id, r["end"], r["time"])
 
 
