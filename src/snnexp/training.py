@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -73,6 +74,7 @@ class Trainer:
             devices=self.devices,
             precision=self.precision,  # type: ignore[arg-type]
             strategy=strategy,
+            plugins=LightningEnvironment(),  # a job of a cluster is one process to us, whatever the cluster's variables
         )
 
     def better(self, new: Metrics, old: Metrics | None) -> bool:
