@@ -14,6 +14,7 @@ from snnexp.build import build
 
 # From the command line down to equations; a module may import from its own row (its package) and from rows below.
 ROWS = (
+    ("__main__",),
     ("run", "callbacks"),
     ("task",),
     ("session",),

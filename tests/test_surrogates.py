@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -275,8 +275,9 @@ def test_every_parameter_of_every_yaml_is_checked(name):
     check_arguments(target, FILES[name])
     for argument in numbers:
         for value in (-1, -0.5, math.nan, math.inf, "2", None, True):
-            with pytest.raises(InvalidValue) as error:
+            with pytest.raises(InvalidValue) as error:  # by the table of limits, or by the constructor
                 check_arguments(target, {argument: value})
+                get_class(target)(**{argument: value})
             assert error.value.name == argument
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,9 @@ from snnexp.rundir import RunDir, write_json
 from snnexp.terminal import closing_table
 from snnexp.timefold import TimeFold
 from snnexp.tracking import Status, Tracker
-from snnexp.training import Metrics, Trainer
+from snnexp.training import METRICS, Metrics, Trainer
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 TAGS = ("task", "dataset", "model", "neuron", "surrogate", "conversion", "calibration")
 
 
@@ -65,10 +69,10 @@ class Session:
             return self._close(self._performed(work, folder), self.tracker.place)
 
     def _performed(self, work: Callable[[], Metrics], folder: RunDir) -> Metrics:
-        OmegaConf.save(OmegaConf.create(self.config), folder.path / "config.yaml")
-        folder.status = "RUNNING"
         status: Status = "FAILED"
         try:
+            OmegaConf.save(OmegaConf.create(self.config), folder.path / "config.yaml")
+            folder.status = "RUNNING"
             self.tracker.start(folder.path, self.name, flatten(self.config), self._tags())
             self.tracker.artifact(folder.path / "config.yaml")
             result = work()
@@ -76,12 +80,20 @@ class Session:
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
-            again = [o for o in self.overrides if not o.startswith("resume=")]
+            again = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
             print(f"\ninterrupted; go on with: {shlex.join(['snnexp', *again, 'resume=true'])}", file=sys.stderr)
             raise
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise UserError(
+                f"cannot write to {folder.path}: {error.strerror}; make room, then go on with resume=true"
+            ) from error
         finally:
-            self.tracker.finish(status)
-            folder.status = status
+            with suppress(OSError):  # on a full disk these fail as well: the first error is the one to tell
+                self.tracker.finish(status)
+            with suppress(OSError):
+                folder.status = status
         return result
 
     @property
@@ -91,14 +103,26 @@ class Session:
 
     def _tags(self) -> dict[str, str]:
         tags = {group: self.choices[group] for group in TAGS if self.choices.get(group)}
-        here = str(Path(__file__).parent)  # the commit of the code that runs, if it runs from a checkout
-        git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        return tags | ({"git_commit": git.stdout.strip()} if git.returncode == 0 else {})
+        checkout = Path(__file__).resolve().parents[2]
+        if not (checkout / ".git").exists():  # installed from a wheel
+            return tags | {"version": version("snnexp")}
+        with suppress(OSError, subprocess.CalledProcessError):  # no git here
+            git = subprocess.run(
+                ["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+            )
+            tags["git_commit"] = git.stdout.strip()
+        return tags
 
     def _close(self, result: Metrics, tracked: str) -> Metrics:
         title = f"{self.choices['task']}: {self.choices['model']} on {self.choices['dataset']}, seed {self.seed}"
         closing_table(title, result, {"results": self.run_dir, "tracked": tracked})
         return result
+
+    @property
+    def objectives(self) -> list[str]:
+        """Names of the metrics that a sweep optimises."""
+        names = self.config["objective"]
+        return [names] if isinstance(names, str) else list(names or [])
 
     @property
     def seed(self) -> int:
@@ -131,6 +155,11 @@ class Session:
     def network(self) -> TimeFold:
         """A fresh network for the dataset; its weights are a function of the seed."""
         data = self.data
+        steps = data.train.x.shape[1] if data.temporal else self.config["timesteps"]
+        if steps != self.config["timesteps"]:
+            raise UserError(
+                f"timesteps={self.config['timesteps']} but the dataset gives {steps} steps: set timesteps alone"
+            )
         torch.manual_seed(self.seed)
         net = build("model", self.config, shape=data.shape, classes=len(data.classes), neuron=self.neuron)
         return TimeFold(net, self.config["timesteps"], temporal=data.temporal)
@@ -142,6 +171,10 @@ class Session:
             integer("timesteps", self.config["timesteps"], at_least=1)
         except InvalidValue as error:
             raise UserError(f"{error.name}={error.value} is not allowed: it must be {error.allowed}") from error
+        for name in self.objectives:
+            if name not in METRICS:
+                raise UserError(f"objective={name} is not allowed: it must be one of {', '.join(METRICS)}")
+        RunDir.check(self.config)
         _ = self.trainer, self.loss, self.neuron()
         self.tracker.check()
         self.scheduler(self.optimizer([nn.Parameter(torch.zeros(1))]))

@@ -34,6 +34,7 @@ class Site(nn.Module):
     """
 
     T: int = 1
+    spiking: bool = True  # False: what it emits are no spikes, and not counted as such
 
     def step(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
         raise NotImplementedError
@@ -75,4 +76,5 @@ class TimeFold(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         require(not self.temporal or x.shape[1] == self.T, "T", self.T, f"{x.shape[1]}, the steps of the input")
         steps = x.transpose(0, 1) if self.temporal else x.expand(self.T, *x.shape)  # -> [T, N, ...]
-        return unfold(self.network(fold(steps).float()), self.T)
+        weight = next(self.network.parameters(), None)
+        return unfold(self.network(fold(steps).to(torch.float32 if weight is None else weight.dtype)), self.T)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from snnexp.errors import number, require
+
 
 @dataclass(frozen=True)
 class Split:
@@ -44,8 +46,17 @@ class Data:
     temporal: bool
 
 
+def validation_share(value: float) -> float:
+    """`value` if it is a share between 0 and 1, else InvalidValue."""
+    return number("validation", value, "a share between 0 and 1, both excluded", above=0, below=1)
+
+
 def split_train(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows 0..n-1 parted into (train, validation) by `seed`; `share` of them, at least one, validate. Sorted."""
+    """Rows 0..n-1 parted into (train, validation) by `seed`; `share` of them, at least one, validate. Sorted.
+
+    Raises InvalidValue if none is left to train.
+    """
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     cut = max(1, round(share * n))
+    require(cut < n, "validation", share, f"smaller: of {n} training samples none would be left to train")
     return rows[cut:].sort().values, rows[:cut].sort().values

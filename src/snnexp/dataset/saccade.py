@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
 from snnexp.dataset import events
-from snnexp.dataset.base import Data
+from snnexp.dataset.base import Data, validation_share
 from snnexp.dataset.camera import IMAGE, VERSION, Camera
 from snnexp.dataset.nmnist import limit
 from snnexp.dataset.prepare import digest, in_order, prepare, progress
@@ -59,7 +59,11 @@ def mnist_saccade(root: str | Path, cache: str | Path, timesteps: int, bins: str
     if download:
         from torchvision import datasets
 
-        getattr(datasets, folder)(str(Path(root).expanduser()), download=True)
+        try:
+            getattr(datasets, folder)(str(Path(root).expanduser()), download=True)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"dataset.download=true: torchvision could not fetch {folder} into {root}: {reason}") from error
     files = [_find(raw, f"{split}-{part}") for split in ("train", "t10k") for part in ("images-idx3", "labels-idx1")]
     source = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
@@ -121,6 +125,7 @@ def _find(raw: Path, part: str) -> Path:
 def _filmed(name: str, images: Callable[[], tuple[Images, Images]], source: object, camera: Camera, cache: str | Path,
             binning: Binning, validation: float, seed: int, classes: tuple[str, ...] = DIGITS) -> Data:
     """`Data` of `images`, recorded once by `camera` into N-MNIST files below `cache`; `source` names the images."""
+    validation_share(validation)
     key = digest(version=VERSION, source=source, camera=asdict(camera))
 
     def record(directory: Path) -> None:

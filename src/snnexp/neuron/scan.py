@@ -78,7 +78,7 @@ def _derivative(surrogate: nn.Module, x: Tensor) -> Tensor:
     """What the surrogate multiplies gradients by in its backward pass, at every x; a new tensor."""
     if isinstance(surrogate, Surrogate):
         return surrogate.gradient(x)
-    if type(surrogate) in FUSED:  # their formula without a backward pass inside this one, which costs five times as much
+    if type(surrogate) in FUSED:  # their formula alone: a backward pass inside this one costs five times as much
         return type(surrogate).backward(x.new_ones(()), x, surrogate.alpha)  # type: ignore[attr-defined, no-any-return]
     with torch.enable_grad():
         points = x.requires_grad_()

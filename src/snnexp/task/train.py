@@ -14,7 +14,7 @@ from snnexp.evaluate import evaluate, recorded
 from snnexp.session import Session
 from snnexp.terminal import EpochBar
 from snnexp.timefold import TimeFold
-from snnexp.training import Fit, Metrics, Progress, load
+from snnexp.training import THREADS, Fit, Metrics, Progress, launched, load
 
 
 def train(session: Session) -> Metrics:
@@ -23,14 +23,13 @@ def train(session: Session) -> Metrics:
     Raises UserError for wrong values or missing data, Interrupted after Ctrl-C (the run can then be resumed).
     """
     session.check()
-    _ = session.data  # prepared before the run begins, and before ranks are spawned
-    return session.tracked(lambda: session.trainer.fabric().launch(_train, session))  # type: ignore[arg-type]
+    session.network()  # data are prepared and the model is known to fit them before the run begins
+    return session.tracked(lambda: launched(session.trainer, _train, session))
 
 
 def _train(fabric: Fabric, session: Session) -> Metrics:
     """One data-parallel rank (the only one, as a rule); rank 0 reports."""
-    if session.trainer.threads:
-        torch.set_num_threads(session.trainer.threads)
+    torch.set_num_threads(session.trainer.threads or THREADS)
     data, net = session.data, session.network()
     tracker, first = session.tracker, fabric.is_global_zero
     start = time.monotonic()
@@ -96,11 +95,11 @@ def _figures(
     with recorded(net) as trains, torch.inference_mode():
         net(x.to(device))
     made = {"confusion": figures.confusion(confusion, data.classes)}
-    if sites := net.sites():
+    if sites := {name: site for name, site in net.sites().items() if site.spiking}:
         example = {name: train[:, 0].cpu() for name, train in trains.items()}
         made["rasters"] = figures.rasters(x[0], example, f"class {data.classes[int(y)]}")
         made["rates"] = figures.rates(rates, "spikes per neuron and step")
-        surrogates = [site.surrogate for site in sites.values() if hasattr(site, "surrogate")]
+        surrogates = [s for site in sites.values() if (s := getattr(site, "surrogate", None)) is not None]
         if surrogates:
-            made["surrogate"] = figures.surrogate(surrogates[0])  # type: ignore[arg-type]
+            made["surrogate"] = figures.surrogate(surrogates[0])
     return made
