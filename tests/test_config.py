@@ -76,8 +76,11 @@ def test_wrong_value_is_refused_by_name(snnexp: Callable[..., Done], arguments: 
     assert not done.runs(), "no run may have been opened"
 
 
-@pytest.mark.parametrize("argument", ["dataset.validation=2", "neuron.threshold=0", "resume=/bad", "objective=val/x",
-                                      "trainer.monitor=val/x", "optimizer.lr=-1", "tracking.uri=http://127.0.0.1:9"])  # fmt: skip
+EARLY = ["dataset.validation=2", "neuron.threshold=0", "resume=/bad", "objective=val/x", "trainer.monitor=val/x",
+         "optimizer.lr=-1", "tracking.uri=http://127.0.0.1:9"]  # fmt: skip
+
+
+@pytest.mark.parametrize("argument", EARLY)
 def test_what_can_be_known_is_refused_before_data_are_prepared(
     snnexp: Callable[..., Done], tmp_path: Path, argument: str
 ) -> None:

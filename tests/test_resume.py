@@ -234,8 +234,8 @@ def test_a_disk_that_stays_full_is_told_once(environment: dict[str, str], tmp_pa
     """With tracking, and another program that takes all room: every write fails, the first is told, nothing is lost."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(disk)], check=False, capture_output=True)
-    if mount.returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         process = start(environment | {"SNNEXP_OUTPUTS": str(disk / "outputs")}, *SMALL, "trainer.epochs=200")

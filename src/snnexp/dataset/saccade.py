@@ -62,8 +62,8 @@ def mnist_saccade(root: str | Path, cache: str | Path, timesteps: int, bins: str
         try:
             getattr(datasets, folder)(str(Path(root).expanduser()), download=True)
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"dataset.download=true: torchvision could not fetch {folder} into {root}: {reason}") from error
+            why = str(error).splitlines()[0][:200]
+            raise UserError(f"dataset.download=true: torchvision could not fetch {folder}: {why}") from error
     files = [_find(raw, f"{split}-{part}") for split in ("train", "t10k") for part in ("images-idx3", "labels-idx1")]
     source = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
