@@ -111,7 +111,7 @@ def test_killed_in_mid_epoch_then_resumed_ends_with_the_same_bits(environment: d
     arguments = (
         *EIGHT,
         "tracking=none",
-        "trainer.epochs=4",
+        "trainer.epochs=6",
         "trainer.checkpoint_every_s=0.01",
         "trainer.batch_size=16",
     )
@@ -170,7 +170,7 @@ def test_resume_of_a_named_folder_checks_the_configuration(snnexp: Callable[...,
 
 
 def test_resume_leaves_a_live_run_alone(snnexp: Callable[..., Done], environment: dict[str, str]) -> None:
-    arguments = (*SMALL, "trainer.epochs=300", "tracking=none")
+    arguments = (*SMALL, "trainer.epochs=3000", "tracking=none")
     process = start(environment, *arguments)
     outputs = Path(environment["SNNEXP_OUTPUTS"])
     try:
