@@ -58,6 +58,7 @@ REFUSED = [
     (["+optimizer.speed=1"], ["optimizer", "speed"]),
     (["loss=cross_entropy", "loss.scale=0"], ["loss.scale=0", "> 0"]),
     (["model.hidden=0"], ["model.hidden=0", ">= 1"]),
+    (["+model.foo=1"], ["model", "foo"]),
     (["model.readout=vote"], ["model.readout=vote", "potential"]),
     (["dataset.validation=1.5"], ["dataset.validation=1.5"]),
     (["dataset=nmnist"], ["Train", "no-data/nmnist"]),
