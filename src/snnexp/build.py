@@ -29,7 +29,7 @@ def build(group: str, config: Mapping[str, Any], **extra: Any) -> Any:
     except InvalidValue as error:
         raise _refusal(group, config, "", error) from error
     except TypeError as error:
-        if not _wrong_call(error, __file__):
+        if not _wrong_call(error):
             raise
         raise UserError(f"{group} ({node.get('_target_')}) cannot be made: {error}") from error
 
@@ -43,16 +43,16 @@ def _instantiated(group: str, config: Mapping[str, Any], node: Mapping[str, Any]
         if isinstance(cause, InvalidValue):
             raise _refusal(group, config, nested, cause) from error
         target = node.get("_target_")
-        if cause is None or isinstance(cause, ImportError | AttributeError) or _wrong_call(cause, "hydra"):
+        if cause is None or isinstance(cause, ImportError | AttributeError) or _wrong_call(cause):
             said = str(error).split("full_key:")[0].strip()
             raise UserError(f"{group} ({target}) cannot be made: {said}") from error
         raise cause  # noqa: B904  a UserError of its own, or a programming error: its traceback tells where
 
 
-def _wrong_call(error: BaseException, caller: str) -> bool:
-    """Whether the call made in `caller` itself failed, for an argument that is missing or unknown: not what is in it."""
+def _wrong_call(error: BaseException) -> bool:
+    """Whether Hydra's call itself failed, for an argument that is missing or unknown, and not something inside it."""
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, TypeError) and "argument" in str(error) and caller in frames[-1].filename
+    return isinstance(error, TypeError) and "argument" in str(error) and "hydra" in frames[-1].filename
 
 
 def _refusal(group: str, config: Mapping[str, Any], nested: str, error: InvalidValue) -> UserError:
