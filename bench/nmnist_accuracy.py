@@ -39,7 +39,7 @@ def session(options: argparse.Namespace, seed: int) -> Session:
         config = OmegaConf.to_container(
             compose("config", overrides=[*overrides, "trainer.accelerator=cpu"]), resolve=True
         )
-    return Session(config, {}, [], Path(tempfile.mkdtemp()))
+    return Session(config, {}, Path(tempfile.mkdtemp()))
 
 
 def ours(options: argparse.Namespace, seed: int, data: Data) -> float:

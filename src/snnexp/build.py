@@ -61,4 +61,4 @@ def _refusal(group: str, config: Mapping[str, Any], nested: str, error: InvalidV
     own = config[group].get(path[1], config)
     if path[1] in config and (own is config or own == config[path[1]]):
         path = path[1:]
-    return UserError(f"{'.'.join(path)}={error.value} is not allowed: it must be {error.allowed}")
+    return error.told(".".join(path))

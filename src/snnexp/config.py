@@ -48,7 +48,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     try:  # SpikingJelly accepts what turns gradients around
         check_arguments(config["surrogate"]["_target_"], config["surrogate"])
     except InvalidValue as error:
-        raise UserError(f"surrogate.{error.name}={error.value} is not allowed: it must be {error.allowed}") from error
+        raise error.told(f"surrogate.{error.name}") from error
     return config
 
 

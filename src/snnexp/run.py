@@ -23,7 +23,7 @@ def run(cfg: DictConfig) -> float | list[float] | None:
 
     hydra_config = HydraConfig.get()
     choices = {group: str(option) for group, option in hydra_config.runtime.choices.items() if option is not None}
-    session = Session(config, choices, list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir))
+    session = Session(config, choices, Path(hydra_config.runtime.output_dir))
     task = build("task", config)
     try:
         return objective(config["objective"], task(session))

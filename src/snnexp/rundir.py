@@ -33,7 +33,7 @@ class RunDir:
         """
         if isinstance(config["resume"], str):
             path = cls.check(config) or new
-            if (run := cls._lock_free(path)) is None:
+            if (run := cls.unused(path)) is None:
                 raise UserError(f"resume={path}: that run is still going on")
             return run
         digest = fingerprint(config)
@@ -80,7 +80,7 @@ class RunDir:
     def _create(cls, new: Path, config: Mapping[str, Any], digest: str) -> RunDir:
         try:
             new.mkdir(parents=True, exist_ok=True)
-            run = cls._lock_free(new)
+            run = cls.unused(new)
             write_json(
                 new / "run.json", {"status": "RUNNING", "fingerprint": digest, "created": time.time(), "config": config}
             )
@@ -99,13 +99,13 @@ class RunDir:
             if (r := _read(p)) and r["fingerprint"] == digest
         ]
         for _, _, path in sorted(same, reverse=True):
-            if run := cls._lock_free(path.parent):
+            if run := cls.unused(path.parent):
                 return run
         return None
 
     @classmethod
-    def _lock_free(cls, path: Path) -> RunDir | None:
-        """The run directory, locked; None if a live process has the lock or there is no such folder."""
+    def unused(cls, path: Path) -> RunDir | None:
+        """The run directory `path`, locked; None if a live process has the lock or there is no such folder."""
         if not path.is_dir():
             return None
         lock = (path / ".lock").open("w")

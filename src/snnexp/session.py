@@ -37,14 +37,13 @@ TAGS = ("task", "dataset", "model", "neuron", "surrogate", "conversion", "calibr
 @dataclass
 class Session:
     """One run. `config` is the resolved config as plain containers, `choices` the option chosen of each group,
-    `overrides` the command line; `run_dir` is where everything is written.
+    `run_dir` is where everything is written.
 
     Picklable, so that data-parallel ranks can be spawned with it.
     """
 
     config: dict[str, Any]
     choices: dict[str, str]
-    overrides: list[str]
     run_dir: Path
     tracker: Tracker = field(init=False)
     new_dir: Path = field(init=False)  # what Hydra made for this run; with `resume`, `run_dir` is another
@@ -170,7 +169,7 @@ class Session:
             integer("seed", self.config["seed"], at_least=0)
             integer("timesteps", self.config["timesteps"], at_least=1)
         except InvalidValue as error:
-            raise UserError(f"{error.name}={error.value} is not allowed: it must be {error.allowed}") from error
+            raise error.told(error.name) from error
         for name in self.objectives:
             if name not in METRICS:
                 raise UserError(f"objective={name} is not allowed: it must be one of {', '.join(METRICS)}")
