@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 
 from snnexp.errors import InvalidValue, UserError
 
@@ -25,6 +26,18 @@ def build(group: str, config: Mapping[str, Any], **extra: Any) -> Any:
         raise _explained(group, config, error.__cause__ or error) from error
     except (InvalidValue, UserError, TypeError) as error:
         raise _explained(group, config, error) from error
+
+
+def accepted(node: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `offered` that the `_target_` of `node` names in its signature and `node` does not give itself.
+
+    So somebody's own callable gets its own keywords only. A target that cannot be found is left to `build` to explain.
+    """
+    try:
+        named = inspect.signature(get_object(node["_target_"])).parameters
+    except Exception:  # an import may raise anything
+        return dict(offered)
+    return {name: value for name, value in offered.items() if name in named and name not in node}
 
 
 def _explained(group: str, config: Mapping[str, Any], error: BaseException) -> BaseException:
