@@ -36,6 +36,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     _check_types(cfg)
     for key in FOLDERS:
         cfg[key] = str(Path(str(cfg[key])).expanduser().absolute())
+    if cfg.checkpoint is not None:
+        cfg.checkpoint = str(Path(str(cfg.checkpoint)).expanduser().absolute())
+        if not Path(cfg.checkpoint).is_file():
+            raise UserError(f"checkpoint={cfg.checkpoint}: there is no such file")
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} has no value: give one with {missing[0]}=VALUE")
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]

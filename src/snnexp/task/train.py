@@ -23,7 +23,7 @@ def train(session: Session) -> Metrics:
     Raises UserError for wrong values or missing data, Interrupted after Ctrl-C (the run can then be resumed).
     """
     session.check()
-    _ = session.data  # prepared before the run begins, and before ranks are spawned
+    session.network()  # data prepared and everything tried before the run begins, and before ranks are spawned
     return session.tracked(lambda: session.trainer.fabric().launch(_train, session))  # type: ignore[arg-type]
 
 
