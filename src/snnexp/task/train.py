@@ -74,7 +74,7 @@ def _finish(
         **best["metrics"],
         "test/loss": test.loss,
         "test/accuracy": test.accuracy,
-        "test/spikes_per_sample": test.spikes,
+        **({"test/spikes_per_sample": test.spikes} if test.rates else {}),  # an ANN has none
         "best_epoch": best["epoch"] + 1,
         "epochs": progress.epoch,
     }
