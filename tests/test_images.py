@@ -11,15 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 from conftest import ROOT, Done
+from snnexp.config import conf_dir
 from snnexp.dataset import standard
 from snnexp.dataset.augment import Augment, shifted
+from snnexp.dataset.base import Data, Split
 from snnexp.dataset.digits import digits
 from snnexp.dataset.image_folder import image_folder
 from snnexp.dataset.saccade import read_idx
 from snnexp.errors import InvalidValue, UserError
+from snnexp.session import Session
 from test_camera import DATA
 
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 60), "red": (220, 10, 0)}
@@ -300,6 +305,11 @@ QUICK = ("dataset=digits", "model=convnet", "model.width=8", "neuron=qcfs", "los
          "trainer.epochs=2", "trainer.threads=1", "tracking=none")
 
 
+def composed(*overrides: str) -> dict[str, object]:
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+
+
 def weights(done: Done) -> dict[str, torch.Tensor]:
     (folder,) = done.runs()
     return dict(torch.load(folder / "last.pt", weights_only=True)["model"])
@@ -339,6 +349,34 @@ def test_augmented_runs_repeat_and_the_seed_of_a_step_is_its_own(monkeypatch: py
     assert seeds[0] == seeds[1]
     assert len(set(seeds[0])) == len(seeds[0]) == 2 * 21  # epochs x steps, all different
     assert all(torch.equal(a, b) for a, b in zip(kept[0].values(), kept[1].values(), strict=True))
+
+
+def test_a_run_that_was_stopped_in_an_epoch_sees_the_same_augmented_images(tmp_path: Path) -> None:
+    from snnexp.training import Fit, Progress, load
+
+    class Killed(Exception):
+        pass
+
+    config = composed(*QUICK, "dataset.augment.crop=1", "dataset.augment.policy=svhn", "dataset.validation=0.9",
+                      "trainer.checkpoint_every_s=1e-9", "trainer.accelerator=cpu", "trainer.batch_size=16")
+
+    def fit(folder: Path, stop: int | None) -> dict[str, torch.Tensor]:
+        folder.mkdir(exist_ok=True)
+        session = Session(config, {}, [], folder)
+
+        def on_step(p: Progress, steps: int) -> None:
+            if (p.epoch, p.step) == (1, stop):
+                raise Killed
+
+        Fit(session.trainer.fabric(), session.network(), session.data, session.loss, session.optimizer,
+            session.scheduler, session.trainer, seed=0, folder=folder, on_step=on_step, on_epoch=lambda _: None).run()
+        return dict(load(folder / "last.pt")["model"])
+
+    straight = fit(tmp_path / "straight", None)
+    with pytest.raises(Killed):
+        fit(tmp_path / "stopped", 4)
+    resumed = fit(tmp_path / "stopped", None)
+    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
 
 
 @pytest.mark.parametrize("setting", ["trainer.channels_last=true", "trainer.data_on_device=true",
@@ -381,9 +419,25 @@ def test_wrong_values_are_refused_by_name(snnexp: Callable[..., Done], arguments
     assert not done.runs(), "nothing may have been begun"
 
 
-def test_every_image_dataset_takes_the_same_keys() -> None:
-    from omegaconf import OmegaConf
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_says_what_to_expect_and_can_be_made(path: Path) -> None:
+    header = [line for line in path.read_text().splitlines() if line.startswith("# ")]
+    assert header[0] == "# @package _global_"
+    assert header[1].startswith(f"# snnexp experiment={path.stem}")
+    assert any(line.startswith("# Expected: ") and "+-" in line for line in header)
+    assert any(line.startswith("# Time: ") for line in header)
+    session = Session(composed(f"experiment={path.stem}", "tracking=none"), {}, [], path.parent)
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    split = Split(images, torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    session.data = digits() if "digits" in path.stem else Data(
+        "like cifar10", split, split, split, shape=(3, 32, 32), classes=tuple("0123456789"), temporal=False)
+    session.check()
+    net = session.network()
+    assert net.T == 1
+    assert not net.sites()
 
+
+def test_every_image_dataset_takes_the_same_keys() -> None:
     keys = [set(OmegaConf.load(ROOT / f"conf/dataset/{name}.yaml")) for name in
             ("mnist", "fashion_mnist", "cifar10", "cifar100")]
     assert all(k == keys[0] for k in keys)
