@@ -387,13 +387,6 @@ def test_options_for_speed_train_as_well(snnexp: Callable[..., Done], setting: s
     assert done.result()["test/accuracy"] > 0.6
 
 
-@pytest.mark.slow
-def test_a_compiled_network_trains_to_the_same_accuracy(snnexp: Callable[..., Done]) -> None:
-    done = snnexp(*QUICK, "trainer.compile=true")
-    assert done.code == 0, done.err
-    assert done.result()["test/accuracy"] > 0.6
-
-
 @pytest.mark.parametrize(("arguments", "named"), [
     (["dataset=cifar10"], ["no data_batch_1", "no-data/cifar10", "dataset.download=true"]),
     (["dataset=image_folder"], ["no images in", "no-data/image_folder/train"]),
@@ -408,7 +401,7 @@ def test_a_compiled_network_trains_to_the_same_accuracy(snnexp: Callable[..., Do
       "+model.out_features=10"], ["cannot take digits's input (1, 8, 8)"]),
     (["neuron=qcfs", "neuron.L=0"], ["neuron.L=0", ">= 1"]),
     (["neuron=clip", "neuron.bound=0"], ["neuron.bound=0"]),
-    (["trainer.compile=1"], ["trainer.compile=1", "true or false"]),
+    (["trainer.channels_last=1"], ["trainer.channels_last=1", "true or false"]),
     (["checkpoint=/nowhere.pt"], ["checkpoint=/nowhere.pt", "no such file"])], ids=lambda a: " ".join(a))
 def test_wrong_values_are_refused_by_name(snnexp: Callable[..., Done], arguments: list[str], named: list[str]) -> None:
     done = snnexp(*arguments, "tracking=none")

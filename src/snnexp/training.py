@@ -46,7 +46,6 @@ class Trainer:
     threads: int | None
     checkpoint_every_s: float
     channels_last: bool
-    compile: bool
     data_on_device: bool
 
     def __post_init__(self) -> None:
@@ -57,7 +56,7 @@ class Trainer:
                 integer(name, getattr(self, name), at_least=1)
         if self.gradient_clip is not None:
             number("gradient_clip", self.gradient_clip, "a number > 0, or null", above=0)
-        for name in ("channels_last", "compile", "data_on_device"):
+        for name in ("channels_last", "data_on_device"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         number("checkpoint_every_s", self.checkpoint_every_s, "a number of seconds > 0", above=0)
         choice("precision", self.precision, PRECISIONS)
@@ -146,9 +145,7 @@ class Fit:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of convolutions' weights
         plain = optimizer(net.parameters())
         self.scheduler = scheduler(plain)
-        # the caller's `net` stays as it is: hooks on its sites would not be seen by a compiled one
-        trained = cast(nn.Module, torch.compile(net)) if trainer.compile else net
-        self.net, self.optimizer = fabric.setup(trained, plain)
+        self.net, self.optimizer = fabric.setup(net, plain)
         self.progress = Progress()
 
     def run(self) -> Progress:

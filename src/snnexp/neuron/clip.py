@@ -67,19 +67,14 @@ class _Bounded(torch.autograd.Function):
         ctx.save_for_backward(z, bound)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         z, bound = ctx.saved_tensors
         lam = bound.clamp(min=SMALLEST)
         above = z > lam
-        to_z = to_bound = None
-        if ctx.needs_input_grad[0]:
-            to_z = grad * ((z >= 0) & ~above)
-        if ctx.needs_input_grad[1]:  # (h - z)/lam inside, 1 above, 0 below: h - clip(z) vanishes on either side
-            each = above.to(z)
-            if ctx.levels:
-                each = each + (_value(z, lam, ctx.levels) - z.clamp(min=0).minimum(lam.to(z))) / lam
-            to_bound = (grad * each).sum(dtype=bound.dtype)
-        return to_z, to_bound, None
+        each = above.to(z)  # (h - z)/lam inside, 1 above, 0 below: h - clip(z) vanishes on either side
+        if ctx.levels:
+            each = each + (_value(z, lam, ctx.levels) - z.clamp(min=0).minimum(lam.to(z))) / lam
+        return grad * ((z >= 0) & ~above), (grad * each).sum(dtype=bound.dtype), None
 
 
 def _value(z: Tensor, lam: Tensor, levels: int | None) -> Tensor:
