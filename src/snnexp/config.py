@@ -82,7 +82,7 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 def _check_complete(cfg: DictConfig) -> None:
     for group in GROUPS:
         chosen = OmegaConf.select(cfg, group, throw_on_missing=False)
-        if not isinstance(chosen, DictConfig) or "_target_" not in chosen:
+        if not isinstance(chosen, DictConfig) or "_target_" not in list(chosen):
             raise UserError(f"{group}={_shown(chosen)} is not allowed: choose one of its options with {group}=OPTION, "
                             "a YAML file with a _target_ (see --help)")  # fmt: skip
     for key in KEYS:
