@@ -428,7 +428,7 @@ def test_every_preset_says_what_to_expect_and_can_be_made(path: Path) -> None:
     net = session.network()
     spiking = path.stem.startswith("nmnist")
     assert bool(net.sites()) == spiking
-    assert net.T == (session.config["timesteps"] if spiking else 1)
+    assert (session.config["timesteps"] if spiking else 1) == net.T
 
 
 def test_every_image_dataset_takes_the_same_keys() -> None:
