@@ -26,7 +26,7 @@ ROWS = (
     ("build", "config", "address"),
     ("model", "loss"),
     ("neuron", "dataset"),
-    ("surrogate", "dynamics", "timefold"),
+    ("surrogate", "dynamics", "timefold", "checkpoint"),
     ("errors",),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import traceback
 from collections.abc import Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 
 from snnexp.errors import InvalidValue, UserError
 
@@ -49,10 +50,24 @@ def _instantiated(group: str, config: Mapping[str, Any], node: Mapping[str, Any]
         raise cause  # noqa: B904  a UserError of its own, or a programming error: its traceback tells where
 
 
+def accepted(node: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `offered` that the `_target_` of `node` names in its signature and `node` does not give itself.
+
+    So somebody's own callable gets its own keywords only. A target that cannot be found is left to `build` to explain.
+    """
+    try:
+        named = inspect.signature(get_object(node["_target_"])).parameters
+    except Exception:  # an import may raise anything
+        return dict(offered)
+    return {name: value for name, value in offered.items() if name in named and name not in node}
+
+
 def _wrong_call(error: BaseException) -> bool:
     """Whether Hydra's call itself failed, for an argument that is missing or unknown, and not something inside it."""
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, TypeError) and "argument" in str(error) and "hydra" in frames[-1].filename
+    return isinstance(error, TypeError) and "argument" in str(error) and (
+        "hydra" in frames[-1].filename or frames[-1].filename == __file__
+    )
 
 
 def _refusal(group: str, config: Mapping[str, Any], nested: str, error: InvalidValue) -> UserError:

@@ -18,7 +18,7 @@ from snnexp.surrogate.limits import check_arguments
 
 FOLDERS = ("outputs_dir", "data_dir", "cache_dir")
 GROUPS = ("task", "dataset", "model", "neuron", "surrogate", "loss", "optimizer", "scheduler", "trainer", "tracking")
-KEYS = ("seed", "timesteps", "resume", "objective", *FOLDERS)
+KEYS = ("seed", "timesteps", "resume", "checkpoint", "objective", *FOLDERS)
 # What may differ between a run and its resumption: where things are, not what is computed.
 NOT_THE_EXPERIMENT = ("resume", "tracking", "objective", *FOLDERS)
 PLACES = ("dataset.root", "dataset.cache")
@@ -42,6 +42,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     _check_types(cfg)
     for key in FOLDERS:
         cfg[key] = str(Path(cfg[key]).expanduser().absolute())
+    if cfg.checkpoint is not None:
+        cfg.checkpoint = str(Path(cfg.checkpoint).expanduser().absolute())
+        if not Path(cfg.checkpoint).is_file():
+            raise UserError(f"checkpoint={cfg.checkpoint}: there is no such file")
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} has no value: give one with {missing[0]}=VALUE")
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -78,7 +82,7 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 def _check_complete(cfg: DictConfig) -> None:
     for group in GROUPS:
         chosen = OmegaConf.select(cfg, group, throw_on_missing=False)
-        if not isinstance(chosen, DictConfig) or "_target_" not in chosen:
+        if not isinstance(chosen, DictConfig) or "_target_" not in list(chosen):
             raise UserError(f"{group}={_shown(chosen)} is not allowed: choose one of its options with {group}=OPTION, "
                             "a YAML file with a _target_ (see --help)")  # fmt: skip
     for key in KEYS:
@@ -89,6 +93,8 @@ def _check_complete(cfg: DictConfig) -> None:
             raise UserError(f"{key}={_shown(cfg[key])} is not allowed: it must be the path of a folder")
     if not isinstance(cfg.resume, bool | str):
         raise UserError(f"resume={_shown(cfg.resume)} is not allowed: it must be true, false or a run directory")
+    if not isinstance(cfg.checkpoint, str | None):
+        raise UserError(f"checkpoint={_shown(cfg.checkpoint)} is not allowed: it must be a file of weights, or null")
 
 
 def _check_types(cfg: DictConfig) -> None:
@@ -106,7 +112,7 @@ def _check_types(cfg: DictConfig) -> None:
         config_name=str(hydra.job.config_name), overrides=chosen, run_mode=RunMode.RUN, from_shell=False
     )  # fmt: skip
     for key, default, value in _pairs(example, cfg):
-        if key not in ("resume", "objective", *FOLDERS) and not _same_type(default, value):
+        if key not in ("resume", "checkpoint", "objective", *FOLDERS) and not _same_type(default, value):
             hint = "; as text: quote it twice, \"'...'\"" if isinstance(default, str) and value is not None else ""
             kind = _kind(default)
             raise UserError(f"{key}={_shown(value)} is not allowed: it must be {kind} (default {default}){hint}")

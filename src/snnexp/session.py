@@ -20,13 +20,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from snnexp.build import build
+from snnexp.build import accepted, build
+from snnexp.checkpoint import load_into
 from snnexp.config import flatten
 from snnexp.dataset.base import Data
 from snnexp.errors import InvalidValue, UserError, integer
 from snnexp.rundir import RunDir, write_json
 from snnexp.terminal import closing_table
-from snnexp.timefold import TimeFold
+from snnexp.timefold import Normalize, TimeFold
 from snnexp.tracking import Status, Tracker
 from snnexp.training import METRICS, Metrics, Trainer
 
@@ -97,11 +98,16 @@ class Session:
 
     @property
     def name(self) -> str:
-        chosen = [self.choices[g] for g in ("model", "dataset", "neuron", "surrogate") if self.choices.get(g)]
-        return "-".join([*chosen, f"s{self.seed}"])
+        made = self._choices()
+        return "-".join([*(made[g] for g in ("model", "dataset", "neuron", "surrogate") if g in made), f"s{self.seed}"])
+
+    def _choices(self) -> dict[str, str]:
+        """The option of each group in TAGS that has a part in the run: an activation takes no surrogate."""
+        spiking = self.config["surrogate"]["_target_"] in flatten(self.config["neuron"]).values()
+        return {g: self.choices[g] for g in TAGS if self.choices.get(g) and (spiking or g != "surrogate")}
 
     def _tags(self) -> dict[str, str]:
-        tags = {group: self.choices[group] for group in TAGS if self.choices.get(group)}
+        tags = self._choices()
         checkout = Path(__file__).resolve().parents[2]
         if not (checkout / ".git").exists():  # installed from a wheel
             return tags | {"version": version("snnexp")}
@@ -152,7 +158,10 @@ class Session:
         return build("dataset", self.config)  # type: ignore[no-any-return]
 
     def network(self) -> TimeFold:
-        """A fresh network for the dataset; its weights are a function of the seed."""
+        """A network for the dataset: its weights are those of `checkpoint`, or a function of the seed.
+
+        Raises UserError if it cannot be made, does not take the dataset's input, or the checkpoint does not fit.
+        """
         data = self.data
         steps = data.train.x.shape[1] if data.temporal else self.config["timesteps"]
         if steps != self.config["timesteps"]:
@@ -160,8 +169,31 @@ class Session:
                 f"timesteps={self.config['timesteps']} but the dataset gives {steps} steps: set timesteps alone"
             )
         torch.manual_seed(self.seed)
-        net = build("model", self.config, shape=data.shape, classes=len(data.classes), neuron=self.neuron)
-        return TimeFold(net, self.config["timesteps"], temporal=data.temporal)
+        offered = {"shape": data.shape, "classes": len(data.classes), "neuron": self.neuron}
+        net = build("model", self.config, **accepted(self.config["model"], offered))
+        front = Normalize(*data.normalize) if data.normalize else None
+        folded = TimeFold(net, self.config["timesteps"], temporal=data.temporal, front=front)
+        if path := self.config.get("checkpoint"):
+            load_into(folded, path)
+        self._try(folded)
+        return folded
+
+    def _try(self, net: TimeFold) -> None:
+        """Show the network one sample, so that what does not fit together is told before anything is trained."""
+        data = self.data
+        model, wanted = self.config["model"]["_target_"], len(data.classes)
+        x, _ = next(data.val.batches(1))
+        try:
+            with torch.no_grad():
+                answer = tuple(net.eval()(x).shape)
+        except InvalidValue:
+            raise
+        except Exception as error:  # the network may be anybody's
+            raise UserError(f"model ({model}) cannot take {data.name}'s input {tuple(data.shape)}: {error}") from error
+        if answer != (net.T, 1, wanted):
+            raise UserError(f"model ({model}) must answer with one number for each of {data.name}'s {wanted} classes; "
+                            f"its output for one sample is {answer[1:]}")
+        net.train()
 
     def check(self) -> None:
         """Refuse wrong values now, before any data is prepared. Raises UserError."""

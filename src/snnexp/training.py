@@ -53,6 +53,8 @@ class Trainer:
     precision: str
     threads: int | None
     checkpoint_every_s: float
+    channels_last: bool
+    data_on_device: bool
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "eval_batch_size", "devices"):
@@ -62,6 +64,8 @@ class Trainer:
                 integer(name, getattr(self, name), at_least=1)
         if self.gradient_clip is not None:
             number("gradient_clip", self.gradient_clip, "a number > 0, or null", above=0)
+        for name in ("channels_last", "data_on_device"):
+            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         number("checkpoint_every_s", self.checkpoint_every_s, "a number of seconds > 0", above=0)
         choice("precision", self.precision, PRECISIONS)
         choice("accelerator", self.accelerator, ("auto", "cpu", "cuda"))
@@ -148,8 +152,11 @@ class Fit:
         on_step: Report,
         on_epoch: Callable[[Progress], None],
     ) -> None:
-        self.fabric, self.data, self.loss, self.trainer, self.seed = fabric, data, loss, trainer, seed
+        self.fabric, self.loss, self.trainer, self.seed = fabric, loss, trainer, seed
+        self.data = data.to(fabric.device) if trainer.data_on_device else data
         self.folder, self.on_step, self.on_epoch = folder, on_step, on_epoch
+        if trainer.channels_last:
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of convolutions' weights
         plain = optimizer(net.parameters())
         self.scheduler = scheduler(plain)
         self.net, self.optimizer = fabric.setup(net, plain)
@@ -184,6 +191,9 @@ class Fit:
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         x, y = self.fabric.to_device(x), self.fabric.to_device(y)
+        if self.data.augment:
+            where = self.progress.epoch, self.progress.step, self.fabric.global_rank
+            x = self.data.augment(x, _mix(self.seed, *where))
         self.optimizer.zero_grad(set_to_none=True)
         outputs = self.net(x)
         loss = self.loss(outputs, y)

@@ -81,12 +81,13 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: i
             yield future.result()
 
 
-def progress(chunks: Iterable[Result], what: str, total: int, size: Callable[[Result], int]) -> Iterator[Result]:
+def progress(chunks: Iterable[Result], what: str, total: int, size: Callable[[Result], int],
+             unit: str = "recordings") -> Iterator[Result]:
     """Pass `chunks` on while a bar on stderr shows how many of `total` are done; off a terminal, log start and end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    log.info("%s: %d recordings", what, total)
+    log.info("%s: %d %s", what, total, unit)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=total)

@@ -23,7 +23,7 @@ def train(session: Session) -> Metrics:
     Raises UserError for wrong values or missing data, Interrupted after Ctrl-C (the run can then be resumed).
     """
     session.check()
-    session.network()  # data are prepared and the model is known to fit them before the run begins
+    session.network()  # data are prepared and everything is tried before the run begins, and before ranks are spawned
     return session.tracked(lambda: launched(session.trainer, _train, session))
 
 
@@ -73,7 +73,7 @@ def _finish(
         **best["metrics"],
         "test/loss": test.loss,
         "test/accuracy": test.accuracy,
-        "test/spikes_per_sample": test.spikes,
+        **({"test/spikes_per_sample": test.spikes} if test.rates else {}),  # an ANN has none
         "best_epoch": best["epoch"] + 1,
         "epochs": progress.epoch,
     }
