@@ -55,7 +55,7 @@ def ours(args: argparse.Namespace, x: Tensor, y: Tensor) -> float:
     data = Data("random", Split(x, y, rows), Split(x, y, few), Split(x, y, few), shape=(3, 32, 32),
                 classes=tuple("0123456789"), temporal=False, augment=Augment(crop=4, flip=True),
                 normalize=((0.5,) * 3, (0.25,) * 3))
-    session = Session(config(args, 2), {}, [], Path(tempfile.mkdtemp()))
+    session = Session(config(args, 2), {}, Path(tempfile.mkdtemp()))
     session.data = data
     times: list[float] = []
     Fit(session.trainer.fabric(), session.network(), data, session.loss, session.optimizer, session.scheduler,

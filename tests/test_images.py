@@ -362,7 +362,7 @@ def test_a_run_that_was_stopped_in_an_epoch_sees_the_same_augmented_images(tmp_p
 
     def fit(folder: Path, stop: int | None) -> dict[str, torch.Tensor]:
         folder.mkdir(exist_ok=True)
-        session = Session(config, {}, [], folder)
+        session = Session(config, {}, folder)
 
         def on_step(p: Progress, steps: int) -> None:
             if (p.epoch, p.step) == (1, stop):
@@ -419,7 +419,7 @@ def test_every_preset_says_what_to_expect_and_can_be_made(path: Path) -> None:
     assert header[1].startswith(f"# snnexp experiment={path.stem}")
     assert any(line.startswith("# Expected: ") and "+-" in line for line in header)
     assert any(line.startswith("# Time: ") for line in header)
-    session = Session(composed(f"experiment={path.stem}", "tracking=none"), {}, [], path.parent)
+    session = Session(composed(f"experiment={path.stem}", "tracking=none"), {}, path.parent)
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     split = Split(images, torch.zeros(2, dtype=torch.int64), torch.arange(2))
     session.data = digits() if "digits" in path.stem else Data(
