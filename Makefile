@@ -47,8 +47,11 @@ lint: $(READY)  ## ruff and mypy (strict on src/)
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure speed against named peers (DATA_DIR=folder with nmnist/ and mnist/)
-	$(BIN)/python bench/train_two_layer.py $(ARGS)
+bench: $(READY)  ## measure speed against named peers (DATA_DIR=folder with nmnist/ for the real recordings)
+	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/train_two_layer.py $(if $(DATA_DIR),--data $(DATA_DIR)/nmnist) $(ARGS)
+	$(if $(DATA_DIR),$(BIN)/python bench/load_frames.py --data $(DATA_DIR))
+	$(if $(DATA_DIR),$(BIN)/python bench/nmnist_accuracy.py --data $(DATA_DIR)/nmnist)
 
 wheel: $(READY)  ## build dist/*.whl, which carries the configs
 	$(BIN)/python -m build --wheel --no-isolation

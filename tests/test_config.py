@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -31,13 +32,33 @@ REFUSED = [
     (["trainer.precision=8"], ["trainer.precision=8", "text"]),
     (["trainer.precision=int8"], ["trainer.precision=int8", "32-true"]),
     (["trainer.accelerator=tpu"], ["trainer.accelerator=tpu", "cpu"]),
-    (["trainer.monitor=test/accuracy"], ["trainer.monitor=test/accuracy", "validation metric"]),
+    (["trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "on a CPU"]),
+    (["trainer.monitor=test/accuracy"], ["trainer.monitor=test/accuracy", "val/accuracy, val/loss"]),
+    (["trainer.monitor=val/nope"], ["trainer.monitor=val/nope", "val/accuracy, val/loss"]),
+    (["objective=val/nope"], ["objective=val/nope", "val/accuracy, val/loss"]),
+    (["objective=train/loss"], ["objective=train/loss", "validation metric"]),
+    (["experiment=nope"], ["experiment/nope"]),
+    (["~optimizer"], ["optimizer=", "choose one of its options"]),
+    (["~timesteps"], ["timesteps is missing"]),
+    (["outputs_dir=null"], ["outputs_dir=None", "path of a folder"]),
+    (["resume=[1]"], ["resume=[1]", "run directory"]),
+    (["dataset.root=5", "dataset=nmnist"], ["dataset.root=5", "text"]),
+    (["dataset.cache=null"], ["dataset.cache=None", "text"]),
+    (["tracking.uri=5"], ["tracking.uri=5"]),
+    (["tracking.experiment=2024"], ["tracking.experiment=2024", "quote it twice"]),
+    (["+dataset.camera.blur=abc"], ["dataset.camera.blur=abc"]),
+    (["+dataset.camera.seed=-1"], ["dataset.camera.seed=-1"]),
+    (["dataset.timesteps=0"], ["dataset.timesteps=0"]),
+    (["dataset.validation=2"], ["dataset.validation=2"]),
+    (["cache_dir=/proc/nope"], ["cache_dir=/proc/nope"]),
+    (["neuron=spikingjelly", "model.readout=potential"], ["model.readout=potential", "decay"]),
     (["objective=test/accuracy"], ["objective=test/accuracy", "validation metric"]),
     (["optimizer.lr=-1"], ["optimizer", "-1"]),
     (["optimizer.lr=fast"], ["optimizer.lr=fast", "a number"]),
     (["+optimizer.speed=1"], ["optimizer", "speed"]),
     (["loss=cross_entropy", "loss.scale=0"], ["loss.scale=0", "> 0"]),
     (["model.hidden=0"], ["model.hidden=0", ">= 1"]),
+    (["+model.foo=1"], ["model", "foo"]),
     (["model.readout=vote"], ["model.readout=vote", "potential"]),
     (["dataset.validation=1.5"], ["dataset.validation=1.5"]),
     (["dataset=nmnist"], ["Train", "no-data/nmnist"]),
@@ -53,14 +74,62 @@ def test_wrong_value_is_refused_by_name(snnexp: Callable[..., Done], arguments: 
     for words in named:
         assert words in done.err
     assert "Traceback" not in done.err
-    assert not [r for r in done.runs() if (r / "last.pt").exists()], "nothing may have been trained"
+    assert not done.runs(), "no run may have been opened"
 
 
-def test_a_refused_value_leaves_no_folder(snnexp: Callable[..., Done]) -> None:
-    done = snnexp("neuron.threshold=0")
+EARLY = ["dataset.validation=2", "neuron.threshold=0", "resume=/bad", "objective=val/x", "trainer.monitor=val/x",
+         "optimizer.lr=-1", "tracking.uri=http://127.0.0.1:9"]  # fmt: skip
+
+
+@pytest.mark.parametrize("argument", EARLY)
+def test_what_can_be_known_is_refused_before_data_are_prepared(
+    snnexp: Callable[..., Done], tmp_path: Path, argument: str
+) -> None:
+    done = snnexp(argument, f"cache_dir={tmp_path / 'untouched'}")
     assert done.code == 1
-    assert not [p for p in done.outputs.rglob("*") if p.is_file()]
-    assert not list(done.outputs.glob("runs/*/*"))
+    assert argument.split("=")[0] in done.err.replace("optimizer:", "optimizer.lr")
+    assert not (tmp_path / "untouched").exists()
+
+
+def test_other_steps_than_the_datasets_are_refused(snnexp: Callable[..., Done]) -> None:
+    done = snnexp("timesteps=4", "dataset.timesteps=6")
+    assert done.code == 1
+    assert "timesteps=4 but the dataset gives 6" in done.err
+
+
+def test_a_group_and_an_experiment_of_the_users_own_are_checked_like_ours(
+    snnexp: Callable[..., Done], tmp_path: Path
+) -> None:
+    (tmp_path / "conf" / "lab").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment").mkdir()
+    (tmp_path / "conf" / "lab" / "week1.yaml").write_text("# @package _global_\ntrainer:\n  epochs: 1\n")
+    (tmp_path / "conf" / "experiment" / "first.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - /lab: week1\nmodel:\n  hidden: 8\ntimesteps: 4\n"
+    )
+    for chosen in ("+lab=week1", "experiment=first"):
+        small = ("timesteps=4", "model.hidden=8", "tracking=none", "seed=2")
+        assert snnexp("--config-dir", str(tmp_path / "conf"), chosen, *small).code == 0
+        done = snnexp("--config-dir", str(tmp_path / "conf"), chosen, *small, "trainer.epochs=x")
+        assert "trainer.epochs=x is not allowed" in done.err
+
+
+def test_an_error_inside_a_users_code_keeps_its_traceback(
+    snnexp: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "buggy.py").write_text("def data(size):\n    return None + size\n")
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    (tmp_path / "conf" / "dataset" / "buggy.yaml").write_text("_target_: buggy.data\nsize: 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    done = snnexp("--config-dir", str(tmp_path / "conf"), "dataset=buggy")
+    assert done.code == 1
+    assert 'buggy.py", line 2' in done.err
+
+
+def test_a_refused_value_leaves_no_folder(snnexp: Callable[..., Done], tmp_path: Path) -> None:
+    for argument in ("neuron.threshold=0", "model.hidden=0"):
+        assert snnexp(argument).code == 1
+        assert not [p for p in (tmp_path / "outputs").rglob("*") if p.is_file()]
+        assert not list((tmp_path / "outputs").glob("runs/*/*"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from snnexp.build import build
 
 # From the command line down to equations; a module may import from its own row (its package) and from rows below.
 ROWS = (
+    ("__main__",),
     ("run", "callbacks"),
     ("task",),
     ("session",),
@@ -25,7 +26,7 @@ ROWS = (
     ("build", "config", "address"),
     ("model", "loss"),
     ("neuron", "dataset"),
-    ("surrogate", "dynamics", "timefold"),
+    ("surrogate", "dynamics", "timefold", "checkpoint"),
     ("errors",),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snnexp.dataset.events import Events
+from snnexp.dataset.events import Events, decode
 from snnexp.dataset.frames import bin_of_event, count, to_bytes
 
 
@@ -56,3 +56,20 @@ def test_bytes_saturate_and_tell_or_are_binary() -> None:
     assert (array.tolist(), cut, array.dtype) == ([0, 1, 255, 255, 255], 2, np.uint8)
     array, cut = to_bytes(counts, "binary")
     assert (array.tolist(), cut) == ([0, 1, 1, 1, 1], 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 33), st.integers(0, 33), st.integers(0, 1), st.integers(0, 400_000)), min_size=1),
+    st.integers(1, 12),
+    st.sampled_from(["time", "count"]),
+)
+def test_from_bytes_to_frames_every_event_is_counted_where_it_was(rows, timesteps, bins) -> None:
+    """Against a count by hand: address and polarity of the raw bits, and the bin by the event's rank or time."""
+    raw = b"".join(bytes([x, y]) + ((p << 23) | t).to_bytes(3, "big") for x, y, p, t in rows)
+    counts = count([decode(raw, name="fuzz")], timesteps, bins, 315_000, 34, 34)[0]
+    expected = np.zeros_like(counts)
+    ordered = sorted(rows, key=lambda row: row[3])  # stable, as the reader's order
+    for rank, (x, y, p, t) in enumerate(ordered):
+        by_time, by_count = t * timesteps // 315_000, rank // max(len(rows) // timesteps, 1)
+        expected[min(by_time if bins == "time" else by_count, timesteps - 1), p, y, x] += 1
+    assert np.array_equal(counts, expected)

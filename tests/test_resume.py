@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -110,7 +111,7 @@ def test_killed_in_mid_epoch_then_resumed_ends_with_the_same_bits(environment: d
     arguments = (
         *EIGHT,
         "tracking=none",
-        "trainer.epochs=4",
+        "trainer.epochs=6",
         "trainer.checkpoint_every_s=0.01",
         "trainer.batch_size=16",
     )
@@ -169,7 +170,7 @@ def test_resume_of_a_named_folder_checks_the_configuration(snnexp: Callable[...,
 
 
 def test_resume_leaves_a_live_run_alone(snnexp: Callable[..., Done], environment: dict[str, str]) -> None:
-    arguments = (*SMALL, "trainer.epochs=300", "tracking=none")
+    arguments = (*SMALL, "trainer.epochs=3000", "tracking=none")
     process = start(environment, *arguments)
     outputs = Path(environment["SNNEXP_OUTPUTS"])
     try:
@@ -224,6 +225,30 @@ def test_a_disk_that_fills_up_during_a_run(environment: dict[str, str], tmp_path
         assert "No space left on device" in err
         assert "Traceback" not in err
         assert load(only_run(disk) / "best.pt")["epoch"] == 0, "what was written before is whole"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_disk_that_stays_full_is_told_once(environment: dict[str, str], tmp_path: Path) -> None:
+    """With tracking, and another program that takes all room: every write fails, the first is told, nothing is lost."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        process = start(environment | {"SNNEXP_OUTPUTS": str(disk / "outputs")}, *SMALL, "trainer.epochs=200")
+        while process.poll() is None and not list(disk.glob("outputs/runs/*/*/last.pt")):
+            time.sleep(0.02)
+        with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert "No space left on device" in err
+        assert "Traceback" not in err
+        assert load(only_run(disk / "outputs") / "last.pt")["epoch"] >= 1
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

@@ -208,9 +208,9 @@ def test_killed_at_random_moments_and_resumed_it_is_one_complete_run(
 ) -> None:
     outputs, chance, kills = request.getfixturevalue(store), random.Random(0), 0
     for attempt in range(20):
-        process = fork.Process(target=train, args=(outputs, "a", 0.01))
+        process = fork.Process(target=train, args=(outputs, "a", 0.06))  # 2.4 s at least: four kills fit in
         process.start()
-        process.join(chance.uniform(0.0, 1.0) if attempt < 8 else 60)
+        process.join(chance.uniform(0.0, 0.6) if attempt < 8 else 60)
         if process.exitcode is None:
             os.kill(process.pid or 0, signal.SIGKILL)
             process.join()

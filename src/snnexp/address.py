@@ -17,7 +17,7 @@ LOCK_PATIENCE = 30.0
 
 def checked(uri: str) -> str:
     """`uri`, an SQLite file made absolute. Raises InvalidValue for other kinds of stores."""
-    require(URI.fullmatch(uri) is not None, "uri", masked(uri),
+    require(isinstance(uri, str) and URI.fullmatch(uri) is not None, "uri", masked(str(uri)),
             "an MLflow server (http://HOST:PORT) or a database (sqlite:///FILE, postgresql://..., mysql://...); "
             "plain folders (file:, ./mlruns) are no longer developed by MLflow and cannot be used")
     path = database(uri)

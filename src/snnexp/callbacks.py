@@ -21,7 +21,10 @@ class Outputs(Callback):
     """Makes sure that `outputs_dir` can be written, before Hydra makes its directories there (with a traceback)."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(str(config.outputs_dir)).expanduser()
+        if not isinstance(config.outputs_dir, str):
+            print(f"outputs_dir={config.outputs_dir} is not allowed: it must be the path of a folder", file=sys.stderr)
+            sys.exit(1)
+        folder = Path(config.outputs_dir).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / ".writable"

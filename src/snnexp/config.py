@@ -17,9 +17,14 @@ from snnexp.errors import InvalidValue, UserError
 from snnexp.surrogate.limits import check_arguments
 
 FOLDERS = ("outputs_dir", "data_dir", "cache_dir")
-SWITCH_OR_PATH = ("resume",)
-# What may differ between a run and its resumption: where things go, not what is computed.
+GROUPS = ("task", "dataset", "model", "neuron", "surrogate", "loss", "optimizer", "scheduler", "trainer", "tracking")
+KEYS = ("seed", "timesteps", "resume", "checkpoint", "objective", *FOLDERS)
+# What may differ between a run and its resumption: where things are, not what is computed.
 NOT_THE_EXPERIMENT = ("resume", "tracking", "objective", *FOLDERS)
+PLACES = ("dataset.root", "dataset.cache")
+
+# Hydra makes its directories before anyone can look at the config: so `~` is resolved where it is composed.
+OmegaConf.register_new_resolver("folder", lambda path: str(Path(str(path)).expanduser().absolute()), replace=True)
 
 
 def conf_dir() -> str:
@@ -33,15 +38,20 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
     Raises UserError for a value of the wrong type, a missing mandatory value, or an interpolation that leads nowhere.
     """
+    _check_complete(cfg)
     _check_types(cfg)
     absolute(cfg)
+    if cfg.checkpoint is not None:
+        cfg.checkpoint = str(Path(cfg.checkpoint).expanduser().absolute())
+        if not Path(cfg.checkpoint).is_file():
+            raise UserError(f"checkpoint={cfg.checkpoint}: there is no such file")
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} has no value: give one with {missing[0]}=VALUE")
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     try:  # SpikingJelly accepts what turns gradients around
         check_arguments(config["surrogate"]["_target_"], config["surrogate"])
     except InvalidValue as error:
-        raise UserError(f"surrogate.{error.name}={error.value} is not allowed: it must be {error.allowed}") from error
+        raise error.told(f"surrogate.{error.name}") from error
     return config
 
 
@@ -51,14 +61,19 @@ def absolute(cfg: DictConfig) -> None:
         cfg[key] = str(Path(str(cfg[key])).expanduser().absolute())
 
 
-def check_objective(names: str | list[str]) -> None:
+def check_objective(names: object) -> None:
     """Raises UserError for a metric that must not choose."""
-    for name in [names] if isinstance(names, str) else names:
-        if name.startswith("test/"):
+    for name in listed(names):
+        if not isinstance(name, str) or not name.startswith("val/"):
             raise UserError(
-                f"objective={name} is not allowed: choosing by test data would invalidate the test; "
-                "take a validation metric such as val/accuracy"
+                f"objective={name} is not allowed: it must be a validation metric such as val/accuracy "
+                "(choosing by test data would invalidate the test)"
             )
+
+
+def listed(names: Any) -> list[Any]:
+    """The objective's metrics: one, several, or none."""
+    return list(names) if isinstance(names, list) else [] if names is None else [names]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -72,49 +87,65 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def experiment_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines a run's result, flattened: everything but places, tracking and the objective."""
+    kept = flatten({key: value for key, value in config.items() if key not in NOT_THE_EXPERIMENT})
+    return {key: value for key, value in kept.items() if key not in PLACES}
+
+
 def fingerprint(config: Mapping[str, Any]) -> str:
     """Digest of everything that determines a run's result; equal for a run and its resumption."""
-    kept = {key: value for key, value in config.items() if key not in NOT_THE_EXPERIMENT}
+    kept = experiment_of(config)
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _check_complete(cfg: DictConfig) -> None:
+    for group in GROUPS:
+        chosen = OmegaConf.select(cfg, group, throw_on_missing=False)
+        if not isinstance(chosen, DictConfig) or "_target_" not in list(chosen):
+            raise UserError(f"{group}={_shown(chosen)} is not allowed: choose one of its options with {group}=OPTION, "
+                            "a YAML file with a _target_ (see --help)")  # fmt: skip
+    for key in KEYS:
+        if key not in cfg:
+            raise UserError(f"{key} is missing: it cannot be deleted")
+    for key in FOLDERS:
+        if not isinstance(cfg[key], str):
+            raise UserError(f"{key}={_shown(cfg[key])} is not allowed: it must be the path of a folder")
+    if not isinstance(cfg.resume, bool | str):
+        raise UserError(f"resume={_shown(cfg.resume)} is not allowed: it must be true, false or a run directory")
+    if not isinstance(cfg.checkpoint, str | None):
+        raise UserError(f"checkpoint={_shown(cfg.checkpoint)} is not allowed: it must be a file of weights, or null")
 
 
 def _check_types(cfg: DictConfig) -> None:
     """Type by example: an overridden value must have the type of the default that it replaces.
 
-    Costs a second composition, so only where a value (not a group) was overridden.
+    The defaults are composed anew with the command line's choices of groups alone, so this costs a second composition,
+    and only where a value was overridden.
     """
     hydra = HydraConfig.get()
-    if not _sets_values(list(hydra.overrides.task)) and "experiment" not in hydra.runtime.choices:
+    groups = set(hydra.runtime.choices)
+    chosen = [o for o in hydra.overrides.task if o.split("=", 1)[0].lstrip("+~").split("@")[0] in groups]
+    if len(chosen) == len(hydra.overrides.task):
         return
-    choices = [
-        f"{group.split('@')[0]}={option}"
-        for group, option in hydra.runtime.choices.items()
-        if option is not None and not group.startswith("hydra/") and group not in ("experiment", "sweep")
-    ]
-    example = (
-        GlobalHydra.instance()
-        .config_loader()
-        .load_configuration(
-            config_name=str(hydra.job.config_name), overrides=choices, run_mode=RunMode.RUN, from_shell=False
-        )
-    )
+    example = GlobalHydra.instance().config_loader().load_configuration(
+        config_name=str(hydra.job.config_name), overrides=chosen, run_mode=RunMode.RUN, from_shell=False
+    )  # fmt: skip
     for key, default, value in _pairs(example, cfg):
-        if key not in SWITCH_OR_PATH and not _same_type(default, value):
-            raise UserError(f"{key}={_shown(value)} is not allowed: it must be {_kind(default)} (default {default})")
-
-
-def _sets_values(overrides: list[str]) -> bool:
-    groups = set(HydraConfig.get().runtime.choices)
-    return any(o.split("=", 1)[0].lstrip("+~") not in groups for o in overrides)
+        if key not in ("resume", "checkpoint", "objective", *FOLDERS) and not _same_type(default, value):
+            hint = "; as text: quote it twice, \"'...'\"" if isinstance(default, str) and value is not None else ""
+            kind = _kind(default)
+            raise UserError(f"{key}={_shown(value)} is not allowed: it must be {kind} (default {default}){hint}")
 
 
 def _pairs(example: DictConfig, cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, default, value) of every value that both have and the user may have set."""
     for key in example:
         key = str(key)
         name = f"{prefix}{key}"
         if key == "hydra" or key not in cfg or any(OmegaConf.is_missing(c, key) for c in (example, cfg)):
             continue
-        if OmegaConf.is_interpolation(example, key) or OmegaConf.is_interpolation(cfg, key):
+        if OmegaConf.is_interpolation(cfg, key):
             continue
         default, value = example[key], cfg[key]
         if isinstance(default, DictConfig) and isinstance(value, DictConfig):
@@ -124,8 +155,8 @@ def _pairs(example: DictConfig, cfg: DictConfig, prefix: str = "") -> Iterator[t
 
 
 def _same_type(default: Any, value: Any) -> bool:
-    if default is None or value is None:
-        return True
+    if default is None or value is None:  # null is a value where it is the default
+        return default is None
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, float):

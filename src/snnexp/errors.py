@@ -23,6 +23,10 @@ class InvalidValue(ValueError):
         super().__init__(f"{name}={value!r} is not allowed: it must be {allowed}")
         self.name, self.value, self.allowed = name, value, allowed
 
+    def told(self, key: str) -> UserError:
+        """The same refusal for the user, under the full config key."""
+        return UserError(f"{key}={self.value} is not allowed: it must be {self.allowed}")
+
     def __reduce__(self) -> tuple[type[InvalidValue], tuple[str, object, str]]:
         return type(self), (self.name, self.value, self.allowed)
 

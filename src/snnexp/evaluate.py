@@ -61,13 +61,13 @@ def evaluate(
 
 @contextmanager
 def recorded(net: TimeFold) -> Iterator[dict[str, Tensor]]:
-    """Collect the output train [T, N, ...] of every site of `net` during forward passes, by the site's name."""
+    """Collect the spike trains [T, N, ...] of `net` during forward passes, by the site's name."""
     trains: dict[str, Tensor] = {}
 
     def hook(name: str) -> object:
         return lambda _module, _input, output: trains.__setitem__(name, unfold(output.detach(), net.T))
 
-    handles = [site.register_forward_hook(hook(name)) for name, site in net.sites().items()]  # type: ignore[arg-type]
+    handles = [site.register_forward_hook(hook(name)) for name, site in net.sites().items() if site.spiking]  # type: ignore[arg-type]
     try:
         yield trains
     finally:

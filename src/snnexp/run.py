@@ -11,8 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from snnexp.callbacks import close_failed
-from snnexp.config import check_objective, checked, conf_dir
-from snnexp.errors import UserError
+from snnexp.config import check_objective, checked, conf_dir, listed
 
 
 @hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")
@@ -24,7 +23,7 @@ def run(cfg: DictConfig) -> float | list[float] | None:
 
     hydra_config = HydraConfig.get()
     choices = {group: str(option) for group, option in hydra_config.runtime.choices.items() if option is not None}
-    session = Session(config, choices, list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir))
+    session = Session(config, choices, Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task))
     task = build("task", config)
     try:
         return objective(config["objective"], task(session))
@@ -33,21 +32,11 @@ def run(cfg: DictConfig) -> float | list[float] | None:
             session.new_dir.rmdir()  # Hydra makes it before anyone knows whether there is something to write
 
 
-def objective(names: str | list[str], result: dict[str, float]) -> float | list[float] | None:
-    """The objective's value (a list for several) in a task's `result`; None if the task gave no validation metric.
-
-    Raises UserError if a name is not among the metrics.
-    """
-    if not any(key.startswith("val/") for key in result):
+def objective(names: str | list[str] | None, result: dict[str, float]) -> float | list[float] | None:
+    """The objective's value (a list for several) in a task's `result`; None if the task gave no such metric."""
+    if names is None or not set(listed(names)) <= set(result):
         return None
-    for name in _listed(names):
-        if name not in result:
-            raise UserError(f"objective={name} is not a metric of this run; it has: {', '.join(sorted(result))}")
     return result[names] if isinstance(names, str) else [result[name] for name in names]
-
-
-def _listed(names: str | list[str]) -> list[str]:
-    return [names] if isinstance(names, str) else names
 
 
 def main() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from snnexp.config import NOT_THE_EXPERIMENT, fingerprint, flatten
+from snnexp.config import experiment_of, fingerprint
 from snnexp.errors import UserError
 
 
@@ -26,25 +27,31 @@ class RunDir:
     def open(cls, new: Path, config: Mapping[str, Any]) -> RunDir:
         """The folder to write to: `new`, or, with `resume`, the one of the run to take up.
 
-        `resume=true` takes the newest run of the same configuration that no live process holds, and starts at `new`
-        if there is none. Raises UserError if a named folder is no run, is of another configuration or still running,
-        or if `new` cannot be written.
+        `resume=true` takes the newest run of the same configuration that is not finished and that no live process
+        holds; if all are finished, the newest of them; if there is none, it starts at `new`. Raises UserError if a
+        named folder is no run, is of another configuration or still running, or if `new` cannot be written.
         """
-        digest = fingerprint(config)
         if isinstance(config["resume"], str):
-            path = Path(config["resume"]).expanduser().absolute()
-            record = _read(path / "run.json")
-            if record is None:
-                raise UserError(f"resume={path}: there is no run in that folder (no run.json)")
-            if record["fingerprint"] != digest:
-                raise UserError(f"resume={path}: that run has another configuration: {_difference(record, config)}")
-            if (run := cls._lock_free(path)) is None:
+            path = cls.check(config) or new
+            if (run := cls.unused(path)) is None:
                 raise UserError(f"resume={path}: that run is still going on")
-        elif config["resume"] and (found := cls._newest(Path(config["outputs_dir"]), digest)):
-            run = found
-        else:
-            run = cls._create(new, config, digest)
-        return run
+            return run
+        digest = fingerprint(config)
+        found = cls._newest(Path(config["outputs_dir"]), digest) if config["resume"] else None
+        return found or cls._create(new, config, digest)
+
+    @staticmethod
+    def check(config: Mapping[str, Any]) -> Path | None:
+        """The folder that `resume` names, if it names one. Raises UserError unless it holds a run of this config."""
+        if not isinstance(config["resume"], str):
+            return None
+        path = Path(config["resume"]).expanduser().absolute()
+        record = _read(path / "run.json")
+        if record is None:
+            raise UserError(f"resume={path}: there is no run in that folder (no run.json)")
+        if record["fingerprint"] != fingerprint(config):
+            raise UserError(f"resume={path}: that run has another configuration: {_difference(record, config)}")
+        return path
 
     def __enter__(self) -> RunDir:
         return self
@@ -73,8 +80,10 @@ class RunDir:
     def _create(cls, new: Path, config: Mapping[str, Any], digest: str) -> RunDir:
         try:
             new.mkdir(parents=True, exist_ok=True)
-            run = cls._lock_free(new)
-            write_json(new / "run.json", {"status": "RUNNING", "fingerprint": digest, "config": config})
+            run = cls.unused(new)
+            write_json(
+                new / "run.json", {"status": "RUNNING", "fingerprint": digest, "created": time.time(), "config": config}
+            )
         except OSError as error:
             raise UserError(f"cannot write to outputs_dir={config['outputs_dir']}: {error.strerror} ({new})") from error
         if run is None:
@@ -83,16 +92,20 @@ class RunDir:
 
     @classmethod
     def _newest(cls, outputs: Path, digest: str) -> RunDir | None:
-        records = [*outputs.glob("runs/*/*/run.json"), *outputs.glob("multirun/*/*/*/run.json")]
-        for path in sorted(records, key=lambda p: p.parent.parts[-3:], reverse=True):
-            record = _read(path)
-            if record and record["fingerprint"] == digest and (run := cls._lock_free(path.parent)):
+        paths = [*outputs.glob("runs/*/*/run.json"), *outputs.glob("multirun/*/*/*/run.json")]
+        same = [
+            (r["status"] != "FINISHED", r["created"], p)
+            for p in paths
+            if (r := _read(p)) and r["fingerprint"] == digest
+        ]
+        for _, _, path in sorted(same, reverse=True):
+            if run := cls.unused(path.parent):
                 return run
         return None
 
     @classmethod
-    def _lock_free(cls, path: Path) -> RunDir | None:
-        """The run directory, locked; None if a live process has the lock or there is no such folder."""
+    def unused(cls, path: Path) -> RunDir | None:
+        """The run directory `path`, locked; None if a live process has the lock or there is no such folder."""
         held = lock(path) if path.is_dir() else None
         return cls(path, held) if held else None
 
@@ -126,9 +139,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _difference(record: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    def kept(c: Mapping[str, Any]) -> dict[str, Any]:
-        return flatten({k: v for k, v in c.items() if k not in NOT_THE_EXPERIMENT})
-
-    then, now = kept(record["config"]), kept(config)
+    then, now = experiment_of(record["config"]), experiment_of(config)
     differ = [k for k in sorted({*then, *now}) if then.get(k) != now.get(k)]
     return "; ".join(f"{k} was {then.get(k)}, is now {now.get(k)}" for k in differ[:3])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +20,34 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from snnexp.build import build
-from snnexp.config import flatten
+from snnexp.build import accepted, build
+from snnexp.checkpoint import load_into
+from snnexp.config import flatten, listed
 from snnexp.dataset.base import Data
 from snnexp.errors import InvalidValue, Pruned, UserError, integer
 from snnexp.rundir import RunDir, write_json
 from snnexp.sweep.job import Job
 from snnexp.terminal import closing_table
-from snnexp.timefold import TimeFold
+from snnexp.timefold import Normalize, TimeFold
 from snnexp.tracking import Status, Tracker
-from snnexp.training import Metrics, Trainer
+from snnexp.training import METRICS, Metrics, Trainer
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 TAGS = ("task", "dataset", "model", "neuron", "surrogate", "conversion", "calibration")
 
 
 @dataclass
 class Session:
     """One run. `config` is the resolved config as plain containers, `choices` the option chosen of each group,
-    `overrides` the command line; `run_dir` is where everything is written.
+    `run_dir` is where everything is written, `overrides` the command line.
 
     Picklable, so that data-parallel ranks can be spawned with it.
     """
 
     config: dict[str, Any]
     choices: dict[str, str]
-    overrides: list[str]
     run_dir: Path
+    overrides: list[str] = field(default_factory=list)
     tracker: Tracker = field(init=False)
     new_dir: Path = field(init=False)  # what Hydra made for this run; with `resume`, `run_dir` is another
     job: Job | None = field(default_factory=Job.current)  # of a sweep
@@ -67,12 +72,12 @@ class Session:
             return self._close(self._performed(work, folder), self.tracker.place)
 
     def _performed(self, work: Callable[[], Metrics], folder: RunDir) -> Metrics:
-        OmegaConf.save(OmegaConf.create(self.config), folder.path / "config.yaml")
-        job = {"overrides": self.overrides, "varied": self._variation, "name": self.name}
-        write_json(folder.path / "job.json", job)
-        folder.status = "RUNNING"
         status: Status = "FAILED"
         try:
+            OmegaConf.save(OmegaConf.create(self.config), folder.path / "config.yaml")
+            write_json(folder.path / "job.json",
+                       {"overrides": self.overrides, "varied": self._variation, "name": self.name})  # fmt: skip
+            folder.status = "RUNNING"
             parent = self.job.parent if self.job else None
             self.tracker.start(folder.path, self.name, flatten(self.config), self._tags(), parent)
             self.tracker.artifact(folder.path / "config.yaml")
@@ -84,27 +89,45 @@ class Session:
             raise
         except KeyboardInterrupt:
             status = "KILLED"
-            again = [o for o in self.overrides if not o.startswith("resume=")]
+            again = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
             print(f"\ninterrupted; go on with: {shlex.join(['snnexp', *again, 'resume=true'])}", file=sys.stderr)
             raise
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise UserError(
+                f"cannot write to {folder.path}: {error.strerror}; make room, then go on with resume=true"
+            ) from error
         finally:
-            self.tracker.finish(status)
-            folder.status = status
+            with suppress(OSError):  # on a full disk these fail as well: the first error is the one to tell
+                self.tracker.finish(status)
+            with suppress(OSError):
+                folder.status = status
         return result
 
     @property
     def name(self) -> str:
         if self.job:
             return self.job.name or " ".join(f"{key}={value}" for key, value in self._variation.items())
-        chosen = [self.choices[g] for g in ("model", "dataset", "neuron", "surrogate") if self.choices.get(g)]
-        return "-".join([*chosen, f"s{self.seed}"])
+        made = self._choices()
+        return "-".join([*(made[g] for g in ("model", "dataset", "neuron", "surrogate") if g in made), f"s{self.seed}"])
+
+    def _choices(self) -> dict[str, str]:
+        """The option of each group in TAGS that has a part in the run: an activation takes no surrogate."""
+        spiking = self.config["surrogate"]["_target_"] in flatten(self.config["neuron"]).values()
+        return {g: self.choices[g] for g in TAGS if self.choices.get(g) and (spiking or g != "surrogate")}
 
     def _tags(self) -> dict[str, str]:
-        tags = {group: self.choices[group] for group in TAGS if self.choices.get(group)}
-        here = str(Path(__file__).parent)  # the commit of the code that runs, if it runs from a checkout
-        git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        tags |= self.job.tags if self.job else {}
-        return tags | ({"git_commit": git.stdout.strip()} if git.returncode == 0 else {})
+        tags = self._choices() | (dict(self.job.tags) if self.job else {})
+        checkout = Path(__file__).resolve().parents[2]
+        if not (checkout / ".git").exists():  # installed from a wheel
+            return tags | {"version": version("snnexp")}
+        with suppress(OSError, subprocess.CalledProcessError):  # no git here
+            git = subprocess.run(
+                ["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+            )
+            tags["git_commit"] = git.stdout.strip()
+        return tags
 
     @property
     def quiet(self) -> bool:
@@ -121,6 +144,11 @@ class Session:
         title = f"{self.choices['task']}: {self.choices['model']} on {self.choices['dataset']}, seed {self.seed}"
         closing_table(title, result, {"results": self.run_dir, "tracked": tracked})
         return result
+
+    @property
+    def objectives(self) -> list[str]:
+        """Names of the metrics that a sweep optimises."""
+        return listed(self.config["objective"])
 
     @property
     def seed(self) -> int:
@@ -151,11 +179,42 @@ class Session:
         return build("dataset", self.config)  # type: ignore[no-any-return]
 
     def network(self) -> TimeFold:
-        """A fresh network for the dataset; its weights are a function of the seed."""
+        """A network for the dataset: its weights are those of `checkpoint`, or a function of the seed.
+
+        Raises UserError if it cannot be made, does not take the dataset's input, or the checkpoint does not fit.
+        """
         data = self.data
+        steps = data.train.x.shape[1] if data.temporal else self.config["timesteps"]
+        if steps != self.config["timesteps"]:
+            raise UserError(
+                f"timesteps={self.config['timesteps']} but the dataset gives {steps} steps: set timesteps alone"
+            )
         torch.manual_seed(self.seed)
-        net = build("model", self.config, shape=data.shape, classes=len(data.classes), neuron=self.neuron)
-        return TimeFold(net, self.config["timesteps"], temporal=data.temporal)
+        offered = {"shape": data.shape, "classes": len(data.classes), "neuron": self.neuron}
+        net = build("model", self.config, **accepted(self.config["model"], offered))
+        front = Normalize(*data.normalize) if data.normalize else None
+        folded = TimeFold(net, self.config["timesteps"], temporal=data.temporal, front=front)
+        if path := self.config.get("checkpoint"):
+            load_into(folded, path)
+        self._try(folded)
+        return folded
+
+    def _try(self, net: TimeFold) -> None:
+        """Show the network one sample, so that what does not fit together is told before anything is trained."""
+        data = self.data
+        model, wanted = self.config["model"]["_target_"], len(data.classes)
+        x, _ = next(data.val.batches(1))
+        try:
+            with torch.no_grad():
+                answer = tuple(net.eval()(x).shape)
+        except InvalidValue:
+            raise
+        except Exception as error:  # the network may be anybody's
+            raise UserError(f"model ({model}) cannot take {data.name}'s input {tuple(data.shape)}: {error}") from error
+        if answer != (net.T, 1, wanted):
+            raise UserError(f"model ({model}) must answer with one number for each of {data.name}'s {wanted} classes; "
+                            f"its output for one sample is {answer[1:]}")
+        net.train()
 
     def check(self) -> None:
         """Refuse wrong values now, before any data is prepared. Raises UserError."""
@@ -163,7 +222,11 @@ class Session:
             integer("seed", self.config["seed"], at_least=0)
             integer("timesteps", self.config["timesteps"], at_least=1)
         except InvalidValue as error:
-            raise UserError(f"{error.name}={error.value} is not allowed: it must be {error.allowed}") from error
+            raise error.told(error.name) from error
+        for name in self.objectives:
+            if name not in METRICS:
+                raise UserError(f"objective={name} is not allowed: it must be one of {', '.join(METRICS)}")
+        RunDir.check(self.config)
         _ = self.trainer, self.loss, self.neuron()
         self.tracker.check()
         self.scheduler(self.optimizer([nn.Parameter(torch.zeros(1))]))

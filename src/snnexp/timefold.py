@@ -6,12 +6,14 @@ module works unchanged, and only spiking sites unfold time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snnexp.errors import integer, require
+from snnexp.errors import integer, number, require
 
 
 def fold(x: Tensor) -> Tensor:
@@ -24,16 +26,21 @@ def unfold(x: Tensor, steps: int) -> Tensor:
     return x.unflatten(0, (steps, -1))  # type: ignore[no-any-return, no-untyped-call]
 
 
-class Site(nn.Module):
-    """A spiking non-linearity: the only kind of module that sees time.
+class Timed(nn.Module):
+    """A module that has to know how many steps are folded into its batch: `T` is set by the owning `TimeFold`."""
+
+    T: int = 1
+
+
+class Site(Timed):
+    """A spiking non-linearity: it unfolds time.
 
     A subclass defines `step(current, state) -> (output, state)`: current and output [N, ...], the state whatever it
     needs (most often the membrane potential, [N, ...]); `state=None` means the start (`v_init`). `forward` maps folded
-    [T*N, ...] to [T*N, ...], always from `v_init`: nothing is kept between calls. `T` is set by the `TimeFold` that
-    owns the network.
+    [T*N, ...] to [T*N, ...], always from `v_init`: nothing is kept between calls.
     """
 
-    T: int = 1
+    spiking: bool = True  # False: what it emits are no spikes, and not counted as such
 
     def step(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
         raise NotImplementedError
@@ -46,16 +53,54 @@ class Site(nn.Module):
         return torch.cat(out)
 
 
+class Dropout(Timed):
+    """Zeroes each entry with probability `p` in training, the same entries at all steps (a mask drawn per step would
+    average out over time). [T*N, ...] -> [T*N, ...]; 0 <= `p` < 1, else `InvalidValue`."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = number("dropout", p, "a share of at least 0 and below 1", at_least=0, below=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return x
+        steps = unfold(x, self.T)
+        return fold(steps * F.dropout(torch.ones_like(steps[0]), self.p))
+
+
+class Normalize(nn.Module):
+    """Images of 0..255, any dtype, [N, C, H, W], to (x/255 - mean)/std per channel, in the buffers' precision.
+
+    `mean` and `std`: C values each, in units of the largest value, std > 0; else `InvalidValue`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        require(len(std) == len(mean) and all(s > 0 for s in std), "std", list(std), "as many numbers > 0 as mean")
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 1 / (255 * self.std)
+        return (x * scale).sub_(self.mean / self.std)
+
+
 class TimeFold(nn.Module):
     """The one owner of T: feeds a network of time-folded layers and returns its output per step.
 
-    `temporal` inputs are [N, T, ...] (event frames, batch first, any dtype); others are [N, ...] and are shown at each
-    step. Returns [T, N, ...]. Assigning `T` reaches every site; it must be an integer >= 1 (else `InvalidValue`).
+    `temporal` inputs are [N, T, ...] (event frames, batch first, any dtype); others are [N, ...], pass `front` once
+    (e.g. `Normalize`) and are shown at each step. Returns [T, N, ...].
+
+    Assigning `T` reaches every site; it must be an integer >= 1 (else `InvalidValue`). A network without sites that
+    gets the same input at each step would do the same work T times: it has no time, and its T is always 1.
     """
 
-    def __init__(self, network: nn.Module, T: int, *, temporal: bool) -> None:
+    def __init__(self, network: nn.Module, T: int, *, temporal: bool, front: nn.Module | None = None) -> None:
         super().__init__()
-        self.network, self.temporal = network, temporal
+        self.front, self.network, self.temporal = front or nn.Identity(), network, temporal
         self.T = T
 
     @property
@@ -64,9 +109,11 @@ class TimeFold(nn.Module):
 
     @T.setter
     def T(self, steps: int) -> None:
-        self._T = integer("T", steps, at_least=1)
-        for site in self.sites().values():
-            site.T = steps
+        steps = integer("T", steps, at_least=1)
+        self._T = steps if self.temporal or self.sites() else 1
+        for module in self.network.modules():
+            if isinstance(module, Timed):
+                module.T = self._T
 
     def sites(self) -> dict[str, Site]:
         """Sites by their name in the network, in the order of definition."""
@@ -74,5 +121,7 @@ class TimeFold(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         require(not self.temporal or x.shape[1] == self.T, "T", self.T, f"{x.shape[1]}, the steps of the input")
+        x = self.front(x)
         steps = x.transpose(0, 1) if self.temporal else x.expand(self.T, *x.shape)  # -> [T, N, ...]
-        return unfold(self.network(fold(steps).float()), self.T)
+        weight = next(self.network.parameters(), None)
+        return unfold(self.network(fold(steps).to(torch.float32 if weight is None else weight.dtype)), self.T)

@@ -257,7 +257,7 @@ class MLflow:
                 journal.note(run_id=run.info.run_id, sent=0)
         self._client, self.run_id = client, run.info.run_id
         where = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-        self.place = masked(uri) + (where if uri.startswith("http") else " (see it with: make ui)")
+        self.place = masked(uri) + (where if uri.startswith("http") else " (see it with: snnexp task=ui)")
         return client
 
     def _experiment(self, client: MlflowClient, journal: Journal) -> str:

@@ -6,21 +6,27 @@ ends with the same weights as one that was not.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
+import re
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import active_children
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -28,6 +34,8 @@ from snnexp.dataset.base import Data, Split
 from snnexp.errors import UserError, choice, integer, number, require
 
 Metrics = dict[str, float]
+METRICS = ("val/accuracy", "val/loss")  # by which an epoch, or a run of a sweep, can be chosen
+THREADS = torch.get_num_threads()  # as torch found them; a job may change them for itself
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true")
 
 
@@ -46,6 +54,8 @@ class Trainer:
     precision: str
     threads: int | None
     checkpoint_every_s: float
+    channels_last: bool
+    data_on_device: bool
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "eval_batch_size", "devices"):
@@ -55,6 +65,8 @@ class Trainer:
                 integer(name, getattr(self, name), at_least=1)
         if self.gradient_clip is not None:
             number("gradient_clip", self.gradient_clip, "a number > 0, or null", above=0)
+        for name in ("channels_last", "data_on_device"):
+            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         number("checkpoint_every_s", self.checkpoint_every_s, "a number of seconds > 0", above=0)
         choice("precision", self.precision, PRECISIONS)
         choice("accelerator", self.accelerator, ("auto", "cpu", "cuda"))
@@ -64,27 +76,33 @@ class Trainer:
             self.accelerator,
             "cpu or auto on this machine: torch finds no GPU",
         )
-        require(self.monitor.startswith("val/"), "monitor", self.monitor, "a validation metric (val/...)")
+        require(
+            self.precision != "16-mixed" or self._kind == "cuda",
+            "precision",
+            self.precision,
+            "bf16-mixed, 32-true or 64-true on a CPU",
+        )
+        choice("monitor", self.monitor, METRICS)
+
+    @property
+    def _kind(self) -> str:
+        """auto is a GPU where there is one, never another kind of accelerator: these were not tried."""
+        return self.accelerator if self.accelerator != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
     def fabric(self) -> Fabric:
         """The devices asked for; several are spawned from inside this process, never by re-running the command."""
         strategy = "ddp_spawn" if self.devices > 1 else "auto"
         warnings.filterwarnings("ignore", "The `srun` command is available")  # a sweep's jobs need none
         return Fabric(
-            accelerator=self.accelerator,
+            accelerator=self._kind,
             devices=self.devices,
             precision=self.precision,  # type: ignore[arg-type]
             strategy=strategy,
+            plugins=LightningEnvironment(),  # a job of a cluster is one process to us, whatever the cluster's variables
         )
 
     def better(self, new: Metrics, old: Metrics | None) -> bool:
-        """Is `new` a better epoch than `old`, by `monitor`; equal ones are told apart by the validation loss.
-
-        Raises UserError if `monitor` names no metric of this run.
-        """
-        if self.monitor not in new:
-            has = ", ".join(sorted(new))
-            raise UserError(f"trainer.monitor={self.monitor} is not a metric of this run; it has: {has}")
+        """Is `new` a better epoch than `old`, by `monitor`; equal ones are told apart by the validation loss."""
 
         def rank(m: Metrics) -> tuple[float, float]:
             return (-m[self.monitor] if "loss" in self.monitor else m[self.monitor], -m["val/loss"])
@@ -139,8 +157,11 @@ class Fit:
         on_epoch: Callable[[Progress], None],
         prune: Prune = lambda history: False,
     ) -> None:
-        self.fabric, self.data, self.loss, self.trainer, self.seed = fabric, data, loss, trainer, seed
+        self.fabric, self.loss, self.trainer, self.seed = fabric, loss, trainer, seed
+        self.data = data.to(fabric.device) if trainer.data_on_device else data
         self.folder, self.on_step, self.on_epoch, self.prune = folder, on_step, on_epoch, prune
+        if trainer.channels_last:
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of convolutions' weights
         plain = optimizer(net.parameters())
         self.scheduler = scheduler(plain)
         self.net, self.optimizer = fabric.setup(net, plain)
@@ -168,6 +189,7 @@ class Fit:
                         if stop:
                             raise Interrupted
                 self._end_epoch()
+                saved = time.monotonic()
                 if self.fabric.broadcast(bool(stop)):
                     raise Interrupted
                 p.pruned = bool(self.fabric.broadcast(self.fabric.is_global_zero and self.prune(p.history)))
@@ -177,12 +199,17 @@ class Fit:
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         x, y = self.fabric.to_device(x), self.fabric.to_device(y)
+        if self.data.augment:
+            where = self.progress.epoch, self.progress.step, self.fabric.global_rank
+            x = self.data.augment(x, _mix(self.seed, *where))
         self.optimizer.zero_grad(set_to_none=True)
         outputs = self.net(x)
         loss = self.loss(outputs, y)
         self.fabric.backward(loss)
         if self.trainer.gradient_clip is not None:
-            self.fabric.clip_gradients(self.net, self.optimizer, max_norm=self.trainer.gradient_clip)
+            self.fabric.clip_gradients(
+                self.net, self.optimizer, max_norm=self.trainer.gradient_clip, error_if_nonfinite=False
+            )
         self.optimizer.step()
         p, n = self.progress, len(y)
         p.sums[0] += loss.detach() * n  # tensors until the epoch's end: no waiting for the device
@@ -202,6 +229,7 @@ class Fit:
             )
         metrics |= self._of_modules()
         metrics |= validate(self.net, self.data.val, self.loss, self.trainer.eval_batch_size, self.fabric.device)
+        metrics = self.fabric.broadcast(metrics)  # ranks must agree on the best epoch and on when to stop
         self.scheduler.step()
         if self.trainer.better(metrics, p.best):
             p.best_epoch = p.epoch
@@ -244,6 +272,7 @@ class Fit:
             "model": self._weights(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "threads": torch.get_num_threads(),
@@ -260,6 +289,7 @@ class Fit:
         self.net.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
         torch.set_num_threads(state["threads"])  # sums depend on how they are parted among threads
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
@@ -289,7 +319,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".tmp{os.getpid()}")
     try:
         with temporary.open("wb") as file:
             file.write(buffer.getbuffer())
@@ -340,3 +370,47 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def launched(trainer: Trainer, function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(fabric, *arguments)` on the devices asked for; with several, in a spawned process each.
+
+    Returns rank 0's value. Ranks end with this process, however it ends. Raises what `function` raises.
+    """
+    fabric = trainer.fabric()
+    if trainer.devices == 1:
+        return function(fabric, *arguments)
+    old = signal.signal(signal.SIGTERM, _to_ranks)
+    try:
+        return fabric.launch(_Rank(function, os.getpid()), *arguments)
+    except ProcessRaisedException as error:
+        # the rank's exception arrives as text
+        if said := re.search(r"snnexp\.errors\.UserError: (.*)", str(error), re.DOTALL):
+            raise UserError(said[1].strip()) from error
+        raise
+    finally:
+        for rank in active_children():
+            rank.join(timeout=60)  # after Ctrl-C they stop at their epoch's end: no resumed run may meet them
+        signal.signal(signal.SIGTERM, old)
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """What a spawned rank runs."""
+
+    function: Callable[..., Any]
+    parent: int
+
+    def __call__(self, fabric: Fabric, *arguments: Any) -> Any:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when the parent is
+            if os.getppid() != self.parent:
+                os._exit(1)
+        return self.function(fabric, *arguments)
+
+
+def _to_ranks(number: int, frame: FrameType | None) -> None:
+    for rank in active_children():
+        if rank.pid:
+            os.kill(rank.pid, signal.SIGTERM)
+    raise KeyboardInterrupt

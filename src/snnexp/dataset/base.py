@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from snnexp.errors import number, require
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Split:
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (x [b, ...], y [b]) in `order` (positions within this split; default: as stored)."""
         order = torch.arange(len(self)) if order is None else order
-        for positions in torch.split(order, size):
+        for positions in torch.split(order.to(self.index.device), size):
             rows = self.index[positions]
             # index_select copies whole rows: many times as fast as self.x[rows] for bytes
             yield self.x.index_select(0, rows), self.y.index_select(0, rows)
@@ -33,7 +35,11 @@ class Split:
 @dataclass(frozen=True)
 class Data:
     """A prepared dataset. `shape` is one step's (C, H, W); `temporal` says whether x has a time axis after the batch
-    axis ([n, T, C, H, W]) or is shown unchanged at each step ([n, C, H, W])."""
+    axis ([n, T, C, H, W]) or is shown unchanged at each step ([n, C, H, W]).
+
+    `augment(x [b, ...], seed)` changes a training batch, on whatever device it is, as a function of `seed`.
+    `normalize`: (mean, std) per channel in units of 255: becomes part of the network, which takes images of 0..255.
+    """
 
     name: str
     train: Split
@@ -42,10 +48,31 @@ class Data:
     shape: tuple[int, ...]
     classes: tuple[str, ...]
     temporal: bool
+    augment: Callable[[Tensor, int], Tensor] | None = None
+    normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    def to(self, device: torch.device) -> Data:
+        """With training and validation data on `device`, where batches are then taken; what splits share stays one."""
+        kept = {id(t): t for split in (self.train, self.val) for t in (split.x, split.y, split.index)}
+        there = {key: t.to(device) for key, t in kept.items()}
+
+        def moved(split: Split) -> Split:
+            return Split(there[id(split.x)], there[id(split.y)], there[id(split.index)])
+
+        return replace(self, train=moved(self.train), val=moved(self.val))
+
+
+def validation_share(value: float) -> float:
+    """`value` if it is a share between 0 and 1, else InvalidValue."""
+    return number("validation", value, "a share between 0 and 1, both excluded", above=0, below=1)
 
 
 def split_train(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows 0..n-1 parted into (train, validation) by `seed`; `share` of them, at least one, validate. Sorted."""
+    """Rows 0..n-1 parted into (train, validation) by `seed`; `share` of them, at least one, validate. Sorted.
+
+    Raises InvalidValue if none is left to train.
+    """
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     cut = max(1, round(share * n))
+    require(cut < n, "validation", share, f"smaller: of {n} training samples none would be left to train")
     return rows[cut:].sort().values, rows[:cut].sort().values

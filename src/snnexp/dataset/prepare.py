@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,7 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from snnexp.errors import UserError
+
 log = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -29,10 +33,19 @@ def prepare(directory: Path, build: Callable[[Path], None]) -> Path:
 
     The temporary directory is renamed into place when it is complete and on disk, so `directory` is whole if it
     exists. A lock, which the system releases however its holder ends, lets one process build while others wait; what a
-    killed one left is removed and built anew. Raises what `build` raises, leaving nothing behind.
+    killed one left is removed and built anew. Raises what `build` raises, leaving nothing behind, and UserError if the
+    cache cannot be written.
     """
-    if directory.exists():
-        return directory
+    try:
+        return directory if directory.exists() else _prepared(directory, build)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.ENOENT):
+            raise
+        where = directory.parent.parent
+        raise UserError(f"cannot prepare data in cache_dir={where}: {error.strerror} ({error.filename})") from error
+
+
+def _prepared(directory: Path, build: Callable[[Path], None]) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(directory.name + ".partial")
     with directory.with_name(directory.name + ".lock").open("w") as lock:
@@ -68,12 +81,13 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: i
             yield future.result()
 
 
-def progress(chunks: Iterable[Result], what: str, total: int, size: Callable[[Result], int]) -> Iterator[Result]:
+def progress(chunks: Iterable[Result], what: str, total: int, size: Callable[[Result], int],
+             unit: str = "recordings") -> Iterator[Result]:
     """Pass `chunks` on while a bar on stderr shows how many of `total` are done; off a terminal, log start and end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    log.info("%s: %d recordings", what, total)
+    log.info("%s: %d %s", what, total, unit)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=total)

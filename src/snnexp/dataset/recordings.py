@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from snnexp.dataset import events, frames
-from snnexp.dataset.base import Data, Split, split_train
+from snnexp.dataset.base import Data, Split, split_train, validation_share
 from snnexp.dataset.prepare import digest, in_order, prepare, progress
-from snnexp.errors import UserError, choice, integer, number
+from snnexp.errors import UserError, choice, integer
 
 log = logging.getLogger(__name__)
 CHUNK = 64  # recordings binned at a time
@@ -102,7 +102,7 @@ def load(name: str, train: Source, test: Source, identity: object, cache: str | 
     training recordings are set apart by `seed`; test recordings never validate. Raises UserError (EventFileError)
     for a recording that cannot be read, InvalidValue for a value out of range.
     """
-    number("validation", validation, "a share between 0 and 1", above=0, below=1)
+    validation_share(validation)
     key = digest(identity=identity, binning=vars(binning))
     directory = prepare(Path(cache).expanduser() / name / f"frames-{key}", partial(_bin, name, (train, test), binning))
     meta = json.loads((directory / "meta.json").read_text())

@@ -7,15 +7,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
+from snnexp.dataset import digits as bundled
 from snnexp.dataset import events
-from snnexp.dataset.base import Data
+from snnexp.dataset.base import Data, validation_share
 from snnexp.dataset.camera import IMAGE, VERSION, Camera
+from snnexp.dataset.digits import Images
 from snnexp.dataset.nmnist import limit
 from snnexp.dataset.prepare import digest, in_order, prepare, progress
 from snnexp.dataset.recordings import DIGITS, Binning, Folder, load
@@ -24,13 +25,6 @@ from snnexp.errors import UserError
 log = logging.getLogger(__name__)
 CHUNK = 32  # images the camera sees at a time: its arrays then stay in the cache and are not mapped anew at each step
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-
-
-class Images(NamedTuple):
-    """Images uint8 [n, 28, 28], bright on black, and labels int64 [n]."""
-
-    x: NDArray[np.uint8]
-    y: NDArray[np.int64]
 
 
 def digits_saccade(cache: str | Path, timesteps: int, bins: str = "count", values: str = "count",
@@ -59,8 +53,12 @@ def mnist_saccade(root: str | Path, cache: str | Path, timesteps: int, bins: str
     if download:
         from torchvision import datasets
 
-        getattr(datasets, folder)(str(Path(root).expanduser()), download=True)
-    files = [_find(raw, f"{split}-{part}") for split in ("train", "t10k") for part in ("images-idx3", "labels-idx1")]
+        try:
+            getattr(datasets, folder)(str(Path(root).expanduser()), download=True)
+        except (OSError, RuntimeError) as error:
+            why = str(error).splitlines()[0][:200]
+            raise UserError(f"dataset.download=true: torchvision could not fetch {folder}: {why}") from error
+    files = [find_idx(raw, f"{split}-{part}") for split in ("train", "t10k") for part in ("images-idx3", "labels-idx1")]
     source = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
     def images() -> tuple[Images, Images]:
@@ -78,22 +76,17 @@ def fashion_mnist_saccade(root: str | Path, cache: str | Path, timesteps: int, *
 
 
 def digits() -> tuple[Images, Images]:
-    """scikit-learn's digits (Alpaydin and Kaynak 1998), 8 x 8, drawn as large as MNIST's: (train 1,437, test 360).
-
-    The split is always the same; 36 of each digit are for testing.
-    """
+    """scikit-learn's digits drawn as large as MNIST's, uint8 [n, 28, 28]: (train 1,437, test 360)."""
     import torch
-    from sklearn.datasets import load_digits
     from torch.nn.functional import interpolate, pad
 
-    x, y = load_digits(return_X_y=True)
-    small = torch.from_numpy(x.reshape(-1, 1, 8, 8) / 16).float()
-    box = interpolate(small, size=(20, 20), mode="bicubic").clamp(0, 1)[:, 0]  # MNIST's digits fill 20 x 20 of 28 x 28
-    images = (pad(box, 4 * [(IMAGE - 20) // 2]) * 255).round().byte().numpy()
-    draw = np.random.default_rng(0)
-    test = np.sort(np.concatenate([draw.permutation(np.flatnonzero(y == digit))[:36] for digit in range(10)]))
-    train = np.setdiff1d(np.arange(len(y)), test)
-    return Images(images[train], y[train]), Images(images[test], y[test])
+    def enlarged(images: Images) -> Images:
+        small = torch.from_numpy(images.x).unsqueeze(1).float() / 16
+        box = interpolate(small, size=(20, 20), mode="bicubic").clamp(0, 1)[:, 0]  # MNIST's fill 20 x 20 of 28 x 28
+        return Images((pad(box, 4 * [(IMAGE - 20) // 2]) * 255).round().byte().numpy(), images.y)
+
+    train, test = bundled.read()
+    return enlarged(train), enlarged(test)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -110,7 +103,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         raise UserError(f"{path} is damaged or no MNIST file: {error}") from error
 
 
-def _find(raw: Path, part: str) -> Path:
+def find_idx(raw: Path, part: str) -> Path:
+    """The file `part` (e.g. train-images-idx3) in `raw`, gzipped or not. Raises UserError that says where it looked."""
     for path in (raw / f"{part}-ubyte", raw / f"{part}-ubyte.gz"):
         if path.exists():
             return path
@@ -121,6 +115,7 @@ def _find(raw: Path, part: str) -> Path:
 def _filmed(name: str, images: Callable[[], tuple[Images, Images]], source: object, camera: Camera, cache: str | Path,
             binning: Binning, validation: float, seed: int, classes: tuple[str, ...] = DIGITS) -> Data:
     """`Data` of `images`, recorded once by `camera` into N-MNIST files below `cache`; `source` names the images."""
+    validation_share(validation)
     key = digest(version=VERSION, source=source, camera=asdict(camera))
 
     def record(directory: Path) -> None:

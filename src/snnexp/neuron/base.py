@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from snnexp.errors import choice, number, require
-from snnexp.neuron.backend import select
+from snnexp.neuron.backend import FUSED, select
+from snnexp.neuron.scan import scan
 from snnexp.surrogate import checked
 from snnexp.timefold import Site, fold, unfold
 
@@ -23,8 +24,7 @@ class SpikingSite(Site):
     0 whatever `reset_value` is. `detach_reset` keeps the surrogate's gradient out of the reset. `backend` is one of
     auto, torch, triton, cuda (`snnexp.neuron.backend`). Raises `InvalidValue` for anything else.
 
-    A subclass defines `decay` and `advance`, SpikingJelly's pure multi-step function: fused for the surrogates that its
-    kernels know, else its loop over the steps.
+    A subclass defines `decay` and `library`, SpikingJelly's pure multi-step function, which runs its kernels on a GPU.
     """
 
     def __init__(self, surrogate: Any, threshold: float = 1.0, reset: str = "soft", reset_value: float = 0.0,
@@ -51,9 +51,16 @@ class SpikingSite(Site):
         """The reset as SpikingJelly wants it: None is soft, a number is hard."""
         return self.reset_value if self.reset == "hard" else None
 
+    def library(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """As `advance`, by SpikingJelly."""
+        raise NotImplementedError
+
     def advance(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Currents [T, N, ...] from v [N, ...] to (spikes [T, N, ...], last potential [N, ...])."""
-        raise NotImplementedError
+        kernels = x_seq.is_cuda and type(self.surrogate) in FUSED
+        if kernels or not self.surrogate.spiking:
+            return self.library(x_seq, v)
+        return scan(x_seq, v, self.decay, self.threshold, self.v_reset, self.surrogate, self.detach_reset)
 
     def start(self, current: Tensor) -> Tensor:
         """`v_init` in the shape of one step [N, ...]; at least float32, also under reduced precision."""

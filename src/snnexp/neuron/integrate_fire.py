@@ -15,7 +15,7 @@ class IF(SpikingSite):
     def decay(self) -> float:
         return 1.0
 
-    def advance(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def library(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         spikes, v, _ = functional.if_multi_step(
             x_seq, v, self.threshold, self.v_reset, self.surrogate, self.detach_reset)
         return spikes, v

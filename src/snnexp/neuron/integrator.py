@@ -14,6 +14,8 @@ class Integrator(Site):
     [T*N, ...] -> [T*N, ...]; alpha = 1 sums the input.
     """
 
+    spiking = False
+
     def __init__(self, alpha: float = 0.5) -> None:
         super().__init__()
         self.alpha = number("alpha", alpha, "a number above 0 and at most 1", above=0, at_most=1)

@@ -28,7 +28,7 @@ class LIF(SpikingSite):
     def decay(self) -> float:
         return self.alpha
 
-    def advance(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def library(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if self.reset_value:  # SpikingJelly decays toward the reset value, the page toward 0
             x_seq = x_seq - self.reset_value / self.tau
         spikes, v, _ = functional.lif_multi_step(

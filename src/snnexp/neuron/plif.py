@@ -30,7 +30,7 @@ class PLIF(SpikingSite):
     def decay(self) -> Tensor:
         return torch.sigmoid(-self.w)
 
-    def advance(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def library(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if self.reset_value:  # SpikingJelly decays toward the reset value, the page toward 0
             x_seq = x_seq - self.reset_value * torch.sigmoid(self.w)
         spikes, v, _ = functional.plif_multi_step(

@@ -30,6 +30,11 @@ class Wrapped(Site):
         node.reset()
         self.node = node
 
+    @property
+    def surrogate(self) -> Any:
+        """The node's own; None if it has none."""
+        return getattr(self.node, "surrogate_function", None)
+
     def step(self, current: Tensor, state: tuple[Any, ...] | None) -> tuple[Tensor, tuple[Any, ...]]:
         return self._run(current, state, "s")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snnexp.errors import UserError
 from snnexp.journal import JOURNAL
+from snnexp.rundir import RunDir
 from snnexp.tracking import MLflow, Tracker
 
 if TYPE_CHECKING:
@@ -36,21 +34,11 @@ def send_kept(outputs: Path, run_dir: Path | None, tracker: Tracker) -> dict[str
         raise UserError(f"run_dir={run_dir}: nothing was tracked in that folder (no {JOURNAL})")
     runs = records = 0
     for folder in [run_dir] if run_dir else sorted(path.parent for path in outputs.rglob(JOURNAL)):
-        with _unused(folder) as unused:
-            if run_dir and not unused:
-                raise UserError(f"run_dir={run_dir}: that run is still going on; it sends by itself")
-            count = tracker.send(folder) if unused else 0
-        runs, records = runs + bool(count), records + count
+        run = RunDir.unused(folder)
+        if run is None and run_dir:
+            raise UserError(f"run_dir={run_dir}: that run is still going on; it sends by itself")
+        if run:
+            with run:
+                count = tracker.send(folder)
+            runs, records = runs + bool(count), records + count
     return {"runs": runs, "records": records}
-
-
-@contextmanager
-def _unused(folder: Path) -> Iterator[bool]:
-    """Whether no process works in the run directory; holds its lock meanwhile."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

@@ -16,7 +16,7 @@ from snnexp.session import Session
 from snnexp.sweep.job import prune
 from snnexp.terminal import EpochBar
 from snnexp.timefold import TimeFold
-from snnexp.training import Fit, Metrics, Progress, load
+from snnexp.training import THREADS, Fit, Metrics, Progress, launched, load
 
 
 def train(session: Session) -> Metrics:
@@ -26,12 +26,12 @@ def train(session: Session) -> Metrics:
     if it is a trial that its sweep gives up.
     """
     session.check()
-    _ = session.data  # prepared before the run begins, and before ranks are spawned
+    session.network()  # data are prepared and everything is tried before the run begins, and before ranks are spawned
     return session.tracked(lambda: _launched(session))
 
 
 def _launched(session: Session) -> Metrics:
-    result: Metrics | None = session.trainer.fabric().launch(_train, session)  # type: ignore[arg-type]
+    result: Metrics | None = launched(session.trainer, _train, session)
     if result is None:
         raise Pruned("the pruner stopped this trial")
     return result
@@ -39,8 +39,7 @@ def _launched(session: Session) -> Metrics:
 
 def _train(fabric: Fabric, session: Session) -> Metrics | None:
     """One data-parallel rank (the only one, as a rule); rank 0 reports. None if a sweep's pruner has stopped it."""
-    if session.trainer.threads:
-        torch.set_num_threads(session.trainer.threads)
+    torch.set_num_threads(session.trainer.threads or THREADS)
     data, net = session.data, session.network()
     tracker, first = session.tracker, fabric.is_global_zero
     start = time.monotonic()
@@ -87,7 +86,7 @@ def _finish(
         **best["metrics"],
         "test/loss": test.loss,
         "test/accuracy": test.accuracy,
-        "test/spikes_per_sample": test.spikes,
+        **({"test/spikes_per_sample": test.spikes} if test.rates else {}),  # an ANN has none
         "best_epoch": best["epoch"] + 1,
         "epochs": progress.epoch,
     }
@@ -109,11 +108,11 @@ def _figures(
     with recorded(net) as trains, torch.inference_mode():
         net(x.to(device))
     made = {"confusion": figures.confusion(confusion, data.classes)}
-    if sites := net.sites():
+    if sites := {name: site for name, site in net.sites().items() if site.spiking}:
         example = {name: train[:, 0].cpu() for name, train in trains.items()}
         made["rasters"] = figures.rasters(x[0], example, f"class {data.classes[int(y)]}")
         made["rates"] = figures.rates(rates, "spikes per neuron and step")
-        surrogates = [site.surrogate for site in sites.values() if hasattr(site, "surrogate")]
+        surrogates = [s for site in sites.values() if (s := getattr(site, "surrogate", None)) is not None]
         if surrogates:
-            made["surrogate"] = figures.surrogate(surrogates[0])  # type: ignore[arg-type]
+            made["surrogate"] = figures.surrogate(surrogates[0])
     return made

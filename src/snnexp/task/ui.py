@@ -26,7 +26,7 @@ def ui(session: Session, port: int) -> Metrics:
         raise UserError("task=ui shows what MLflow has: it needs tracking=mlflow")
     store = tracker.given or f"sqlite:///{tracker.outputs}/mlflow.db"
     if store.startswith("http"):
-        raise UserError(f"tracking.uri={masked(store)} is a server with a UI of its own: open that address in a browser")
+        raise UserError(f"tracking.uri={masked(store)} is a server with its own UI: open that address in a browser")
     if not tracker.given and not (Path(tracker.outputs) / "mlflow.db").exists():
         raise UserError(f"nothing was logged yet in {tracker.outputs}: run `snnexp` (or `make run`) first")
     with socket.socket() as probe:

@@ -1,0 +1,5 @@
+"""`python -m snnexp`: the command line."""
+
+from snnexp.run import main
+
+main()

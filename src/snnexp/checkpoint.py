@@ -1,0 +1,75 @@
+"""Weights from files: ours and other people's `state_dict`s. Tensors and plain values only, never pickled code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from snnexp.errors import UserError
+
+NESTED = ("state_dict", "model")  # where training scripts keep the weights beside other things
+PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each key
+OURS = "network."  # what TimeFold puts there
+OPTIONAL = "num_batches_tracked"  # counts no computation needs; files of old versions lack them
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """The weights in `path`, by key: also nested under `state_dict` or `model`, also with prefixes.
+
+    Raises UserError if the file is missing, is no such file, or holds more than tensors and plain values.
+    """
+    try:
+        found = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint={path}: there is no such file") from None
+    except Exception as error:  # torch raises many kinds
+        raise UserError(f"checkpoint={path} cannot be read as weights: it must be a state_dict of tensors, as "
+                        f"torch.save(network.state_dict(), file) writes it ({str(error).splitlines()[0]})") from error
+    while isinstance(found, Mapping) and (inner := [found[k] for k in NESTED if isinstance(found.get(k), Mapping)]):
+        found = inner[0]
+    weights = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
+    if not weights:
+        raise UserError(f"checkpoint={path} holds no weights, neither at its top nor under {' or '.join(NESTED)}")
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
+
+
+def load_into(net: nn.Module, path: str | Path) -> None:
+    """Load `path` into `net`, a `TimeFold`: our own files whole, other people's weights into its network.
+
+    Raises UserError, naming the first missing, unexpected and misshapen keys, unless all fit.
+    """
+    weights = read(path)
+    if not any(key.startswith(OURS) for key in weights):
+        weights = {OURS + key: value for key, value in weights.items()}
+    fit(net, weights, path)
+
+
+def fit(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load `weights` from `path` into `net`; raises UserError unless all keys and shapes fit.
+
+    What the file says of normalisation (`front.*`) wins; a file that says nothing leaves the dataset's.
+    """
+    own = net.state_dict()
+    missing = [k for k in own if k not in weights and not k.endswith(OPTIONAL) and not k.startswith("front.")]
+    unexpected = [k for k in weights if k not in own]
+    misshapen = [f"{k} {_shape(v)} in the file, {_shape(own[k])} in the network"
+                 for k, v in weights.items() if k in own and v.shape != own[k].shape]
+    if wrong := [_first(what, keys) for what, keys in
+                 (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)) if keys]:
+        raise UserError(f"checkpoint={path} does not fit the network: {'; '.join(wrong)}")
+    net.load_state_dict(dict(weights), strict=False)
+
+
+def _first(what: str, keys: list[str], shown: int = 3) -> str:
+    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
+    return f"{what}: {', '.join(k.removeprefix(OURS) for k in keys[:shown])}{more}"
+
+
+def _shape(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"

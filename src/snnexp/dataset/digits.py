@@ -1,0 +1,50 @@
+"""scikit-learn's bundled handwritten digits (Alpaydin and Kaynak 1998): 1,797 images of 8 x 8, no download."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from snnexp.dataset.augment import Augment
+from snnexp.dataset.base import Data, Split, split_train, validation_share
+from snnexp.dataset.images import moments
+
+CLASSES = tuple("0123456789")
+
+
+class Images(NamedTuple):
+    """Images [n, H, W], bright on black, and labels int64 [n]."""
+
+    x: NDArray[np.uint8]
+    y: NDArray[np.int64]
+
+
+def read() -> tuple[Images, Images]:
+    """(train 1,437, test 360), uint8 [n, 8, 8] in 0..16. The split is always the same; it tests 36 of each digit."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    images = x.reshape(-1, 8, 8).astype(np.uint8)
+    draw = np.random.default_rng(0)
+    test = np.sort(np.concatenate([draw.permutation(np.flatnonzero(y == digit))[:36] for digit in range(10)]))
+    train = np.setdiff1d(np.arange(len(y)), test)
+    return Images(images[train], y[train]), Images(images[test], y[test])
+
+
+def digits(validation: float = 0.1, seed: int = 0, augment: Augment | None = None) -> Data:
+    """`Data` with x uint8 [n, 1, 8, 8]; `validation`, a share, of the training images validates, drawn by `seed`.
+
+    Raises InvalidValue for a share outside (0, 1).
+    """
+    validation_share(validation)
+    train, test = read()
+    levels = np.round(np.arange(17) * (255 / 16)).astype(np.uint8)
+    x = torch.from_numpy(levels[np.concatenate([train.x, test.x])]).unsqueeze(1)
+    y = torch.from_numpy(np.concatenate([train.y, test.y]))
+    kept, held_out = split_train(len(train.y), validation, seed)
+    tested = torch.arange(len(train.y), len(y))
+    return Data("digits", Split(x, y, kept), Split(x, y, held_out), Split(x, y, tested), shape=(1, 8, 8),
+                classes=CLASSES, temporal=False, augment=augment, normalize=moments([x[: len(train.y)].numpy()]))

@@ -1,0 +1,96 @@
+"""Any images in folders, one a class: `train/<class>/` and `test/<class>/`; also ImageNet's layout."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from snnexp.dataset.base import Data
+from snnexp.dataset.images import Bytes, Options, Part, files, load
+from snnexp.errors import UserError, integer, require
+
+MODES = {1: "L", 3: "RGB"}
+
+
+def image_folder(root: str | Path, size: int | None = None, channels: int = 3, name: str = "image_folder",
+                 train: str = "train", test: str = "test", **options: Any) -> Data:
+    """The images below `root/<train>/<class>/` and `root/<test>/<class>/`, in any format that Pillow reads.
+
+    Each becomes `channels` (3 colour, 1 grey) x `size` x `size` pixels: scaled until its shorter side is `size`, then
+    cut around its centre. `size=None` takes them as they are; then all must be of one size. `train` and `test` are the
+    names of the two folders. Classes are the folders of `train`, in alphabetical order. Other arguments:
+    `images.Options`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong value.
+    """
+    if size is not None:
+        integer("size", size, at_least=1)
+    require(channels in MODES, "channels", channels, "3 (colour) or 1 (grey)")
+    root = Path(root).expanduser().absolute()
+    found = [_listed(root / part) for part in (train, test)]
+    classes = sorted({path.parent.name for path in found[0]})
+    for path in found[1]:
+        if path.parent.name not in classes:
+            raise UserError(f"{path.parent} is no class of {root / train}, which has: {', '.join(classes[:20])}")
+
+    def parts() -> tuple[Part, Part]:
+        side = _size(found[0][0]) if size is None else (size, size)
+        number = {name: k for k, name in enumerate(classes)}
+        made = [Part([number[p.parent.name] for p in paths], partial(_read, paths, side, MODES[channels], size is None))
+                for paths in found]
+        return made[0], made[1]
+
+    identity = [size, channels, *(files(paths) for paths in found)]
+    return load(name, parts, identity, classes, Options(**options))
+
+
+def _listed(folder: Path) -> list[Path]:
+    """All images in the class folders of `folder`, by class and name."""
+    paths = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in IMG_EXTENSIONS)
+    if not paths:
+        raise UserError(f"no images in {folder}: looked for {folder.name}/<class>/<image> "
+                        f"({', '.join(IMG_EXTENSIONS)}); point dataset.root at the folder above")
+    return paths
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+def _read(paths: list[Path], side: tuple[int, int], mode: str, exact: bool, rows: range) -> Bytes:
+    """Images `rows` of `paths` as uint8 [n, C, H, W]."""
+    out = np.empty((len(rows), Image.getmodebands(mode), *side), np.uint8)
+    for k, row in enumerate(rows):
+        with _opened(paths[row]) as image:
+            if exact and (image.height, image.width) != side:
+                raise UserError(f"{paths[row]} has {image.height} x {image.width} pixels, the first image "
+                                f"{side[0]} x {side[1]}: set dataset.size to bring all to one size")
+            try:
+                pixels = _cut(image.convert(mode), side)
+            except OSError as error:
+                raise UserError(f"{paths[row]} is damaged: {error}") from error
+        out[k] = np.asarray(pixels).reshape(*side, -1).transpose(2, 0, 1)
+    return out
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} is no image that can be read: {error}") from error
+
+
+def _cut(image: Image.Image, side: tuple[int, int]) -> Image.Image:
+    """Scaled to the shorter side, cut around the centre."""
+    height, width = side
+    if (image.height, image.width) == side:
+        return image
+    scale = max(height / image.height, width / image.width)
+    wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    left, top = (wide - width) // 2, (high - height) // 2
+    return image.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=3.0).crop(
+        (left, top, left + width, top + height))

@@ -1,0 +1,147 @@
+"""Sets of images: decoded once into a memory-mapped uint8 array, with mean and std, split by seed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from snnexp.dataset.augment import Augment
+from snnexp.dataset.base import Data, Split, split_train, validation_share
+from snnexp.dataset.prepare import digest, in_order, prepare, progress
+from snnexp.errors import InvalidValue, number, require
+
+log = logging.getLogger(__name__)
+CHUNK = 256  # images decoded at a time
+Bytes = NDArray[np.uint8]
+
+
+class Part(NamedTuple):
+    """Images to be prepared: their labels, and `read(rows)`, uint8 [len(rows), C, H, W]."""
+
+    labels: Sequence[int]
+    read: Callable[[range], Bytes]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all image datasets let the user choose; see conf/dataset/cifar10.yaml.
+
+    `validation`: share of the training images that validates, drawn by `seed`. `mean`, `std`: per channel, in units of
+    255; null: those of the training images, computed once and stored. `in_memory`: read the prepared array whole
+    instead of mapping it. `augment`: for training batches. Raises InvalidValue.
+    """
+
+    cache: str | Path
+    validation: float = 0.1
+    seed: int = 0
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    in_memory: bool = False
+    augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        validation_share(self.validation)
+        require(isinstance(self.in_memory, bool), "in_memory", self.in_memory, "true or false")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            for value in values or ():
+                number(name, value, "numbers in units of the largest value, std above 0",
+                       at_least=0, above=0 if name == "std" else -1)
+
+
+def load(name: str, parts: Callable[[], tuple[Part, Part]], identity: object, classes: Sequence[str],
+         options: Options) -> Data:
+    """`Data` with x uint8 [n, C, H, W] from the prepared cache; if it is not there, `parts()` (train, test) make it.
+
+    `identity` names the images and how they are read: it keys the cache. Test images never validate. Raises
+    InvalidValue, and what reading raises.
+    """
+    directory = prepare(Path(options.cache).expanduser() / name / f"images-{digest(identity=identity)}",
+                        lambda to: _store(name, parts(), to))
+    meta = json.loads((directory / "meta.json").read_text())
+    # copy-on-write, as torch knows no read-only tensors
+    x = torch.from_numpy(np.load(directory / "images.npy", mmap_mode=None if options.in_memory else "c"))
+    y = torch.from_numpy(np.load(directory / "labels.npy"))
+    shape, trained = tuple(x.shape[1:]), meta["train"]
+    if trained < 2:
+        raise InvalidValue("root", name, "a folder with at least two training images: one of them validates")
+    kept, held_out = split_train(trained, options.validation, options.seed)
+    mean, std = options.mean or meta["mean"], options.std or meta["std"]
+    for key, values in (("mean", mean), ("std", std)):
+        require(len(values) == shape[0], key, list(values), f"{shape[0]} numbers, one a channel")
+    log.info("%s: %d images to train, %d to validate, %d to test", name, len(kept), len(held_out), len(y) - trained)
+    return Data(name, Split(x, y, kept), Split(x, y, held_out), Split(x, y, torch.arange(trained, len(y))),
+                shape=shape, classes=tuple(classes), temporal=False, augment=options.augment,
+                normalize=(tuple(mean), tuple(std)))
+
+
+def _store(name: str, parts: Sequence[Part], directory: Path) -> None:
+    """Write `parts`, in order, to `directory`: images.npy, labels.npy, meta.json; mean and std are of the first."""
+    labels = np.array([label for part in parts for label in part.labels], np.int64)
+    chunks = [(part, range(start, min(start + CHUNK, len(part.labels))))
+              for part in parts for start in range(0, len(part.labels), CHUNK)]
+    bar = progress(in_order(lambda chunk: chunk[0].read(chunk[1]), chunks), f"{name}: reading", len(labels), len,
+                   "images")
+    sums = Sums()
+    with (directory / "images.npy").open("wb") as file:  # written, not mapped: a full disk is an error, not a SIGBUS
+        left = len(parts[0].labels)
+        for number_of_chunk, images in enumerate(bar):
+            if number_of_chunk == 0:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *images.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            if left > 0:
+                sums.add(images[:left])
+                left -= len(images)
+            file.write(images.tobytes())
+    np.save(directory / "labels.npy", labels)
+    mean, std = sums.moments()
+    (directory / "meta.json").write_text(json.dumps({"train": len(parts[0].labels), "mean": mean, "std": std}))
+
+
+class Sums:
+    """Pixels counted by channel and value: mean and std are then exact whatever the number of images."""
+
+    def __init__(self) -> None:
+        self.counts: list[NDArray[np.int64]] = []
+
+    def add(self, images: Bytes) -> None:
+        """`images` uint8 [n, C, H, W]."""
+        new = [np.bincount(channel.ravel(), minlength=256) for channel in images.transpose(1, 0, 2, 3)]
+        self.counts = [a + b for a, b in zip(self.counts, new, strict=True)] if self.counts else new
+
+    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, std) of each channel over all its pixels, in units of 255; a constant channel has std 1."""
+        level = np.arange(256) / 255
+        means = [float((c * level).sum() / c.sum()) for c in self.counts]
+        stds = [float(np.sqrt((c * (level - m) ** 2).sum() / c.sum())) for c, m in zip(self.counts, means, strict=True)]
+        return tuple(means), tuple(std or 1.0 for std in stds)
+
+
+def moments(arrays: Iterable[Bytes]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) by channel of uint8 arrays [n, C, H, W], in units of 255."""
+    sums = Sums()
+    for array in arrays:
+        sums.add(array)
+    return sums.moments()
+
+
+def files(paths: Iterable[Path]) -> list[object]:
+    """What changes when the files do: name, size and time of last change of each."""
+    return [[str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in paths]
+
+
+def of_array(images: Bytes, labels: Sequence[int]) -> Part:
+    """A `Part` of images uint8 [n, C, H, W] that are in memory."""
+    return Part(labels, partial(_rows, images))
+
+
+def _rows(images: Bytes, rows: range) -> Bytes:
+    return images[rows.start : rows.stop]

@@ -1,0 +1,99 @@
+"""The standard sets that torchvision fetches and reads: MNIST, FashionMNIST, CIFAR-10, CIFAR-100."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torchvision import datasets
+
+from snnexp.dataset.base import Data
+from snnexp.dataset.images import Options, Part, files, load, of_array
+from snnexp.dataset.saccade import CLOTHES, find_idx, read_idx
+from snnexp.errors import UserError
+
+CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+CIFAR100 = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
+    "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
+    "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster "
+    "man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
+    "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
+    "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
+    "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
+
+
+def cifar10(root: str | Path, download: bool = False, **options: Any) -> Data:
+    """CIFAR-10 (Krizhevsky 2009), 50,000 + 10,000 of 3 x 32 x 32 in 10 classes, below `root` as torchvision stores it.
+
+    `download`: let torchvision fetch it if it is not there. Other arguments: `images.Options`. Raises UserError that
+    names the folder if there are no images, or the reason why they cannot be fetched.
+    """
+    return _cifar(datasets.CIFAR10, CIFAR10, root, download, Options(**options))
+
+
+def cifar100(root: str | Path, download: bool = False, **options: Any) -> Data:
+    """As `cifar10`, with CIFAR-100's 100 classes."""
+    return _cifar(datasets.CIFAR100, CIFAR100, root, download, Options(**options))
+
+
+def mnist(root: str | Path, download: bool = False, **options: Any) -> Data:
+    """MNIST (LeCun et al. 1998), 60,000 + 10,000 of 1 x 28 x 28, otherwise as `cifar10`; the files may be gzipped."""
+    return _mnist("MNIST", tuple("0123456789"), root, download, Options(**options))
+
+
+def fashion_mnist(root: str | Path, download: bool = False, **options: Any) -> Data:
+    """As `mnist`, with FashionMNIST (Xiao et al. 2017)."""
+    return _mnist("FashionMNIST", CLOTHES, root, download, Options(**options))
+
+
+def fetch(kind: Callable[..., Any], root: Path) -> None:
+    """Let torchvision download `kind` to `root`, with a bar. Raises UserError with the reason if it cannot."""
+    try:
+        kind(str(root), download=True)
+    except (OSError, RuntimeError) as error:
+        name, reason = getattr(kind, "__name__", str(kind)), " ".join(str(error).split())
+        raise UserError(f"{name} cannot be fetched to {root}: {reason} Where there is no network, copy the files there "
+                        "or point dataset.root at a folder that has them") from error
+
+
+def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: Options) -> Data:
+    root = Path(root).expanduser().absolute()
+    folder = root / kind.base_folder
+    paths = [folder / name for name, _ in (*kind.train_list, *kind.test_list)]
+    if download and not all(path.exists() for path in paths):
+        fetch(kind, root)
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"no {path.name} in {folder}: point dataset.root at the folder that holds "
+                            f"{kind.base_folder}, or set dataset.download=true to let torchvision fetch it")
+    meta = folder / kind.meta["filename"]
+
+    def parts() -> tuple[Part, Part]:
+        try:  # torchvision compares checksums before it unpickles anything
+            train, test = (kind(str(root), train=part) for part in (True, False))
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"{folder} does not hold the files that were published ({error}): remove it and set "
+                            "dataset.download=true") from error
+        return tuple(of_array(np.ascontiguousarray(p.data.transpose(0, 3, 1, 2)), p.targets) for p in (train, test))  # type: ignore[return-value]
+
+    name = kind.__name__.lower()
+    return load(name, parts, [name, files([*paths, meta])], classes.split(), options)
+
+
+def _mnist(name: str, classes: tuple[str, ...], root: str | Path, download: bool, options: Options) -> Data:
+    root = Path(root).expanduser().absolute()
+    raw = root / name / "raw"
+    if download and not (raw.exists() and any(os.scandir(raw))):
+        fetch(getattr(datasets, name), root)
+    paths = [find_idx(raw, f"{split}-{part}") for split in ("train", "t10k") for part in ("images-idx3", "labels-idx1")]
+
+    def parts() -> tuple[Part, Part]:
+        x, y, x_test, y_test = map(read_idx, paths)
+        return of_array(x[:, None], y.tolist()), of_array(x_test[:, None], y_test.tolist())
+
+    return load(name.lower(), parts, files(paths), classes, options)

@@ -1,0 +1,65 @@
+"""torchvision's own networks for image classification, with its weights or a file's."""
+
+from __future__ import annotations
+
+import fnmatch
+
+import torchvision
+from torch import nn
+
+from snnexp.checkpoint import fit, read
+from snnexp.errors import UserError, choice, require
+from snnexp.model import Neuron
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU)
+AUXILIARY = ("googlenet", "inception_v3")  # they answer with a tuple in training
+
+
+def network(shape: tuple[int, ...], classes: int, neuron: Neuron, *, name: str, weights: str | None) -> nn.Module:
+    """torchvision's network `name` (resnet50, efficientnet_b0, mobilenet_v2, ...); [T*N, 3, H, W] -> [T*N, classes].
+
+    With `neuron=relu` it is left as torchvision made it; any other neuron takes the place of each of its activations.
+    `weights`: null, `default` (downloaded by torchvision), or a file with a state_dict. If they are for another
+    number of classes, the last linear layer is made anew. Raises InvalidValue for a name that is not known or images
+    without three channels, UserError for weights that cannot be had or do not fit.
+    """
+    known = [n for n in torchvision.models.list_models(module=torchvision.models) if n not in AUXILIARY]
+    near = tuple(fnmatch.filter(known, f"{str(name)[:6]}*")) or tuple(known)
+    choice("name", name, tuple(known) if name in known else near)
+    require(shape[0] == 3, "name", name, "used with images of three channels (dataset.channels=3)")
+    if weights is None:
+        net = torchvision.models.get_model(name, num_classes=classes)
+    else:
+        net = _trained(name, weights)
+        _new_head(net, classes)
+    if not isinstance(neuron(), nn.ReLU):
+        _place(net, neuron)
+    return net  # type: ignore[no-any-return]
+
+
+def _trained(name: str, weights: str) -> nn.Module:
+    if weights == "default":
+        try:
+            return torchvision.models.get_model(name, weights="DEFAULT")  # type: ignore[no-any-return]
+        except OSError as error:  # URLError among them
+            raise UserError(f"model.weights=default: torchvision cannot fetch the weights of {name} ({error}); "
+                            "give a file with model.weights=FILE, or null") from error
+    state = read(weights)
+    heads = [value.shape[0] for value in state.values() if value.dim() == 2]
+    net = torchvision.models.get_model(name, num_classes=heads[-1] if heads else 1000)
+    fit(net, state, weights)
+    return net  # type: ignore[no-any-return]
+
+
+def _new_head(net: nn.Module, classes: int) -> None:
+    linear = [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear)]
+    require(bool(linear), "weights", "a value", "null for this network, which has no last linear layer to make anew")
+    path, last = linear[-1]
+    if last.out_features != classes:
+        net.set_submodule(path, nn.Linear(last.in_features, classes))
+
+
+def _place(net: nn.Module, neuron: Neuron) -> None:
+    for path, module in list(net.named_modules()):
+        if isinstance(module, ACTIVATIONS):
+            net.set_submodule(path, neuron())
