@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from snnexp.errors import Pruned
-from snnexp.sweep.job import prune
+from snnexp.trial.job import prune
 
 ConfigStore.instance().store(
     name="app",

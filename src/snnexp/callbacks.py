@@ -46,7 +46,7 @@ class Grid(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the run, unless this is no grid, or one that cannot be composed: that error is the sweeper's to tell."""
         from snnexp.errors import UserError
-        from snnexp.sweep.job import ENVIRONMENT, Job
+        from snnexp.trial.job import ENVIRONMENT, Job
 
         self.config, self.loader = config, GlobalHydra.instance().config_loader()
         settings = config.hydra.sweeper

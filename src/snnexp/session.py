@@ -26,11 +26,11 @@ from snnexp.config import flatten, listed
 from snnexp.dataset.base import Data
 from snnexp.errors import InvalidValue, Pruned, UserError, integer
 from snnexp.rundir import RunDir, write_json
-from snnexp.sweep.job import Job
 from snnexp.terminal import closing_table
 from snnexp.timefold import Normalize, TimeFold
 from snnexp.tracking import Status, Tracker
 from snnexp.training import METRICS, Metrics, Trainer
+from snnexp.trial.job import Job
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 TAGS = ("task", "dataset", "model", "neuron", "surrogate", "conversion", "calibration")

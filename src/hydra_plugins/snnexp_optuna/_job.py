@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from snnexp.errors import Pruned, UserError
-from snnexp.sweep.job import Job
+from snnexp.trial.job import Job
 
 log = logging.getLogger("snnexp.sweep")
 OUTCOME, LOCK = "outcome", ".trial"
@@ -44,7 +44,7 @@ class Work:
         job = Job.current()
         if job is None or job.trial is None:
             return self._call(config)
-        from snnexp.sweep.storage import exclusive, trial  # late: optuna
+        from snnexp.trial.storage import exclusive, trial  # late: optuna
 
         with _held(Path(HydraConfig.get().runtime.output_dir)):
             outcome: dict[str, Any] = {}

@@ -17,9 +17,9 @@ from hydra_plugins.snnexp_optuna._job import OUTCOME
 from hydra_plugins.snnexp_optuna._owner import JOB, Owner
 from hydra_plugins.snnexp_optuna._space import Space, quoted
 from snnexp.errors import UserError
-from snnexp.sweep.job import ENVIRONMENT, Address, Job
 from snnexp.sweep.parent import Parent
-from snnexp.sweep.storage import exclusive
+from snnexp.trial.job import ENVIRONMENT, Address, Job
+from snnexp.trial.storage import exclusive
 
 log = logging.getLogger("snnexp.sweep")
 POLL, RECOVER = 1.0, 5.0  # seconds

@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hydra_plugins.snnexp_optuna._job import LOCK
-from snnexp.sweep.storage import exclusive
+from snnexp.trial.storage import exclusive
 
 log = logging.getLogger("snnexp.sweep")
 JOB, PREFIX = "job", "parent "

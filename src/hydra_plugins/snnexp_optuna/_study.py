@@ -26,7 +26,7 @@ from hydra_plugins.snnexp_optuna._space import Space, space
 from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten
 from snnexp.errors import UserError, integer, number
 from snnexp.sweep.parent import Parent
-from snnexp.sweep.storage import exclusive, opened
+from snnexp.trial.storage import exclusive, opened
 
 # what may differ between machines that share a study, beside NOT_THE_EXPERIMENT
 Direction = Literal["maximize", "minimize"]

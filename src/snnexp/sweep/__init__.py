@@ -1,1 +1,1 @@
-"""What runs of one sweep have in common: their parent's record, and how a job reports to its study."""
+"""What the runs of one sweep have in common: their parent's record, and a summary of them."""

@@ -13,10 +13,10 @@ from snnexp.dataset.base import Data
 from snnexp.errors import Pruned
 from snnexp.evaluate import evaluate, recorded
 from snnexp.session import Session
-from snnexp.sweep.job import prune
 from snnexp.terminal import EpochBar
 from snnexp.timefold import TimeFold
 from snnexp.training import THREADS, Fit, Metrics, Progress, launched, load
+from snnexp.trial.job import prune
 
 
 def train(session: Session) -> Metrics:

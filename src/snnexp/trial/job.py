@@ -61,7 +61,7 @@ class Reporter:
     """Reports a trial's epochs to its study, and asks the pruner."""
 
     def __init__(self, address: Address) -> None:
-        from snnexp.sweep.storage import trial
+        from snnexp.trial.storage import trial
 
         self.address, self.trial = address, trial(address)
         self.told = 0
@@ -71,7 +71,7 @@ class Reporter:
 
         Raises UserError if there is a pruner, but the objective is no metric of an epoch.
         """
-        from snnexp.sweep.storage import exclusive
+        from snnexp.trial.storage import exclusive
 
         metric = self.address.objective
         if not isinstance(metric, str):  # Optuna cannot prune by several objectives

@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from snnexp.address import database, locked, masked
 from snnexp.errors import UserError
-from snnexp.sweep.job import Address
+from snnexp.trial.job import Address
 
 JOURNAL = "journal:"
 _threads = threading.RLock()  # of this process; a file's lock tells only processes apart
