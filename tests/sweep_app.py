@@ -20,7 +20,7 @@ ConfigStore.instance().store(
     node={
         "defaults": ["_self_", {"override hydra/sweeper": "snnexp"}],
         "x": 1.0, "y": 0.0, "kind": "plain", "text": None, "seed": 0, "seconds": 0.0, "epochs": 0,
-        "objective": "value", "outputs_dir": "outputs", "data_dir": "data", "cache_dir": "cache",
+        "objective": "val/value", "outputs_dir": "outputs", "data_dir": "data", "cache_dir": "cache",
         "tracking": {"_target_": "snnexp.tracking.Nothing"},
         "hydra": {"output_subdir": None,
                   "sweep": {"dir": "${outputs_dir}/multirun/${now:%H-%M-%S-%f}", "subdir": "${hydra.job.num}"}},
@@ -44,7 +44,7 @@ def app(config: DictConfig) -> float | list[float]:
     history: list[dict[str, float]] = []
     for epoch in range(config.epochs):
         time.sleep(config.seconds)
-        history.append({"value": value + epoch})
+        history.append({"val/value": value + epoch})
         if prune(history):
             raise Pruned
     time.sleep(config.seconds)

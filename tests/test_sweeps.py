@@ -161,7 +161,7 @@ def test_parents_share_a_study(tmp_path: Path, kind: str) -> None:
 
 
 def test_several_objectives_have_a_pareto_front(tmp_path: Path) -> None:
-    done = app(tmp_path, INTERVAL, "objective=[value,other]", "hydra.sweeper.direction=[maximize,minimize]",
+    done = app(tmp_path, INTERVAL, "objective=[val/value,val/other]", "hydra.sweeper.direction=[maximize,minimize]",
                "hydra.sweeper.n_trials=8")  # fmt: skip
     (folder,) = (tmp_path / "outputs" / "multirun").iterdir()
     front = study(tmp_path).best_trials

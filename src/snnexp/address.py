@@ -5,14 +5,23 @@ from __future__ import annotations
 import fcntl
 import re
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from snnexp.errors import require
 
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
 URI = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+")
 LOCK_PATIENCE = 30.0
+ADVISORY = {  # a server's own lock, which it gives back if we die
+    "postgresql": ("select pg_advisory_lock({0})", "select pg_advisory_unlock({0})"),
+    "mysql": ("select get_lock('snnexp{0}', 120)", "select release_lock('snnexp{0}')"),
+}
 
 
 def checked(uri: str) -> str:
@@ -28,6 +37,11 @@ def database(uri: str) -> Path | None:
     """The file of an SQLite store."""
     match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
     return Path(match[1]) if match else None
+
+
+def kind(uri: str) -> str:
+    """sqlite, postgresql, mysql, http, ...: without the driver."""
+    return uri.split(":", 1)[0].split("+", 1)[0]
 
 
 def masked(text: str) -> str:
@@ -60,3 +74,16 @@ def locked(path: Path, patience: float) -> Iterator[None]:
                     raise TimeoutError(f"{path} is in use by another process") from None
                 time.sleep(0.02)
         yield
+
+
+@contextmanager
+def advisory(engine: Engine, uri: str, purpose: str) -> Iterator[None]:
+    """Hold the lock named `purpose` of the database server at `uri` (one of ADVISORY), on all machines."""
+    take, give = (sql.format(zlib.crc32(f"snnexp {purpose}".encode())) for sql in ADVISORY[kind(uri)])
+    with engine.connect() as connection:
+        connection.exec_driver_sql(take)
+        try:
+            yield
+        finally:
+            connection.exec_driver_sql(give)
+            connection.rollback()

@@ -15,13 +15,14 @@ import shutil
 import socket
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from snnexp.address import alone, checked, database, masked
+from snnexp.address import ADVISORY, advisory, alone, checked, database, kind, masked
 from snnexp.errors import UserError
 from snnexp.journal import Journal
 
@@ -241,7 +242,7 @@ class MLflow:
     def _connect(self, journal: Journal) -> MlflowClient:
         """Reach the store, creating it if it is a new SQLite file, and find or create the run of this journal."""
         uri = journal.state["uri"]
-        with alone(uri):
+        with alone(uri), _one_creator(uri):
             _import_mlflow()
             from mlflow import MlflowClient
 
@@ -309,6 +310,22 @@ def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict
                 log.warning("%s was deleted before it could be sent to MLflow", path)
         if "end" in r:
             client.set_terminated(run_id, r["end"], r["time"])
+
+
+@contextmanager
+def _one_creator(uri: str) -> Iterator[None]:
+    """One process at a time, on all machines: two that make MLflow's tables in one database both fail."""
+    if kind(uri) not in ADVISORY:
+        yield
+        return
+    from sqlalchemy import create_engine
+
+    engine = create_engine(uri)
+    try:
+        with advisory(engine, uri, "mlflow"):
+            yield
+    finally:
+        engine.dispose()
 
 
 def _create(path: Path) -> None:

@@ -47,6 +47,11 @@ class Work:
         from snnexp.trial.storage import exclusive, trial  # late: optuna
 
         with _held(Path(HydraConfig.get().runtime.output_dir)):
+            with exclusive(job.trial.storage):
+                frozen = trial(job.trial).storage.get_trial(job.trial.id)
+            if frozen.state.is_finished():  # it waited on a cluster while its parent died, and was given up
+                log.info("trial %d has ended meanwhile: nothing to do", frozen.number)
+                return None
             outcome: dict[str, Any] = {}
             try:
                 value = self._call(config)

@@ -7,9 +7,8 @@ import logging
 import os
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from hydra.utils import instantiate
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
-from snnexp.address import database, locked, masked
+from snnexp.address import advisory, database, kind, locked, masked
 from snnexp.errors import UserError
 from snnexp.trial.job import Address
 
@@ -57,11 +56,10 @@ def _opened(url: str, process: int) -> BaseStorage:
 def _made(url: str) -> BaseStorage:
     if url.startswith(JOURNAL):
         return JournalStorage(JournalFileBackend(str(file(url))))
-    kind = url.split(":", 1)[0].split("+", 1)[0]
     connect = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}, "mysql": {"connect_timeout": 10}}
-    if kind not in connect:
+    if kind(url) not in connect:
         raise ValueError("that is no storage of a study")
-    engine: dict[str, Any] = {"connect_args": connect[kind], "pool_pre_ping": kind != "sqlite"}
+    engine: dict[str, Any] = {"connect_args": connect[kind(url)], "pool_pre_ping": kind(url) != "sqlite"}
     return get_storage(RDBStorage(url, engine_kwargs=engine))
 
 
@@ -96,23 +94,9 @@ def _turn(url: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _advisory(url: str) -> Iterator[None]:
-    """A database's own lock, which it gives back if we die."""
-    number = zlib.crc32(b"snnexp sweep")
-    take, give = {
-        "postgresql": (f"select pg_advisory_lock({number})", f"select pg_advisory_unlock({number})"),
-        "mysql": (f"select get_lock('snnexp{number}', 120)", f"select release_lock('snnexp{number}')"),
-    }[url.split(":", 1)[0].split("+", 1)[0]]
+def _advisory(url: str) -> AbstractContextManager[None]:
     storage = opened(url)
-    engine = getattr(storage, "_backend", storage).engine  # type: ignore[union-attr]
-    with engine.connect() as connection:
-        connection.exec_driver_sql(take)
-        try:
-            yield
-        finally:
-            connection.exec_driver_sql(give)
-            connection.rollback()
+    return advisory(getattr(storage, "_backend", storage).engine, url, "sweep")  # type: ignore[union-attr]
 
 
 def trial(address: Address) -> optuna.Trial:
