@@ -1,50 +1,132 @@
-"""What the runner costs per trial: a job that does nothing, in one process, with an SQLite study and tracking=none.
+"""What a sweep costs per trial: jobs that do nothing, one after the other in one process, with an SQLite study.
 
-    python bench/sweep_overhead.py [--trials 40]
+    python bench/sweep_overhead.py [--trials 40] [--rounds 3] [--peer VENV]
 
-Beside it, `study.optimize` on the same function and the same kind of storage. The time of a trial is from its start
-to the next one's, as the storage has them; the median is given, which a busy machine disturbs least.
+| side | what runs |
+| --- | --- |
+| function | `study.optimize` on a function: no Hydra |
+| hydra | Hydra's own grid on snnexp's configs: composing a job's config, no study |
+| snnexp sweeper | the same program under snnexp's sweeper |
+| hydra-optuna-sweeper | the same program under that one, in an environment with the Optuna and SQLAlchemy it needs |
+| snnexp | the whole of snnexp, `tracking=none` |
+| snnexp, MLflow | the same with an SQLite MLflow store |
+| MLflow | the calls that such a run makes, alone: run, parameters, tags, config file, result, end |
+
+Sides take turns, each a fresh process; the time of a trial is from its start to the next one's start, its median is
+given. --peer is where the other sweeper's environment is, or is made (by pip).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+import venv
 from itertools import pairwise
 from pathlib import Path
 
-import optuna
+HERE = Path(__file__).resolve().parent
+PEER = ("hydra-core==1.3.8", "hydra-optuna-sweeper==1.3.0", "sqlalchemy<2", "setuptools<81")
+X = "neuron.threshold=interval(0.5,2)"
 
-APP = Path(__file__).resolve().parents[1] / "tests" / "sweep_app.py"
+
+def function(folder: Path, n: int) -> None:
+    import optuna
+
+    from nothing import mark
+
+    def objective(trial: optuna.Trial) -> float:
+        mark()
+        return 0.5 + 0 * trial.suggest_float("x", 0.5, 2)
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    optuna.create_study(storage=f"sqlite:///{folder}/study.db", sampler=sampler).optimize(objective, n_trials=n)
 
 
-def per_trial(url: str) -> float:
-    (summary,) = optuna.get_all_study_summaries(url)
-    trials = optuna.load_study(study_name=summary.study_name, storage=url).trials
-    starts = [trial.datetime_start.timestamp() for trial in trials if trial.datetime_start]
-    return 1000 * statistics.median(b - a for a, b in pairwise(starts))
+def mlflow_alone(folder: Path, n: int) -> None:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
+
+    from nothing import mark
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.create_experiment("bare", artifact_location=str(folder / "artifacts"))
+    (folder / "config.yaml").write_text("a: 1\n" * 80)
+    for i in range(n):
+        mark()
+        run = client.create_run(experiment, tags={"key": str(i)}).info.run_id
+        client.update_run(run, status="RUNNING", name=f"{i}")
+        client.log_batch(run, params=[Param(f"p{j}", str(j)) for j in range(70)],
+                         tags=[RunTag(f"t{j}", str(j)) for j in range(8)])  # fmt: skip
+        client.log_artifact(run, str(folder / "config.yaml"))
+        client.log_batch(run, metrics=[Metric("a", 0.5, int(time.time()), 0)], tags=[RunTag("status", "finished")])
+        client.set_terminated(run)
+
+
+def commands(folder: Path, n: int, peer: Path) -> dict[str, list[str]]:
+    common = ["-m", f"outputs_dir={folder}"]
+    study = [X, f"hydra.sweeper.n_trials={n}", f"hydra.sweeper.storage=sqlite:///{folder}/study.db"]
+    random = ["hydra.sweeper.sampler={_target_:optuna.samplers.RandomSampler,seed:0}"]
+    no_callbacks = ["~hydra.callbacks.outputs", "~hydra.callbacks.grid"]
+    program = [str(HERE / "nothing.py")]
+    ours = ["-m", "snnexp.run", *common, "task._target_=nothing.task", *study, *random]
+    theirs = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0",
+              "hydra.sweeper.study_name=peer", "hydra.sweeper.direction=maximize", *no_callbacks]  # fmt: skip
+    me = str(Path(__file__).resolve())
+    return {
+        "function": [sys.executable, me, "--side", "function"],
+        "hydra": [sys.executable, *program, *common, *no_callbacks, "hydra/sweeper=basic", f"seed=range({n})"],
+        "snnexp sweeper": [sys.executable, *program, *common, *study, *random, "tracking=none"],
+        "hydra-optuna-sweeper": [str(peer / "bin" / "python"), *program, *common, *theirs, *study],
+        "snnexp": [sys.executable, *ours, "tracking=none"],
+        "snnexp, MLflow": [sys.executable, *ours],
+        "MLflow": [sys.executable, me, "--side", "mlflow"],
+    }
+
+
+def measured(side: str, n: int, peer: Path) -> float:
+    """Milliseconds from a trial's start to the next one's: the median."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        starts = folder / "starts"
+        own = {"STARTS": str(starts), "OUT": name, "N": str(n), "MLFLOW_DISABLE_TELEMETRY": "true"}
+        path = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}" if side != "hydra-optuna-sweeper" else ""
+        done = subprocess.run(commands(folder, n, peer)[side], env=os.environ | own | {"PYTHONPATH": path},
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        if done.returncode:
+            sys.exit(f"{side}: {done.stdout}{done.stderr}")
+        times = [float(line) for line in starts.read_text().splitlines()]
+        if len(times) != n:
+            sys.exit(f"{side}: {len(times)} of {n} trials began")
+        return 1000 * statistics.median(b - a for a, b in pairwise(times))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=40)
-    n = parser.parse_args().trials
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder:
-        bare = f"sqlite:///{folder}/bare.db"
-        study = optuna.create_study(storage=bare, sampler=optuna.samplers.RandomSampler(seed=0))
-        study.optimize(lambda trial: trial.suggest_float("x", 0, 4), n_trials=n)
-        (Path(folder) / "outputs").mkdir()
-        ours = f"sqlite:///{folder}/ours.db"
-        command = [sys.executable, str(APP), "-m", f"outputs_dir={folder}/outputs", "x=interval(0,4)",
-                   f"hydra.sweeper.n_trials={n}", f"hydra.sweeper.storage={ours}",
-                   "hydra.sweeper.sampler={_target_:optuna.samplers.RandomSampler,seed:0}"]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True)
-        a, b = per_trial(bare), per_trial(ours)
-    print(f"study.optimize {a:.1f} ms a trial, snnexp {b:.1f} ms: {b - a:.1f} ms more")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", type=Path, default=Path(tempfile.gettempdir()) / "hydra-optuna-sweeper")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        {"function": function, "mlflow": mlflow_alone}[args.side](Path(os.environ["OUT"]), int(os.environ["N"]))
+        return
+    if not (args.peer / "bin" / "python").exists():
+        venv.create(args.peer, with_pip=True)
+        subprocess.run([args.peer / "bin" / "python", "-m", "pip", "install", "-q", *PEER], check=True)
+    times: dict[str, list[float]] = {side: [] for side in commands(Path(), 1, args.peer)}
+    for _ in range(args.rounds):
+        for side, found in times.items():
+            found.append(measured(side, args.trials, args.peer))
+            print(f"{side}: {found[-1]:.1f} ms", file=sys.stderr)
+    print("| side | ms a trial, median of rounds | least | most |\n| --- | --- | --- | --- |")
+    for side, found in times.items():
+        print(f"| {side} | {statistics.median(found):.0f} | {min(found):.0f} | {max(found):.0f} |")
 
 
 if __name__ == "__main__":

@@ -256,6 +256,25 @@ def test_a_study_of_trainings_prunes_and_nests_its_trials(snnexp: Callable[..., 
     assert "PRUNED" in states(ours.trials)
 
 
+def test_accuracy_against_spikes_and_against_time(snnexp: Callable[..., Done]) -> None:
+    names = ["val/accuracy", "val/spikes_per_sample", "val/accuracy_T1"]
+    done = snnexp("-m", *SMALL, "trainer.epochs=1", f"objective=[{','.join(names)}]", "neuron.threshold=range(1,4)",
+                  "hydra.sweeper.direction=[maximize,minimize,maximize]", "hydra.sweeper.n_trials=3",
+                  "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:0}")  # fmt: skip
+    assert done.code == 0, done.err
+    (trials, folder) = study(done.outputs.parent).trials, next(done.outputs.glob("multirun/*/*"))
+    results = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/result.json")}
+    assert {str(t.number): t.values for t in trials} == {n: [r[name] for name in names] for n, r in results.items()}
+    spikes = {t.params["neuron.threshold"]: t.values[1] for t in trials}
+    assert spikes[1] > spikes[2] > spikes[3] >= 0
+    assert (folder / "figures" / "pareto.png").exists()
+
+
+def test_an_objective_that_the_task_does_not_give_is_refused(snnexp: Callable[..., Done]) -> None:
+    done = snnexp(*SMALL, "timesteps=4", "objective=val/accuracy_T5")
+    assert (done.code, "objective=val/accuracy_T5 is not allowed" in done.err) == (1, True)
+
+
 SWEEPS = sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml"))
 
 

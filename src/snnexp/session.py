@@ -6,7 +6,7 @@ import errno
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -142,7 +142,8 @@ class Session:
         if self.quiet:
             return result
         title = f"{self.choices['task']}: {self.choices['model']} on {self.choices['dataset']}, seed {self.seed}"
-        closing_table(title, result, {"results": self.run_dir, "tracked": tracked})
+        shown = {name: value for name, value in result.items() if not name.startswith("val/accuracy_T")}
+        closing_table(title, shown, {"results": self.run_dir, "tracked": tracked})
         return result
 
     @property
@@ -216,16 +217,18 @@ class Session:
                             f"its output for one sample is {answer[1:]}")
         net.train()
 
-    def check(self) -> None:
-        """Refuse wrong values now, before any data is prepared. Raises UserError."""
+    def check(self, objectives: Sequence[str] = METRICS) -> None:
+        """Refuse wrong values now, before any data is prepared; `objectives` are the validation metrics that the task
+        gives. Raises UserError.
+        """
         try:
             integer("seed", self.config["seed"], at_least=0)
             integer("timesteps", self.config["timesteps"], at_least=1)
         except InvalidValue as error:
             raise error.told(error.name) from error
         for name in self.objectives:
-            if name not in METRICS:
-                raise UserError(f"objective={name} is not allowed: it must be one of {', '.join(METRICS)}")
+            if name not in objectives:
+                raise UserError(f"objective={name} is not allowed: it must be one of {', '.join(objectives)}")
         RunDir.check(self.config)
         _ = self.trainer, self.loss, self.neuron()
         self.tracker.check()

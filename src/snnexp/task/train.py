@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from snnexp.evaluate import evaluate, recorded
 from snnexp.session import Session
 from snnexp.terminal import EpochBar
 from snnexp.timefold import TimeFold
-from snnexp.training import THREADS, Fit, Metrics, Progress, launched, load
+from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, launched, load
 from snnexp.trial.job import prune
+
+SPIKES = "val/spikes_per_sample"  # of all sites together, of the best epoch
+AT_T = "val/accuracy_T"           # when the output is averaged over the first so many steps, of the best epoch
 
 
 def train(session: Session) -> Metrics:
@@ -25,7 +29,9 @@ def train(session: Session) -> Metrics:
     Raises UserError for wrong values or missing data, Interrupted after Ctrl-C (the run can then be resumed), Pruned
     if it is a trial that its sweep gives up.
     """
-    session.check()
+    T, asked = session.config["timesteps"], [name.removeprefix(AT_T) for name in session.objectives]
+    at_t = [t for t in asked if t.isdigit() and isinstance(T, int) and 1 <= int(t) <= T]
+    session.check([*METRICS, SPIKES, *(f"{AT_T}{t}" for t in at_t or ("1", T))])
     session.network()  # data are prepared and everything is tried before the run begins, and before ranks are spawned
     return session.tracked(lambda: _launched(session))
 
@@ -79,11 +85,15 @@ def _finish(
     """Test the best epoch's weights; figures, the model, the final metrics."""
     best = load(session.run_dir / "best.pt")
     net.load_state_dict(best["model"])
-    test = evaluate(net, data.test, session.loss, session.trainer.eval_batch_size, device, len(data.classes))
-    for t, accuracy in enumerate(test.accuracy_t, 1):
-        session.tracker.metrics({"test/accuracy_at_t": accuracy}, step=t)
+    measured = partial(evaluate, net, loss=session.loss, batch_size=session.trainer.eval_batch_size, device=device,
+                       classes=len(data.classes))  # fmt: skip
+    val, test = measured(data.val), measured(data.test)
+    for t, (of_val, of_test) in enumerate(zip(val.accuracy_t, test.accuracy_t, strict=True), 1):
+        session.tracker.metrics({"val/accuracy_at_t": of_val, "test/accuracy_at_t": of_test}, step=t)
     final = {
         **best["metrics"],
+        **({SPIKES: val.spikes} if val.rates else {}),
+        **{f"{AT_T}{t}": accuracy for t, accuracy in enumerate(val.accuracy_t, 1) if val.rates},
         "test/loss": test.loss,
         "test/accuracy": test.accuracy,
         **({"test/spikes_per_sample": test.spikes} if test.rates else {}),  # an ANN has none
@@ -92,7 +102,7 @@ def _finish(
     }
     final |= {f"test/rate/{name}": rate for name, rate in test.rates.items()}
     session.tracker.metrics(
-        {k: v for k, v in final.items() if not k.startswith(("train/", "val/", "lr"))}, step=progress.epoch
+        {k: v for k, v in final.items() if k not in best["metrics"] and not k.startswith(AT_T)}, step=progress.epoch
     )
     figures.write(_figures(net, data, test.confusion, test.rates, device), session.run_dir / "figures")
     session.tracker.artifact(session.run_dir / "figures")

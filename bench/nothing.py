@@ -1,0 +1,37 @@
+"""A job that does nothing, for bench/sweep_overhead.py: as a task of snnexp, and as a Hydra program on its configs.
+
+Each call adds the time of its start to the file $STARTS.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+CONF = str(Path(__file__).resolve().parents[1] / "conf")
+
+
+def mark() -> None:
+    with Path(os.environ["STARTS"]).open("a") as file:
+        file.write(f"{time.time()!r}\n")
+
+
+def task(session: Any) -> dict[str, float]:
+    mark()
+    return session.tracked(lambda: {"val/accuracy": 0.5})  # type: ignore[no-any-return]
+
+
+@hydra.main(config_path=CONF, config_name="config", version_base="1.3")
+def program(config: DictConfig) -> float:
+    mark()
+    return 0.5
+
+
+if __name__ == "__main__":
+    OmegaConf.register_new_resolver("folder", os.path.abspath, replace=True)
+    program()
