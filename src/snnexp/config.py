@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -128,14 +130,19 @@ def _check_types(cfg: DictConfig) -> None:
     chosen = [o for o in hydra.overrides.task if o.split("=", 1)[0].lstrip("+~").split("@")[0] in groups]
     if len(chosen) == len(hydra.overrides.task):
         return
-    example = GlobalHydra.instance().config_loader().load_configuration(
-        config_name=str(hydra.job.config_name), overrides=chosen, run_mode=RunMode.RUN, from_shell=False
-    )  # fmt: skip
+    example = _example(GlobalHydra.instance().config_loader(), str(hydra.job.config_name), tuple(chosen))
     for key, default, value in _pairs(example, cfg):
         if key not in ("resume", "checkpoint", "objective", *FOLDERS) and not _same_type(default, value):
             hint = "; as text: quote it twice, \"'...'\"" if isinstance(default, str) and value is not None else ""
             kind = _kind(default)
             raise UserError(f"{key}={_shown(value)} is not allowed: it must be {kind} (default {default}){hint}")
+
+
+@lru_cache(maxsize=32)  # a sweep's jobs in one process have few choices of groups
+def _example(loader: ConfigLoader, name: str, chosen: tuple[str, ...]) -> DictConfig:
+    return loader.load_configuration(
+        config_name=name, overrides=list(chosen), run_mode=RunMode.RUN, from_shell=False
+    )
 
 
 def _pairs(example: DictConfig, cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

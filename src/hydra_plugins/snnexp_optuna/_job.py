@@ -34,15 +34,16 @@ class Died(Exception):
 class Work:
     """The task function of a sweep's jobs. Picklable, for launchers send it to other processes.
 
-    With `isolate` each call is a process of its own, whose death is an exception here (Died).
+    With `isolate` each call is a process of its own, whose death is an exception here (Died). With `outlives` a call
+    may go on when its parent has died, and so leaves its outcome in the study.
     """
 
-    def __init__(self, function: Callable[[DictConfig], Any], isolate: bool) -> None:
-        self.function, self.isolate = function, isolate
+    def __init__(self, function: Callable[[DictConfig], Any], isolate: bool, outlives: bool) -> None:
+        self.function, self.isolate, self.outlives = function, isolate, outlives
 
     def __call__(self, config: DictConfig) -> Any:
         job = Job.current()
-        if job is None or job.trial is None:
+        if job is None or job.trial is None or not self.outlives:
             return self._call(config)
         from snnexp.trial.storage import exclusive, trial  # late: optuna
 
@@ -55,10 +56,10 @@ class Work:
             outcome: dict[str, Any] = {}
             try:
                 value = self._call(config)
-                outcome = _complete(value)
+                outcome = completed(value)
                 return value
             except Exception as error:
-                outcome = _outcome(error)
+                outcome = failed(error)
                 raise
             finally:  # an exit or an interrupt leaves no outcome
                 if outcome:
@@ -75,7 +76,8 @@ class Work:
         return isolated(self.function, config)
 
 
-def _complete(value: Any) -> dict[str, Any]:
+def completed(value: Any) -> dict[str, Any]:
+    """The outcome of a job that returned `value`."""
     values = value if isinstance(value, list | tuple) else [value]
     if any(not isinstance(v, int | float) or isinstance(v, bool) for v in values):
         return {"state": "FAIL", "reason": f"the objective is {value}, not a number", "again": False}
@@ -84,8 +86,8 @@ def _complete(value: Any) -> dict[str, Any]:
     return {"state": "COMPLETE", "values": [float(v) for v in values]}
 
 
-def _outcome(error: Exception) -> dict[str, Any]:
-    """An error of the user's would only happen again; anything else may not."""
+def failed(error: Exception) -> dict[str, Any]:
+    """The outcome of a job that raised `error`: one of the user's would only happen again; anything else may not."""
     if isinstance(error, Pruned) or type(error).__name__ == "TrialPruned":
         return {"state": "PRUNED"}
     if not isinstance(error, UserError | Died):

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from optuna.trial import FrozenTrial, TrialState
 
-from hydra_plugins.snnexp_optuna._job import OUTCOME
+from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
 from hydra_plugins.snnexp_optuna._owner import JOB, Owner
 from hydra_plugins.snnexp_optuna._space import Space, quoted
 from snnexp.errors import UserError
@@ -23,6 +24,7 @@ from snnexp.trial.storage import exclusive
 
 log = logging.getLogger("snnexp.sweep")
 POLL, RECOVER = 1.0, 5.0  # seconds
+Outcome = Mapping[str, Any]  # state, values, reason, again
 REPLACED, ATTEMPT, RETRY_OF = "replaced", "attempt", "retry_of"
 
 
@@ -48,7 +50,7 @@ class Loop:
 
     def run(self) -> None:
         """Returns when there is nothing more to do; after Ctrl-C, what was running is left to be taken up again."""
-        running: dict[Future[str], optuna.Trial] = {}
+        running: dict[Future[Outcome], optuna.Trial] = {}
         self.recover()
         pool = _Here() if self.settings["parallel"] == 1 else ThreadPoolExecutor(self.settings["parallel"])
         try:
@@ -81,8 +83,8 @@ class Loop:
             trial.set_user_attr(JOB, self.owner.mark(trial.number))
         return trial
 
-    def run_trial(self, trial: optuna.Trial) -> str:
-        """Run the trial's job; returns what the launcher said if it failed."""
+    def run_trial(self, trial: optuna.Trial) -> Outcome:
+        """Run the trial's job; returns its outcome, as far as the launcher knows it."""
         pruner = self.settings["pruner"]
         address = Address(self.url, self.study.study_name, trial._trial_id, pruner, self.objective)
         job = Job(
@@ -96,16 +98,18 @@ class Loop:
         environment = f"++hydra.job.env_set.{ENVIRONMENT}={quoted(job.variable[ENVIRONMENT])}"
         overrides = [*self.fixed, *self.space.overrides(trial.params), environment]
         try:
-            self.launcher.launch([overrides], initial_job_idx=trial.number)
+            (done,) = self.launcher.launch([overrides], initial_job_idx=trial.number)
         except Exception as error:  # a launcher's worker that died, a cluster that refuses
-            return f"{type(error).__name__}: {error}".split("\n", 1)[0][:500]
-        return ""
+            reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:500]
+            return {"state": "FAIL", "reason": reason, "again": True}
+        if self.settings["outlives"]:
+            return {"state": "FAIL", "reason": "the job ended without an answer", "again": True}
+        return completed(done.return_value) if done.status == JobStatus.COMPLETED else failed(done._return_value)
 
-    def tell(self, trial: optuna.Trial, reason: str) -> None:
-        """Take over the outcome that the job left in the study; a job that left none has died."""
-        frozen = self._frozen(trial.number)
-        died = {"state": "FAIL", "reason": reason or "the job ended without an answer", "again": True}
-        self._finish(frozen, frozen.user_attrs.get(OUTCOME, died))
+    def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        """Take over the outcome: that which the job left in the study, if it left one."""
+        frozen = self._frozen(trial._trial_id)
+        self._finish(frozen, frozen.user_attrs.get(OUTCOME, outcome))
 
     def recover(self) -> None:
         """End the trials whose parents died: with their outcome, if the job still left one, else as lost."""
@@ -128,12 +132,13 @@ class Loop:
             name = self.study.study_name
             raise UserError(f"no trial of study {name} was completed; the last said: {self.last_reason}")
 
-    def _finish(self, trial: FrozenTrial, outcome: Mapping[str, Any], blame: bool = True) -> None:
+    def _finish(self, trial: FrozenTrial, outcome: Outcome, blame: bool = True) -> None:
         state = TrialState[outcome["state"]]
         with exclusive(self.url):
-            if self._frozen(trial.number).state != TrialState.RUNNING:
+            if self._frozen(trial._trial_id).state != TrialState.RUNNING:
                 return  # another parent was here first
             if state == TrialState.FAIL:
+                self.study._storage.set_trial_user_attr(trial._trial_id, OUTCOME, dict(outcome))
                 self._retry(trial, bool(outcome["again"]), blame)
             try:
                 self.study.tell(trial.number, outcome.get("values"), state, skip_if_finished=True)
@@ -169,13 +174,13 @@ class Loop:
     def _waits_for_others(self) -> bool:
         return not self._stopped() and bool(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
 
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[number]
+    def _frozen(self, trial_id: int) -> FrozenTrial:
+        return self.study._storage.get_trial(trial_id)
 
-    def _say(self, trial: FrozenTrial, outcome: Mapping[str, Any]) -> None:
+    def _say(self, trial: FrozenTrial, outcome: Outcome) -> None:
         words = {
             "COMPLETE": lambda: ", ".join(f"{value:.4g}" for value in outcome["values"]),
-            "PRUNED": lambda: f"pruned after {len(self._frozen(trial.number).intermediate_values)} epochs",
+            "PRUNED": lambda: f"pruned after {len(self._frozen(trial._trial_id).intermediate_values)} epochs",
             "FAIL": lambda: f"failed: {outcome['reason']}",
         }[outcome["state"]]()
         log.info("trial %d   %s   %s", trial.number, self.space.shown(trial.params), words)

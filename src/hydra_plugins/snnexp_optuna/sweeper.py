@@ -75,8 +75,9 @@ class StudySweeper(Sweeper):
             launcher = OmegaConf.merge(launcher, {"n_jobs": self.settings["parallel"]})
         with open_dict(config):
             config.hydra.launcher = launcher
-        isolate = self.settings["isolate"]
-        work = Work(task_function, launcher._target_ == JOBLIB if isolate is None else isolate)
+        isolate = launcher._target_ == JOBLIB if self.settings["isolate"] is None else self.settings["isolate"]
+        self.settings["outlives"] = isolate or launcher._target_ != BASIC  # its jobs may outlive us
+        work = Work(task_function, isolate, self.settings["outlives"])
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=work, config=config
