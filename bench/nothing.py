@@ -1,6 +1,6 @@
 """A job that does nothing, for bench/sweep_overhead.py: as a task of snnexp, and as a Hydra program on its configs.
 
-Each call adds the time of its start to the file $STARTS.
+Each call adds the time of its start, and the processor's time so far, to the file $STARTS.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CONF = str(Path(__file__).resolve().parents[1] / "conf")
 
 def mark() -> None:
     with Path(os.environ["STARTS"]).open("a") as file:
-        file.write(f"{time.time()!r}\n")
+        file.write(f"{time.time()!r} {time.process_time()!r}\n")
 
 
 def task(session: Any) -> dict[str, float]:

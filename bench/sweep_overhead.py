@@ -12,8 +12,9 @@
 | snnexp, MLflow | the same with an SQLite MLflow store |
 | MLflow | the calls that such a run makes, alone: run, parameters, tags, config file, result, end |
 
-Sides take turns, each a fresh process; the time of a trial is from its start to the next one's start, its median is
-given. --peer is where the other sweeper's environment is, or is made (by pip).
+Sides take turns, each a fresh process; the time of a trial is from its start to the next one's start, and its median is
+given, by the clock and by the processor (which other programs on the machine disturb less).
+--peer is where the other sweeper's environment is, or is made (by pip).
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ def commands(folder: Path, n: int, peer: Path) -> dict[str, list[str]]:
     }
 
 
-def measured(side: str, n: int, peer: Path) -> float:
-    """Milliseconds from a trial's start to the next one's: the median."""
+def measured(side: str, n: int, peer: Path) -> tuple[float, float]:
+    """Milliseconds from a trial's start to the next one's, by the clock and of the processor: the medians."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         starts = folder / "starts"
@@ -100,10 +101,11 @@ def measured(side: str, n: int, peer: Path) -> float:
                               capture_output=True, text=True, check=False)  # fmt: skip
         if done.returncode:
             sys.exit(f"{side}: {done.stdout}{done.stderr}")
-        times = [float(line) for line in starts.read_text().splitlines()]
+        times = [[float(word) for word in line.split()] for line in starts.read_text().splitlines()]
         if len(times) != n:
             sys.exit(f"{side}: {len(times)} of {n} trials began")
-        return 1000 * statistics.median(b - a for a, b in pairwise(times))
+        clock, processor = ([1000 * (b - a) for a, b in pairwise(column)] for column in zip(*times, strict=True))
+        return statistics.median(clock), statistics.median(processor)
 
 
 def main() -> None:
@@ -119,14 +121,18 @@ def main() -> None:
     if not (args.peer / "bin" / "python").exists():
         venv.create(args.peer, with_pip=True)
         subprocess.run([args.peer / "bin" / "python", "-m", "pip", "install", "-q", *PEER], check=True)
-    times: dict[str, list[float]] = {side: [] for side in commands(Path(), 1, args.peer)}
+    times: dict[str, list[tuple[float, float]]] = {side: [] for side in commands(Path(), 1, args.peer)}
     for _ in range(args.rounds):
         for side, found in times.items():
             found.append(measured(side, args.trials, args.peer))
-            print(f"{side}: {found[-1]:.1f} ms", file=sys.stderr)
-    print("| side | ms a trial, median of rounds | least | most |\n| --- | --- | --- | --- |")
+            print(f"{side}: {found[-1][0]:.0f} ms, {found[-1][1]:.0f} ms of the processor", file=sys.stderr)
+    print("| side | ms a trial, median of rounds (least to most) | ms of the processor |\n| --- | --- | --- |")
     for side, found in times.items():
-        print(f"| {side} | {statistics.median(found):.0f} | {min(found):.0f} | {max(found):.0f} |")
+        print(f"| {side} | {' | '.join(shown(column) for column in zip(*found, strict=True))} |")
+
+
+def shown(values: tuple[float, ...]) -> str:
+    return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
 
 if __name__ == "__main__":
