@@ -86,6 +86,9 @@ def _text(
         lines += ["Pareto front:", "", summary.markdown([_row(trial, names) for trial in chosen])]
     elif chosen:
         lines += [f"best: trial {chosen[0].number}, {space.shown(chosen[0].params)}: {_values(chosen[0], names)}", ""]
+        sign = -1 if study.direction.name == "MAXIMIZE" else 1
+        ranked = sorted((t for t in trials if t.state in COMPLETE), key=lambda t: sign * t.values[0])
+        lines += [summary.markdown([_row(trial, names) for trial in ranked[:5]])]
     if chosen:
         file = "best" if len(names) == 1 else f"best_{chosen[0].number}"
         lines += [f"run it with `snnexp --config-dir '{folder}' experiment={file}`"]
@@ -168,7 +171,7 @@ def _drawings(study: optuna.Study, names: Sequence[str]) -> Iterator[tuple[str, 
         yield f"parallel_coordinates{end}", partial(plots.plot_parallel_coordinate, study, **more)
         if len(study.get_trials(deepcopy=False, states=COMPLETE)) > 1:
             yield f"importance{end}", partial(plots.plot_param_importances, study, **more)
-    if not many:
+    if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):  # none with several objectives
         yield "intermediate_values", lambda: plots.plot_intermediate_values(study)
 
 

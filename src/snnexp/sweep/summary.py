@@ -99,7 +99,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
     def cell(row: Mapping[str, Any], key: str) -> str:
         value, spread = row.get(key, ""), row.get(f"{key} std", math.nan)
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
         return text if math.isnan(spread) else f"{text} ± {spread:.2g}"
 
     lines = [columns, ["---"] * len(columns), *([cell(row, key) for key in columns] for row in rows)]
