@@ -25,6 +25,7 @@ from snnexp.dataset.image_folder import image_folder
 from snnexp.dataset.saccade import read_idx
 from snnexp.errors import InvalidValue, UserError
 from snnexp.session import Session
+from snnexp.training import Fit, Progress, load, validate
 from test_camera import DATA
 
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 60), "red": (220, 10, 0)}
@@ -351,32 +352,61 @@ def test_augmented_runs_repeat_and_the_seed_of_a_step_is_its_own(monkeypatch: py
     assert all(torch.equal(a, b) for a, b in zip(kept[0].values(), kept[1].values(), strict=True))
 
 
-def test_a_run_that_was_stopped_in_an_epoch_sees_the_same_augmented_images(tmp_path: Path) -> None:
-    from snnexp.training import Fit, Progress, load
+class Killed(Exception):
+    pass
 
-    class Killed(Exception):
-        pass
 
-    config = composed(*QUICK, "dataset.augment.crop=1", "dataset.augment.policy=svhn", "dataset.validation=0.9",
-                      "trainer.checkpoint_every_s=1e-9", "trainer.accelerator=cpu", "trainer.batch_size=16")
+BRIEF = (*QUICK, "dataset.augment.crop=1", "dataset.augment.policy=svhn", "dataset.validation=0.9",
+         "trainer.checkpoint_every_s=1e-9", "trainer.accelerator=cpu", "trainer.batch_size=16")  # 9 steps an epoch
 
-    def fit(folder: Path, stop: int | None) -> dict[str, torch.Tensor]:
-        folder.mkdir(exist_ok=True)
-        session = Session(config, {}, folder)
 
-        def on_step(p: Progress, steps: int) -> None:
-            if (p.epoch, p.step) == (1, stop):
-                raise Killed
+def fit(folder: Path, *overrides: str, stop: int | None = None) -> dict[str, object]:
+    """What last.pt holds after a training of `BRIEF`, killed after `stop` steps of its second epoch."""
+    folder.mkdir(exist_ok=True)
+    session = Session(composed(*BRIEF, *overrides), {}, folder)
 
-        Fit(session.trainer.fabric(), session.network(), session.data, session.loss, session.optimizer,
-            session.scheduler, session.trainer, seed=0, folder=folder, on_step=on_step, on_epoch=lambda _: None).run()
-        return dict(load(folder / "last.pt")["model"])
+    def on_step(p: Progress, steps: int) -> None:
+        if (p.epoch, p.step) == (1, stop):
+            raise Killed
 
-    straight = fit(tmp_path / "straight", None)
+    Fit(session.trainer.fabric(), session.network(), session.data, session.loss, session.optimizer,
+        session.scheduler, session.trainer, seed=0, folder=folder, on_step=on_step, on_epoch=lambda _: None).run()
+    return load(folder / "last.pt")
+
+
+@pytest.mark.parametrize("compiled", ["false", pytest.param("true", marks=pytest.mark.slow)])
+def test_a_run_that_was_stopped_in_an_epoch_sees_the_same_augmented_images(compiled: str, tmp_path: Path) -> None:
+    setting = f"trainer.compile={compiled}"
+    straight = fit(tmp_path / "straight", setting)
     with pytest.raises(Killed):
-        fit(tmp_path / "stopped", 4)
-    resumed = fit(tmp_path / "stopped", None)
-    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
+        fit(tmp_path / "stopped", setting, stop=4)
+    resumed = fit(tmp_path / "stopped", setting)
+    assert straight["history"] == resumed["history"]
+    assert all(torch.equal(v, resumed["model"][k]) for k, v in straight["model"].items())
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_and_validates_as_the_network_it_is_of(tmp_path: Path) -> None:
+    plain, compiled = (fit(tmp_path / on, f"trainer.compile={on}") for on in ("false", "true"))
+    assert list(compiled["model"]) == list(plain["model"]), "no prefix of the wrapper may be in the keys"
+    for key, value in plain["model"].items():
+        torch.testing.assert_close(compiled["model"][key], value, rtol=1e-3, atol=1e-4)
+    for ours, theirs in zip(compiled["history"], plain["history"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    net = Session(composed(*BRIEF), {}, tmp_path).network()
+    net.load_state_dict(load(tmp_path / "true" / "best.pt")["model"])
+    best = compiled["history"][compiled["best_epoch"]]
+    data, loss = digits(validation=0.9), torch.nn.functional.cross_entropy
+    again = validate(net, data.val, lambda outputs, y: loss(outputs.mean(0), y), 256, torch.device("cpu"))
+    assert again == pytest.approx({k: best[k] for k in again}, rel=1e-3), "what is kept is what was validated"
+
+
+def test_compiling_wants_a_compiler(monkeypatch: pytest.MonkeyPatch, snnexp: Callable[..., Done]) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    done = snnexp(*QUICK, "trainer.compile=true", "trainer.accelerator=cpu")
+    assert done.code == 1
+    assert "trainer.compile=True is not allowed" in done.err
+    assert "no-such-compiler" in done.err
 
 
 @pytest.mark.parametrize("setting", ["trainer.channels_last=true", "trainer.data_on_device=true",
@@ -401,6 +431,7 @@ def test_options_for_speed_train_as_well(snnexp: Callable[..., Done], setting: s
       "+model.out_features=10"], ["cannot take digits's input (1, 8, 8)"]),
     (["neuron=qcfs", "neuron.L=0"], ["neuron.L=0", ">= 1"]),
     (["neuron=clip", "neuron.bound=0"], ["neuron.bound=0"]),
+    (["trainer.compile=1"], ["trainer.compile=1", "true or false"]),
     (["trainer.channels_last=1"], ["trainer.channels_last=1", "true or false"]),
     (["checkpoint=/nowhere.pt"], ["checkpoint=/nowhere.pt", "no such file"])], ids=lambda a: " ".join(a))
 def test_wrong_values_are_refused_by_name(snnexp: Callable[..., Done], arguments: list[str], named: list[str]) -> None:
