@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
@@ -18,7 +19,7 @@ from PIL import Image
 from conftest import ROOT, Done
 from snnexp.config import conf_dir
 from snnexp.dataset import standard
-from snnexp.dataset.augment import Augment, shifted
+from snnexp.dataset.augment import Augment, drawn_boxes, shifted, zoomed
 from snnexp.dataset.base import Data, Split
 from snnexp.dataset.digits import digits
 from snnexp.dataset.image_folder import image_folder
@@ -111,15 +112,45 @@ def test_imagenets_layout(root, tmp_path):
         image_folder(root, size=8, cache=tmp_path / "cache")
 
 
+def test_imagenets_recipe_parts_of_the_stored_image_in_training_and_its_middle_after(root, tmp_path):
+    """torchvision's evaluation: shorter side to 10, the middle 8 x 8."""
+    from torchvision.transforms.v2 import functional
+
+    made = {zoom: image_folder(root, size=8, resize=10, cache=tmp_path / "cache",
+                               augment=Augment(zoom=zoom, flip=True)) for zoom in (None, (0.2, 1.0))}
+    plain, zoomed = made.values()
+    assert plain.shape == zoomed.shape == (3, 8, 8)
+    (stored,) = (tmp_path / "cache/image_folder").glob("images-*/images.npy")
+    whole = torch.from_numpy(np.load(stored))
+    assert whole.shape[1:] == (3, 10, 10)
+    for data in made.values():
+        for split in (data.val, data.test):
+            assert torch.equal(split.x, functional.center_crop(whole, [8, 8]))
+    assert torch.equal(plain.train.x, plain.val.x)
+    assert torch.equal(zoomed.train.x, whole)
+    x, y = next(zoomed.train.batches(6))
+    assert zoomed.augment(x, 0).shape == plain.augment(x[:, :, 1:9, 1:9], 0).shape == (6, 3, 8, 8)
+    again = image_folder(root, size=8, resize=10, cache=tmp_path / "cache", augment=Augment(zoom=(0.2, 1.0), flip=True))
+    assert torch.equal(again.augment(x, 7), zoomed.augment(x, 7))
+    assert y.tolist() == [zoomed.train.y[row].item() for row in zoomed.train.index[:6]]
+
+
 def test_folders_refuse(root, tmp_path):
     with pytest.raises(UserError, match=r"no images in /nowhere/train: .* dataset.root"):
         image_folder("/nowhere", cache=tmp_path)
     with pytest.raises(UserError, match=r"12 x 12 pixels, the first image 14 x 20: set dataset.size"):
         image_folder(root, cache=tmp_path)
-    for name, value in (("size", 0), ("channels", 2), ("validation", 1.0), ("mean", [0.1]), ("std", [0.0, 1, 1])):
+    with pytest.raises(InvalidValue, match=r"resize=8 .* null without a size"):
+        image_folder(root, resize=8, cache=tmp_path)
+    for name, value in (("size", 0), ("resize", 7), ("channels", 2), ("validation", 1.0), ("mean", [0.1]),
+                        ("std", [0.0, 1, 1])):
         with pytest.raises(InvalidValue) as error:
             image_folder(root, **{"size": 8, "cache": tmp_path, name: value})
         assert error.value.name == name
+    (root / "train/white").mkdir()
+    with pytest.raises(UserError, match=r"no images in the class folder .*train/white"):
+        image_folder(root, size=8, cache=tmp_path)
+    (root / "train/white").rmdir()
     (root / "train/red/bad.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"red/bad.png is no image"):
         image_folder(root, size=8, cache=tmp_path)
@@ -231,8 +262,8 @@ def test_without_files_and_without_a_network(name, tmp_path, monkeypatch):
 
 # Augmentation ---------------------------------------------------------------------------------------------------------
 
-POLICIES = [{"crop": 2}, {"flip": True}, {"cutout": 4}, {"policy": "cifar10"}, {"policy": "imagenet"},
-            {"crop": 4, "flip": True, "policy": "svhn", "cutout": 8}]
+POLICIES = [{"zoom": (0.3, 1.0)}, {"crop": 2}, {"flip": True}, {"cutout": 4}, {"policy": "cifar10"},
+            {"policy": "imagenet"}, {"crop": 4, "flip": True, "policy": "svhn", "cutout": 8}]
 
 
 def batch(n: int = 64, channels: int = 3, side: int = 16) -> torch.Tensor:
@@ -266,6 +297,32 @@ def test_crops_are_torchvisions_crops_of_the_padded_image():
         assert torch.equal(ours[k], functional.crop(padded[k], int(down[k]), int(right[k]), 7, 7))
 
 
+def test_zoom_is_torchvisions_resized_crop():
+    """To a grey level, but for the outermost pixels, which here see the image beyond the box."""
+    from torchvision.transforms.v2 import functional
+
+    x = F.interpolate(batch(20, side=4).float(), size=32, mode="bilinear").round().byte()  # smooth
+    for side in (16, 24):
+        for k, (top, left, height, width) in enumerate([(0, 0, 32, 32), (3, 5, 20, 27), (12, 0, 17, 13)]):
+            box = torch.tensor([[top, left, height, width]]) / 32
+            expected = functional.resized_crop(x[k : k + 1], top, left, height, width, [side, side], antialias=False)
+            off = (zoomed(x[k : k + 1], box, side).int() - expected.int()).abs()
+            assert off[:, :, 1:-1, 1:-1].max() <= 1
+
+
+def test_zoom_draws_areas_and_aspects_as_it_says():
+    top, left, height, width = drawn_boxes(10_000, (0.1, 0.5), torch.Generator().manual_seed(0)).T
+    area, aspect = height * width, width / height
+    assert 0.1 <= area.min() < 0.105
+    assert 0.495 < area.max() <= 0.5 + 1e-6
+    assert area.mean().item() == pytest.approx(0.3, abs=0.01)
+    assert 0.75 - 1e-4 <= aspect.min() < 0.76
+    assert 1.32 < aspect.max() <= 4 / 3 + 1e-4
+    assert aspect.log().mean().abs() < 0.01
+    assert min(top.min(), left.min()) >= 0
+    assert max((top + height).max(), (left + width).max()) <= 1 + 1e-6
+
+
 def test_how_often_and_how_far():
     n = 4096
     x = torch.zeros(n, 1, 9, 9, dtype=torch.uint8)
@@ -292,8 +349,9 @@ def test_none_changes_nothing_and_policies_differ_from_image_to_image():
     assert len(kinds) > 10
 
 
-@pytest.mark.parametrize(("name", "value"), [("crop", -1), ("crop", 1.5), ("flip", 1), ("policy", "mnist"),
-                                             ("cutout", -4)])
+@pytest.mark.parametrize(("name", "value"), [
+    ("zoom", [0.1]), ("zoom", [0.5, 0.1]), ("zoom", [0, 1]), ("zoom", 0.5), ("crop", -1), ("crop", 1.5), ("flip", 1),
+    ("policy", "mnist"), ("cutout", -4)])
 def test_augmentation_refuses(name, value):
     with pytest.raises(InvalidValue) as error:
         Augment(**{name: value})
