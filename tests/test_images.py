@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from snnexp.dataset.image_folder import image_folder
 from snnexp.dataset.saccade import read_idx
 from snnexp.errors import InvalidValue, UserError
 from snnexp.session import Session
-from snnexp.training import Fit, Progress, load, validate
+from snnexp.training import Fit, Progress, _mix, load, validate
 from test_camera import DATA
 
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 60), "red": (220, 10, 0)}
@@ -286,6 +288,17 @@ def test_augmentation_keeps_shape_and_range_and_is_a_function_of_its_seed(settin
     assert not torch.equal(first, x)
 
 
+@pytest.mark.parametrize("settings", POLICIES, ids=str)
+def test_augmentation_keeps_labels_each_image_becomes_that_of_its_own_row(settings):
+    augment, x = Augment(**settings), batch()
+    first = augment(x, 5)
+    for k in (0, 17, 63):
+        other = x.clone()
+        other[k] = 255 - x[k].flip(1)
+        changed = (augment(other, 5) != first).flatten(1).any(1)
+        assert changed.nonzero().flatten().tolist() == [k]
+
+
 def test_crops_are_torchvisions_crops_of_the_padded_image():
     from torchvision.transforms.v2 import functional
 
@@ -465,6 +478,49 @@ def test_compiling_wants_a_compiler(monkeypatch: pytest.MonkeyPatch, snnexp: Cal
     assert done.code == 1
     assert "trainer.compile=True is not allowed" in done.err
     assert "no-such-compiler" in done.err
+
+
+@dataclass(frozen=True)
+class Noted(Augment):
+    """Keeps what it is given and what it gives, in a file a call: ranks are processes of their own."""
+
+    folder: str = ""
+
+    def __call__(self, x: torch.Tensor, seed: int) -> torch.Tensor:
+        out = super().__call__(x, seed)
+        torch.save((x, out), Path(self.folder) / f"{os.getpid()}-{seed}.pt")
+        return out
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_rows_and_augment_each_its_own(snnexp: Callable[..., Done], tmp_path: Path) -> None:
+    """Each call of each rank is what (seed, epoch, step, rank) says, no row is seen twice, and the run repeats."""
+    kept = []
+    for name in ("first", "second"):
+        (seen := tmp_path / name).mkdir()
+        done = snnexp(*QUICK, "trainer.devices=2", "trainer.accelerator=cpu", f"outputs_dir={tmp_path / name}-outputs",
+                      "dataset.augment._target_=test_images.Noted", "dataset.augment.crop=1",
+                      f"+dataset.augment.folder={seen}")
+        assert done.code == 0, done.err
+        (last,) = (tmp_path / f"{name}-outputs").glob("runs/*/*/last.pt")
+        kept.append(load(last)["model"])
+    assert all(torch.equal(v, kept[1][k]) for k, v in kept[0].items())
+
+    train, batch, calls, processes = digits().train, 64, 0, set()
+    half = len(train) // 2
+    for epoch in range(2):
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(_mix(0, epoch)))
+        for rank, shares in enumerate(order[: 2 * half].view(half, 2).T):
+            for step, rows in enumerate(shares.split(batch)):
+                seed = _mix(0, epoch, step, rank)
+                (file,) = (tmp_path / "first").glob(f"*-{seed}.pt")
+                x, out = torch.load(file)
+                assert torch.equal(x, train.x[train.index[rows]])
+                assert torch.equal(out, Augment(crop=1)(x, seed))
+                calls += 1
+                processes.add(file.name.split("-")[0])
+    assert len(list((tmp_path / "first").iterdir())) == calls
+    assert len(processes) == 2
 
 
 @pytest.mark.parametrize("setting", ["trainer.channels_last=true", "trainer.data_on_device=true",
