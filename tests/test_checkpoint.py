@@ -83,7 +83,9 @@ def test_no_code_is_run(tmp_path, monkeypatch):
     torch.save({"state_dict": Evil()}, "evil.pth")
     Path("pickle.pth").write_bytes(pickle.dumps(Evil()))
     torch.save(network(), "module.pth")
-    for name in ("evil.pth", "pickle.pth", "module.pth"):
+    Path("empty.pth").write_bytes(b"")
+    Path("text.pth").write_text("hello")
+    for name in ("evil.pth", "pickle.pth", "module.pth", "empty.pth", "text.pth"):
         with pytest.raises(UserError, match=rf"checkpoint={name} cannot be read as weights: .* state_dict"):
             read(name)
     assert not Path("evil").exists()

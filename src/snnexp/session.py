@@ -172,6 +172,9 @@ class Session:
         torch.manual_seed(self.seed)
         offered = {"shape": data.shape, "classes": len(data.classes), "neuron": self.neuron}
         net = build("model", self.config, **accepted(self.config["model"], offered))
+        if not isinstance(net, nn.Module):
+            raise UserError(f"model ({self.config['model']['_target_']}) must give a torch module, not a "
+                            f"{type(net).__name__}")
         front = Normalize(*data.normalize) if data.normalize else None
         folded = TimeFold(net, self.config["timesteps"], temporal=data.temporal, front=front)
         if self._checkpoint:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from snnexp.errors import choice, integer, number, require
+from snnexp.errors import choice, integer, require
 
 POLICIES = {"cifar10": v2.AutoAugmentPolicy.CIFAR10, "imagenet": v2.AutoAugmentPolicy.IMAGENET,
             "svhn": v2.AutoAugmentPolicy.SVHN}
@@ -39,16 +39,15 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.zoom is not None:
-            allowed = "two shares of the area, 0 < least <= largest <= 1, or null"
-            require(isinstance(self.zoom, Sequence) and len(self.zoom) == 2, "augment.zoom", self.zoom, allowed)
-            for share in self.zoom:
-                number("augment.zoom", share, allowed, above=0, at_most=1)
-            require(self.zoom[0] <= self.zoom[1], "augment.zoom", self.zoom, allowed)
-        integer("augment.crop", self.crop, at_least=0)
-        integer("augment.cutout", self.cutout, at_least=0)
-        require(isinstance(self.flip, bool), "augment.flip", self.flip, "true or false")
+            zoom = self.zoom if isinstance(self.zoom, Sequence) else ()
+            shares = [share for share in zoom if isinstance(share, int | float)]
+            require(len(zoom) == len(shares) == 2 and 0 < shares[0] <= shares[1] <= 1, "zoom", self.zoom,
+                    "two shares of the area, [least, largest], above 0 and at most 1, or null")
+        integer("crop", self.crop, at_least=0)
+        integer("cutout", self.cutout, at_least=0)
+        require(isinstance(self.flip, bool), "flip", self.flip, "true or false")
         if self.policy is not None:
-            choice("augment.policy", self.policy, tuple(POLICIES))
+            choice("policy", self.policy, tuple(POLICIES))
 
     def __call__(self, x: Tensor, seed: int) -> Tensor:
         n, random = len(x), torch.Generator().manual_seed(seed)
