@@ -547,6 +547,7 @@ def test_options_for_speed_train_as_well(snnexp: Callable[..., Done], setting: s
       "+model.out_features=10"], ["cannot take digits's input (1, 8, 8)"]),
     (["neuron=qcfs", "neuron.L=0"], ["neuron.L=0", ">= 1"]),
     (["neuron=clip", "neuron.bound=0"], ["neuron.bound=0"]),
+    (["trainer.compile=true", "trainer.devices=2", "trainer.accelerator=cpu"], ["trainer.compile=True", "several"]),
     (["trainer.compile=1"], ["trainer.compile=1", "true or false"]),
     (["trainer.channels_last=1"], ["trainer.channels_last=1", "true or false"]),
     (["checkpoint=/nowhere.pt"], ["checkpoint=/nowhere.pt", "no such file"])], ids=lambda a: " ".join(a))

@@ -83,6 +83,7 @@ class Trainer:
             self.precision,
             "bf16-mixed, 32-true or 64-true on a CPU",
         )
+        require(not self.compile or self.devices == 1, "compile", self.compile, "false with several devices")
         compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
         require(
             not self.compile or self._kind == "cuda" or shutil.which(compiler) is not None,
