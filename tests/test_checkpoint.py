@@ -83,7 +83,9 @@ def test_no_code_is_run(tmp_path, monkeypatch):
     torch.save({"state_dict": Evil()}, "evil.pth")
     Path("pickle.pth").write_bytes(pickle.dumps(Evil()))
     torch.save(network(), "module.pth")
-    for name in ("evil.pth", "pickle.pth", "module.pth"):
+    Path("empty.pth").write_bytes(b"")
+    Path("text.pth").write_text("hello")
+    for name in ("evil.pth", "pickle.pth", "module.pth", "empty.pth", "text.pth"):
         with pytest.raises(UserError, match=rf"checkpoint={name} cannot be read as weights: .* state_dict"):
             read(name)
     assert not Path("evil").exists()
@@ -113,3 +115,35 @@ def test_on_the_command_line(snnexp: Callable[..., Done], tmp_path: Path) -> Non
     assert third.code == 1
     assert "does not fit the network: of another shape: 0.weight 8 x 1 x 3 x 3 in the file, 4 x 1" in third.err
     assert len(third.runs()) == 2
+
+
+@pytest.mark.slow
+def test_weights_of_a_run_in_mlflow(snnexp: Callable[..., Done], tmp_path: Path) -> None:
+    quick = ("dataset=digits", "model=convnet", "model.width=8", "neuron=qcfs", "loss=cross_entropy",
+             "trainer.threads=1", "trainer.epochs=1", f"cache_dir={tmp_path / 'cache'}")
+    early = snnexp(*quick, "checkpoint=runs:/0123")
+    assert early.code == 1
+    assert "checkpoint=runs:/0123: there is no MLflow store" in early.err
+    assert snnexp(*quick).code == 0
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{early.outputs}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("snnexp").experiment_id])
+    taken = snnexp(*quick, "optimizer.lr=1e-9", "seed=5", f"checkpoint=runs:/{run.info.run_id}")
+    assert taken.code == 0, taken.err
+    old, new = (torch.load(folder / "best.pt", weights_only=True)["model"] for folder in taken.runs())
+    assert all(torch.allclose(old[k], new[k], atol=1e-6) for k in old if "running" not in k and "batches" not in k)
+
+    bare = client.create_run(run.info.experiment_id).info.run_id
+    count = len(taken.runs())
+    for arguments, said in (([f"checkpoint=runs:/{bare}"], "that run keeps no weights"),
+                            (["checkpoint=runs:/0123"], "there is no such run in sqlite:///"),
+                            (["checkpoint=runs:/0123/model"], "no such file, and it is not runs:/<run id>"),
+                            ([f"checkpoint=runs:/{bare}", "tracking=none"], "tracking=none has no runs")):
+        done = snnexp(*quick, *arguments)
+        assert done.code == 1
+        assert said in done.err
+        assert "Traceback" not in done.err
+        assert len(done.runs()) == count
+    assert [p.name for p in (tmp_path / "cache/weights").iterdir() if p.is_dir()] == [run.info.run_id]

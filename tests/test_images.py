@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
@@ -18,13 +21,14 @@ from PIL import Image
 from conftest import ROOT, Done
 from snnexp.config import conf_dir
 from snnexp.dataset import standard
-from snnexp.dataset.augment import Augment, shifted
+from snnexp.dataset.augment import Augment, drawn_boxes, shifted, zoomed
 from snnexp.dataset.base import Data, Split
 from snnexp.dataset.digits import digits
 from snnexp.dataset.image_folder import image_folder
 from snnexp.dataset.saccade import read_idx
 from snnexp.errors import InvalidValue, UserError
 from snnexp.session import Session
+from snnexp.training import Fit, Progress, _mix, load, validate
 from test_camera import DATA
 
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 60), "red": (220, 10, 0)}
@@ -110,15 +114,45 @@ def test_imagenets_layout(root, tmp_path):
         image_folder(root, size=8, cache=tmp_path / "cache")
 
 
+def test_imagenets_recipe_parts_of_the_stored_image_in_training_and_its_middle_after(root, tmp_path):
+    """torchvision's evaluation: shorter side to 10, the middle 8 x 8."""
+    from torchvision.transforms.v2 import functional
+
+    made = {zoom: image_folder(root, size=8, resize=10, cache=tmp_path / "cache",
+                               augment=Augment(zoom=zoom, flip=True)) for zoom in (None, (0.2, 1.0))}
+    plain, zoomed = made.values()
+    assert plain.shape == zoomed.shape == (3, 8, 8)
+    (stored,) = (tmp_path / "cache/image_folder").glob("images-*/images.npy")
+    whole = torch.from_numpy(np.load(stored))
+    assert whole.shape[1:] == (3, 10, 10)
+    for data in made.values():
+        for split in (data.val, data.test):
+            assert torch.equal(split.x, functional.center_crop(whole, [8, 8]))
+    assert torch.equal(plain.train.x, plain.val.x)
+    assert torch.equal(zoomed.train.x, whole)
+    x, y = next(zoomed.train.batches(6))
+    assert zoomed.augment(x, 0).shape == plain.augment(x[:, :, 1:9, 1:9], 0).shape == (6, 3, 8, 8)
+    again = image_folder(root, size=8, resize=10, cache=tmp_path / "cache", augment=Augment(zoom=(0.2, 1.0), flip=True))
+    assert torch.equal(again.augment(x, 7), zoomed.augment(x, 7))
+    assert y.tolist() == [zoomed.train.y[row].item() for row in zoomed.train.index[:6]]
+
+
 def test_folders_refuse(root, tmp_path):
     with pytest.raises(UserError, match=r"no images in /nowhere/train: .* dataset.root"):
         image_folder("/nowhere", cache=tmp_path)
     with pytest.raises(UserError, match=r"12 x 12 pixels, the first image 14 x 20: set dataset.size"):
         image_folder(root, cache=tmp_path)
-    for name, value in (("size", 0), ("channels", 2), ("validation", 1.0), ("mean", [0.1]), ("std", [0.0, 1, 1])):
+    with pytest.raises(InvalidValue, match=r"resize=8 .* null without a size"):
+        image_folder(root, resize=8, cache=tmp_path)
+    for name, value in (("size", 0), ("resize", 7), ("channels", 2), ("validation", 1.0), ("mean", [0.1]),
+                        ("std", [0.0, 1, 1])):
         with pytest.raises(InvalidValue) as error:
             image_folder(root, **{"size": 8, "cache": tmp_path, name: value})
         assert error.value.name == name
+    (root / "train/white").mkdir()
+    with pytest.raises(UserError, match=r"no images in the class folder .*train/white"):
+        image_folder(root, size=8, cache=tmp_path)
+    (root / "train/white").rmdir()
     (root / "train/red/bad.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"red/bad.png is no image"):
         image_folder(root, size=8, cache=tmp_path)
@@ -230,8 +264,8 @@ def test_without_files_and_without_a_network(name, tmp_path, monkeypatch):
 
 # Augmentation ---------------------------------------------------------------------------------------------------------
 
-POLICIES = [{"crop": 2}, {"flip": True}, {"cutout": 4}, {"policy": "cifar10"}, {"policy": "imagenet"},
-            {"crop": 4, "flip": True, "policy": "svhn", "cutout": 8}]
+POLICIES = [{"zoom": (0.3, 1.0)}, {"crop": 2}, {"flip": True}, {"cutout": 4}, {"policy": "cifar10"},
+            {"policy": "imagenet"}, {"crop": 4, "flip": True, "policy": "svhn", "cutout": 8}]
 
 
 def batch(n: int = 64, channels: int = 3, side: int = 16) -> torch.Tensor:
@@ -254,6 +288,17 @@ def test_augmentation_keeps_shape_and_range_and_is_a_function_of_its_seed(settin
     assert not torch.equal(first, x)
 
 
+@pytest.mark.parametrize("settings", POLICIES, ids=str)
+def test_augmentation_keeps_labels_each_image_becomes_that_of_its_own_row(settings):
+    augment, x = Augment(**settings), batch()
+    first = augment(x, 5)
+    for k in (0, 17, 63):
+        other = x.clone()
+        other[k] = 255 - x[k].flip(1)
+        changed = (augment(other, 5) != first).flatten(1).any(1)
+        assert changed.nonzero().flatten().tolist() == [k]
+
+
 def test_crops_are_torchvisions_crops_of_the_padded_image():
     from torchvision.transforms.v2 import functional
 
@@ -263,6 +308,32 @@ def test_crops_are_torchvisions_crops_of_the_padded_image():
     padded = functional.pad(x, [4, 4])
     for k in range(81):
         assert torch.equal(ours[k], functional.crop(padded[k], int(down[k]), int(right[k]), 7, 7))
+
+
+def test_zoom_is_torchvisions_resized_crop():
+    """To a grey level, but for the outermost pixels, which here see the image beyond the box."""
+    from torchvision.transforms.v2 import functional
+
+    x = F.interpolate(batch(20, side=4).float(), size=32, mode="bilinear").round().byte()  # smooth
+    for side in (16, 24):
+        for k, (top, left, height, width) in enumerate([(0, 0, 32, 32), (3, 5, 20, 27), (12, 0, 17, 13)]):
+            box = torch.tensor([[top, left, height, width]]) / 32
+            expected = functional.resized_crop(x[k : k + 1], top, left, height, width, [side, side], antialias=False)
+            off = (zoomed(x[k : k + 1], box, side).int() - expected.int()).abs()
+            assert off[:, :, 1:-1, 1:-1].max() <= 1
+
+
+def test_zoom_draws_areas_and_aspects_as_it_says():
+    top, left, height, width = drawn_boxes(10_000, (0.1, 0.5), torch.Generator().manual_seed(0)).T
+    area, aspect = height * width, width / height
+    assert 0.1 <= area.min() < 0.105
+    assert 0.495 < area.max() <= 0.5 + 1e-6
+    assert area.mean().item() == pytest.approx(0.3, abs=0.01)
+    assert 0.75 - 1e-4 <= aspect.min() < 0.76
+    assert 1.32 < aspect.max() <= 4 / 3 + 1e-4
+    assert aspect.log().mean().abs() < 0.01
+    assert min(top.min(), left.min()) >= 0
+    assert max((top + height).max(), (left + width).max()) <= 1 + 1e-6
 
 
 def test_how_often_and_how_far():
@@ -291,12 +362,13 @@ def test_none_changes_nothing_and_policies_differ_from_image_to_image():
     assert len(kinds) > 10
 
 
-@pytest.mark.parametrize(("name", "value"), [("crop", -1), ("crop", 1.5), ("flip", 1), ("policy", "mnist"),
-                                             ("cutout", -4)])
+@pytest.mark.parametrize(("name", "value"), [
+    ("zoom", [0.1]), ("zoom", [0.5, 0.1]), ("zoom", [0, 1]), ("zoom", 0.5), ("crop", -1), ("crop", 1.5), ("flip", 1),
+    ("policy", "mnist"), ("cutout", -4)])
 def test_augmentation_refuses(name, value):
     with pytest.raises(InvalidValue) as error:
         Augment(**{name: value})
-    assert error.value.name == f"augment.{name}"
+    assert error.value.name == name
 
 
 # On the command line --------------------------------------------------------------------------------------------------
@@ -351,32 +423,104 @@ def test_augmented_runs_repeat_and_the_seed_of_a_step_is_its_own(monkeypatch: py
     assert all(torch.equal(a, b) for a, b in zip(kept[0].values(), kept[1].values(), strict=True))
 
 
-def test_a_run_that_was_stopped_in_an_epoch_sees_the_same_augmented_images(tmp_path: Path) -> None:
-    from snnexp.training import Fit, Progress, load
+class Killed(Exception):
+    pass
 
-    class Killed(Exception):
-        pass
 
-    config = composed(*QUICK, "dataset.augment.crop=1", "dataset.augment.policy=svhn", "dataset.validation=0.9",
-                      "trainer.checkpoint_every_s=1e-9", "trainer.accelerator=cpu", "trainer.batch_size=16")
+BRIEF = (*QUICK, "dataset.augment.crop=1", "dataset.augment.policy=svhn", "dataset.validation=0.9",
+         "trainer.checkpoint_every_s=1e-9", "trainer.accelerator=cpu", "trainer.batch_size=16")  # 9 steps an epoch
 
-    def fit(folder: Path, stop: int | None) -> dict[str, torch.Tensor]:
-        folder.mkdir(exist_ok=True)
-        session = Session(config, {}, folder)
 
-        def on_step(p: Progress, steps: int) -> None:
-            if (p.epoch, p.step) == (1, stop):
-                raise Killed
+def fit(folder: Path, *overrides: str, stop: int | None = None) -> dict[str, object]:
+    """What last.pt holds after a training of `BRIEF`, killed after `stop` steps of its second epoch."""
+    folder.mkdir(exist_ok=True)
+    session = Session(composed(*BRIEF, *overrides), {}, folder)
 
-        Fit(session.trainer.fabric(), session.network(), session.data, session.loss, session.optimizer,
-            session.scheduler, session.trainer, seed=0, folder=folder, on_step=on_step, on_epoch=lambda _: None).run()
-        return dict(load(folder / "last.pt")["model"])
+    def on_step(p: Progress, steps: int) -> None:
+        if (p.epoch, p.step) == (1, stop):
+            raise Killed
 
-    straight = fit(tmp_path / "straight", None)
+    Fit(session.trainer.fabric(), session.network(), session.data, session.loss, session.optimizer,
+        session.scheduler, session.trainer, seed=0, folder=folder, on_step=on_step, on_epoch=lambda _: None).run()
+    return load(folder / "last.pt")
+
+
+@pytest.mark.parametrize("compiled", ["false", pytest.param("true", marks=pytest.mark.slow)])
+def test_a_run_that_was_stopped_in_an_epoch_sees_the_same_augmented_images(compiled: str, tmp_path: Path) -> None:
+    setting = f"trainer.compile={compiled}"
+    straight = fit(tmp_path / "straight", setting)
     with pytest.raises(Killed):
-        fit(tmp_path / "stopped", 4)
-    resumed = fit(tmp_path / "stopped", None)
-    assert all(torch.equal(straight[k], resumed[k]) for k in straight)
+        fit(tmp_path / "stopped", setting, stop=4)
+    resumed = fit(tmp_path / "stopped", setting)
+    assert straight["history"] == resumed["history"]
+    assert all(torch.equal(v, resumed["model"][k]) for k, v in straight["model"].items())
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_and_validates_as_the_network_it_is_of(tmp_path: Path) -> None:
+    plain, compiled = (fit(tmp_path / on, f"trainer.compile={on}") for on in ("false", "true"))
+    assert list(compiled["model"]) == list(plain["model"]), "no prefix of the wrapper may be in the keys"
+    for key, value in plain["model"].items():
+        torch.testing.assert_close(compiled["model"][key], value, rtol=1e-3, atol=1e-4)
+    for ours, theirs in zip(compiled["history"], plain["history"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    net = Session(composed(*BRIEF), {}, tmp_path).network()
+    net.load_state_dict(load(tmp_path / "true" / "best.pt")["model"])
+    best = compiled["history"][compiled["best_epoch"]]
+    data, loss = digits(validation=0.9), torch.nn.functional.cross_entropy
+    again = validate(net, data.val, lambda outputs, y: loss(outputs.mean(0), y), 256, torch.device("cpu"))
+    assert again == pytest.approx({k: best[k] for k in again}, rel=1e-3), "what is kept is what was validated"
+
+
+def test_compiling_wants_a_compiler(monkeypatch: pytest.MonkeyPatch, snnexp: Callable[..., Done]) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    done = snnexp(*QUICK, "trainer.compile=true", "trainer.accelerator=cpu")
+    assert done.code == 1
+    assert "trainer.compile=True is not allowed" in done.err
+    assert "no-such-compiler" in done.err
+
+
+@dataclass(frozen=True)
+class Noted(Augment):
+    """Keeps what it is given and what it gives, in a file a call: ranks are processes of their own."""
+
+    folder: str = ""
+
+    def __call__(self, x: torch.Tensor, seed: int) -> torch.Tensor:
+        out = super().__call__(x, seed)
+        torch.save((x, out), Path(self.folder) / f"{os.getpid()}-{seed}.pt")
+        return out
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_rows_and_augment_each_its_own(snnexp: Callable[..., Done], tmp_path: Path) -> None:
+    """Each call of each rank is what (seed, epoch, step, rank) says, no row is seen twice, and the run repeats."""
+    kept = []
+    for name in ("first", "second"):
+        (seen := tmp_path / name).mkdir()
+        done = snnexp(*QUICK, "trainer.devices=2", "trainer.accelerator=cpu", f"outputs_dir={tmp_path / name}-outputs",
+                      "dataset.augment._target_=test_images.Noted", "dataset.augment.crop=1",
+                      f"+dataset.augment.folder={seen}")
+        assert done.code == 0, done.err
+        (last,) = (tmp_path / f"{name}-outputs").glob("runs/*/*/last.pt")
+        kept.append(load(last)["model"])
+    assert all(torch.equal(v, kept[1][k]) for k, v in kept[0].items())
+
+    train, batch, calls, processes = digits().train, 64, 0, set()
+    half = len(train) // 2
+    for epoch in range(2):
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(_mix(0, epoch)))
+        for rank, shares in enumerate(order[: 2 * half].view(half, 2).T):
+            for step, rows in enumerate(shares.split(batch)):
+                seed = _mix(0, epoch, step, rank)
+                (file,) = (tmp_path / "first").glob(f"*-{seed}.pt")
+                x, out = torch.load(file)
+                assert torch.equal(x, train.x[train.index[rows]])
+                assert torch.equal(out, Augment(crop=1)(x, seed))
+                calls += 1
+                processes.add(file.name.split("-")[0])
+    assert len(list((tmp_path / "first").iterdir())) == calls
+    assert len(processes) == 2
 
 
 @pytest.mark.parametrize("setting", ["trainer.channels_last=true", "trainer.data_on_device=true",
@@ -395,12 +539,16 @@ def test_options_for_speed_train_as_well(snnexp: Callable[..., Done], setting: s
     (["dataset=digits", "model=vgg16"], ["model.shape", "32 x 32"]),
     (["model=custom"], ["model._target_ has no value"]),
     (["dataset=digits", "model=custom", "model._target_=nowhere.build"], ["model (nowhere.build)", "nowhere"]),
+    (["dataset=digits", "dataset.augment.zoom=[0.5,2]"], ["dataset.augment.zoom=[0.5, 2]", "shares of the area"]),
+    (["dataset=digits", "model=custom", "model._target_=os.getcwd"], ["model (os.getcwd)", "a str"]),
     (["dataset=digits", "model=custom", "model._target_=torch.nn.Flatten"],
      ["torch.nn.Flatten", "10 classes", "(1, 64)"]),
     (["dataset=digits", "model=custom", "model._target_=torch.nn.Linear", "+model.in_features=3",
       "+model.out_features=10"], ["cannot take digits's input (1, 8, 8)"]),
     (["neuron=qcfs", "neuron.L=0"], ["neuron.L=0", ">= 1"]),
     (["neuron=clip", "neuron.bound=0"], ["neuron.bound=0"]),
+    (["trainer.compile=true", "trainer.devices=2", "trainer.accelerator=cpu"], ["trainer.compile=True", "several"]),
+    (["trainer.compile=1"], ["trainer.compile=1", "true or false"]),
     (["trainer.channels_last=1"], ["trainer.channels_last=1", "true or false"]),
     (["checkpoint=/nowhere.pt"], ["checkpoint=/nowhere.pt", "no such file"])], ids=lambda a: " ".join(a))
 def test_wrong_values_are_refused_by_name(snnexp: Callable[..., Done], arguments: list[str], named: list[str]) -> None:

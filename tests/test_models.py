@@ -129,6 +129,19 @@ def test_every_model_trains_a_step_with_every_neuron(name, neuron):
     assert any("weight" in k for k in changed)
 
 
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_a_compiled_network_has_the_same_gradients_with_every_neuron(neuron):
+    """Traced, not compiled to machine code: it is the tracing that once lost QCFS's own gradient."""
+    (net, x, y), (again, *_) = small("convnet", neuron), small("convnet", neuron)
+    torch.compiler.reset()
+    traced = torch.compile(again, backend="eager", dynamic=False)
+    for step in (net, traced):
+        nn.functional.cross_entropy(step.train()(x).mean(0), y).backward()
+    assert torch.equal(net.eval()(x), traced.eval()(x))
+    for ours, theirs in zip(again.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 @pytest.mark.parametrize("name", DEEP)
 def test_the_deep_ones_give_one_number_a_class(name):
     net, x, _ = small(name, "qcfs")
@@ -136,8 +149,8 @@ def test_the_deep_ones_give_one_number_a_class(name):
 
 
 @pytest.mark.parametrize("neuron", ["qcfs", "lif"])
-@pytest.mark.parametrize("name", ["cifarnet", "convnet", "mlp", "resnet8", "resnet18", "two_layer", "vgg16",
-                                  "wideresnet"])
+@pytest.mark.parametrize("name", ["cifarnet", "convnet", "custom", "mlp", "resnet8", "resnet18", "torchvision",
+                                  "two_layer", "vgg16", "wideresnet"])
 def test_every_kind_overfits_32_images(name, neuron):
     wider = {"cifarnet": {"width": 4}, "vgg16": {"width": 8, "hidden": [64]}, "resnet18": {"width": 8},
              "two_layer": {"hidden": 64}, "mlp": {"hidden": [64]}}.get(name, {})

@@ -27,7 +27,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"checkpoint={path}: there is no such file") from None
     except Exception as error:  # torch raises many kinds
         raise UserError(f"checkpoint={path} cannot be read as weights: it must be a state_dict of tensors, as "
-                        f"torch.save(network.state_dict(), file) writes it ({str(error).splitlines()[0]})") from error
+                        "torch.save(network.state_dict(), file) writes it") from error
     while isinstance(found, Mapping) and (inner := [found[k] for k in NESTED if isinstance(found.get(k), Mapping)]):
         found = inner[0]
     weights = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ GROUPS = ("task", "dataset", "model", "neuron", "surrogate", "loss", "optimizer"
 KEYS = ("seed", "timesteps", "resume", "checkpoint", "objective", *FOLDERS)
 # What may differ between a run and its resumption: where things are, not what is computed.
 NOT_THE_EXPERIMENT = ("resume", "tracking", "objective", *FOLDERS)
+RUN = re.compile(r"runs:/(\w+)")  # an earlier run, as a checkpoint
 PLACES = ("dataset.root", "dataset.cache")
 
 # Hydra makes its directories before anyone can look at the config: so `~` is resolved where it is composed.
@@ -43,10 +45,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     _check_complete(cfg)
     _check_types(cfg)
     absolute(cfg)
-    if cfg.checkpoint is not None:
+    if cfg.checkpoint is not None and not RUN.fullmatch(cfg.checkpoint):
         cfg.checkpoint = str(Path(cfg.checkpoint).expanduser().absolute())
         if not Path(cfg.checkpoint).is_file():
-            raise UserError(f"checkpoint={cfg.checkpoint}: there is no such file")
+            raise UserError(f"checkpoint={cfg.checkpoint}: there is no such file, and it is not runs:/<run id> either")
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} has no value: give one with {missing[0]}=VALUE")
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -116,7 +118,8 @@ def _check_complete(cfg: DictConfig) -> None:
     if not isinstance(cfg.resume, bool | str):
         raise UserError(f"resume={_shown(cfg.resume)} is not allowed: it must be true, false or a run directory")
     if not isinstance(cfg.checkpoint, str | None):
-        raise UserError(f"checkpoint={_shown(cfg.checkpoint)} is not allowed: it must be a file of weights, or null")
+        raise UserError(f"checkpoint={_shown(cfg.checkpoint)} is not allowed: it must be a file of weights, "
+                        "runs:/<run id>, or null")
 
 
 def _check_types(cfg: DictConfig) -> None:

@@ -22,13 +22,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from snnexp.build import accepted, build
 from snnexp.checkpoint import load_into
-from snnexp.config import flatten, listed
+from snnexp.config import RUN, flatten, listed
 from snnexp.dataset.base import Data
+from snnexp.dataset.prepare import prepare
 from snnexp.errors import InvalidValue, Pruned, UserError, integer
 from snnexp.rundir import RunDir, write_json
 from snnexp.terminal import closing_table
 from snnexp.timefold import Normalize, TimeFold
-from snnexp.tracking import Status, Tracker
+from snnexp.tracking import WEIGHTS, Status, Tracker
 from snnexp.training import METRICS, Metrics, Trainer
 from snnexp.trial.job import Job
 
@@ -193,12 +194,24 @@ class Session:
         torch.manual_seed(self.seed)
         offered = {"shape": data.shape, "classes": len(data.classes), "neuron": self.neuron}
         net = build("model", self.config, **accepted(self.config["model"], offered))
+        if not isinstance(net, nn.Module):
+            raise UserError(f"model ({self.config['model']['_target_']}) must give a torch module, not a "
+                            f"{type(net).__name__}")
         front = Normalize(*data.normalize) if data.normalize else None
         folded = TimeFold(net, self.config["timesteps"], temporal=data.temporal, front=front)
-        if path := self.config.get("checkpoint"):
-            load_into(folded, path)
+        if self._checkpoint:
+            load_into(folded, self._checkpoint)
         self._try(folded)
         return folded
+
+    @cached_property
+    def _checkpoint(self) -> Path | None:
+        """The file of weights to start from, those of a run fetched into the cache: a finished run does not change."""
+        given = self.config["checkpoint"]
+        if not given or not (run := RUN.fullmatch(given)):
+            return Path(given) if given else None
+        folder = Path(self.config["cache_dir"]) / "weights" / run[1]
+        return prepare(folder, lambda to: self.tracker.weights(run[1], to)) / WEIGHTS
 
     def _try(self, net: TimeFold) -> None:
         """Show the network one sample, so that what does not fit together is told before anything is trained."""

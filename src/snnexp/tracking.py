@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED", "PRUNED"]
 KEY_TAG, STATUS_TAG = "snnexp.key", "status"
+WEIGHTS = "best.pt"
 PARAM_LENGTH, TAG_LENGTH = 500, 5000          # what every MLflow server takes; config.yaml has the full values
 METRICS, PARAMS = 1000, 100                   # MLflow's limits for one request
 RETRY_AFTER, RETRY_SHARE = 5.0, 20            # after a failed send, peace for 5 s, and for 20 times what it took
@@ -79,6 +80,9 @@ class Tracker(Protocol):
     def model(self, path: Path) -> None:
         """Record a module saved by `torch.save`, for `mlflow.pytorch.load_model("runs:/<run_id>/model")`."""
 
+    def weights(self, run_id: str, to: Path) -> None:
+        """Fetch the `best.pt` of an earlier run into the folder `to`; it is not read here. Raises UserError."""
+
     def flush(self) -> None:
         """Send what was recorded. Raises nothing if the store is away."""
 
@@ -99,6 +103,9 @@ class Nothing:
     def artifact(self, path: Path, folder: str = "") -> None: ...
     def tags(self, values: Mapping[str, str]) -> None: ...
     def model(self, path: Path) -> None: ...
+    def weights(self, run_id: str, to: Path) -> None:
+        raise UserError(f"checkpoint=runs:/{run_id} is looked up in MLflow: tracking=none has no runs")
+
     def flush(self) -> None: ...
     def finish(self, status: Status) -> None: ...
 
@@ -112,6 +119,7 @@ class MLflow:
     def __init__(self, uri: str | None = None, experiment: str = "snnexp", outputs: str | Path = "outputs") -> None:
         self.outputs, self.experiment = Path(outputs).absolute(), experiment
         self.given = None if uri is None else checked(uri)
+        self.store = self.given or f"sqlite:///{self.outputs}/mlflow.db"
         self.run_id: str | None = None
         self.place = ""
         self._journal: Journal | None = None
@@ -133,7 +141,7 @@ class MLflow:
     def start(self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str],
               parent: str | None = None) -> None:
         self._journal = journal = Journal(run_dir)
-        journal.address(self.given or f"sqlite:///{self.outputs}/mlflow.db", self.experiment)
+        journal.address(self.store, self.experiment)
         journal.mend()
         tags = {**tags, KEY_TAG: journal.state["key"]} | ({"mlflow.parentRunId": parent} if parent else {})
         try:
@@ -174,6 +182,23 @@ class MLflow:
             # the other format, pt2, wants an example input and gives back a traced graph, not the module
             save_model(module, folder, pip_requirements=requirements, serialization_format="pickle")
         self.artifact(folder)
+
+    def weights(self, run_id: str, to: Path) -> None:
+        asked = f"checkpoint=runs:/{run_id}"
+        if (path := database(self.store)) and not path.exists():
+            raise UserError(f"{asked}: there is no MLflow store {path}; name another with tracking.uri")
+        _import_mlflow()
+        from mlflow import MlflowClient
+
+        try:
+            client = MlflowClient(self.store)
+            if _alive(client, run_id) is None:
+                raise UserError(f"{asked}: there is no such run in {masked(self.store)}")
+            if WEIGHTS not in [file.path for file in client.list_artifacts(run_id)]:
+                raise UserError(f"{asked}: that run keeps no weights ({WEIGHTS}): was it a training, did it finish?")
+            client.download_artifacts(run_id, WEIGHTS, str(to))
+        except Exception as error:
+            raise _unreachable(self.store, error) from error
 
     def flush(self) -> None:
         if time.monotonic() >= self._peace_until:

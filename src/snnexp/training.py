@@ -10,6 +10,7 @@ import ctypes
 import io
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -55,6 +56,7 @@ class Trainer:
     threads: int | None
     checkpoint_every_s: float
     channels_last: bool
+    compile: bool
     data_on_device: bool
 
     def __post_init__(self) -> None:
@@ -65,7 +67,7 @@ class Trainer:
                 integer(name, getattr(self, name), at_least=1)
         if self.gradient_clip is not None:
             number("gradient_clip", self.gradient_clip, "a number > 0, or null", above=0)
-        for name in ("channels_last", "data_on_device"):
+        for name in ("channels_last", "compile", "data_on_device"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         number("checkpoint_every_s", self.checkpoint_every_s, "a number of seconds > 0", above=0)
         choice("precision", self.precision, PRECISIONS)
@@ -81,6 +83,14 @@ class Trainer:
             "precision",
             self.precision,
             "bf16-mixed, 32-true or 64-true on a CPU",
+        )
+        require(not self.compile or self.devices == 1, "compile", self.compile, "false with several devices")
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
+        require(
+            not self.compile or self._kind == "cuda" or shutil.which(compiler) is not None,
+            "compile",
+            self.compile,
+            f"false on this machine: torch compiles for a CPU with {compiler}, which is not installed",
         )
         choice("monitor", self.monitor, METRICS)
 
@@ -164,7 +174,10 @@ class Fit:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of convolutions' weights
         plain = optimizer(net.parameters())
         self.scheduler = scheduler(plain)
-        self.net, self.optimizer = fabric.setup(net, plain)
+        # a wrapper, and `net` itself stays as it is: hooks on a compiled network's modules would not be called. A graph
+        # for each batch size: a resumed run meets the sizes in another order, and must run the same graphs
+        trained = cast(nn.Module, torch.compile(net, dynamic=False)) if trainer.compile else net
+        self.net, self.optimizer = fabric.setup(trained, plain)
         self.progress = Progress()
 
     def run(self) -> Progress:

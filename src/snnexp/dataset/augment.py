@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,32 +22,41 @@ DRAWS = 32  # of a sub-policy a batch: images that share a draw are then few, an
 class Augment:
     """`augment(x, seed)`: uint8 [N, C, H, W] -> the same, each image changed by chance; a function of x and `seed`.
 
-    In this order: `crop`: shift by up to so many pixels each way, the border black (pad and crop); `flip`: left and
-    right exchanged for every other image; `policy`: AutoAugment (Cubuk et al., CVPR 2019) with the policy found for
-    cifar10, imagenet or svhn, null for none; `cutout`: one square of so many pixels, centred anywhere in the image,
-    grey (DeVries and Taylor 2017). 0 is none. All chance is drawn on the CPU, so a GPU sees the same images. Raises
-    InvalidValue.
+    In this order: `zoom`: a part of each image, of a share of its area between the two numbers and an aspect between
+    3/4 and 4/3, scaled to `size` pixels square (None: to H x W), the random resized crop of Szegedy et al. (2015);
+    `crop`: shift by up to so many pixels each way, the border black (pad and crop); `flip`: left and right exchanged
+    for every other image; `policy`: AutoAugment (Cubuk et al., CVPR 2019) with the policy found for cifar10, imagenet
+    or svhn; `cutout`: one square of so many pixels, centred anywhere in the image, grey (DeVries and Taylor 2017). 0
+    and None are none. All chance is drawn on the CPU, so a GPU sees the same images. Raises InvalidValue.
     """
 
+    zoom: Sequence[float] | None = None
     crop: int = 0
     flip: bool = False
     policy: str | None = None
     cutout: int = 0
+    size: int | None = None  # set by a dataset that keeps its images larger than it shows them
 
     def __post_init__(self) -> None:
-        integer("augment.crop", self.crop, at_least=0)
-        integer("augment.cutout", self.cutout, at_least=0)
-        require(isinstance(self.flip, bool), "augment.flip", self.flip, "true or false")
+        if self.zoom is not None:
+            zoom = self.zoom if isinstance(self.zoom, Sequence) else ()
+            shares = [share for share in zoom if isinstance(share, int | float)]
+            require(len(zoom) == len(shares) == 2 and 0 < shares[0] <= shares[1] <= 1, "zoom", self.zoom,
+                    "two shares of the area, [least, largest], above 0 and at most 1, or null")
+        integer("crop", self.crop, at_least=0)
+        integer("cutout", self.cutout, at_least=0)
+        require(isinstance(self.flip, bool), "flip", self.flip, "true or false")
         if self.policy is not None:
-            choice("augment.policy", self.policy, tuple(POLICIES))
+            choice("policy", self.policy, tuple(POLICIES))
 
     def __call__(self, x: Tensor, seed: int) -> Tensor:
-        n, (height, width) = len(x), x.shape[2:]
-        random = torch.Generator().manual_seed(seed)
+        n, random = len(x), torch.Generator().manual_seed(seed)
 
         def draw(below: int) -> Tensor:  # [N] int64 in 0..below-1
             return torch.randint(below, (n,), generator=random).to(x.device, non_blocking=True)
 
+        if self.zoom:
+            x = zoomed(x, drawn_boxes(n, self.zoom, random).to(x.device), self.size)
         if self.crop:
             x = shifted(x, self.crop, draw(2 * self.crop + 1), draw(2 * self.crop + 1))
         if self.flip:
@@ -54,9 +65,30 @@ class Augment:
         if self.policy:
             x = autoaugmented(x, self.policy, seed)
         if self.cutout:
-            rows, columns = (_band(draw(size), size, self.cutout) for size in (height, width))
+            rows, columns = (_band(draw(size), size, self.cutout) for size in x.shape[2:])
             x = x.masked_fill((rows[:, :, None] & columns[:, None])[:, None], 128)
         return x
+
+
+def drawn_boxes(n: int, zoom: Sequence[float], random: torch.Generator) -> Tensor:
+    """[n, 4]: (top, left, height, width) in shares of an image's sides: area uniform in `zoom`, aspect (width to
+    height, in a square image) log-uniform in 3/4..4/3, place uniform."""
+    area, aspect, *place = torch.rand(4, n, generator=random)
+    area = zoom[0] + (zoom[1] - zoom[0]) * area
+    root = ((2 * aspect - 1) * math.log(4 / 3) / 2).exp()
+    sides = torch.stack([area.sqrt() / root, area.sqrt() * root]).clamp(max=1)
+    return torch.cat([torch.stack(place) * (1 - sides), sides]).T
+
+
+def zoomed(x: Tensor, boxes: Tensor, size: int | None) -> Tensor:
+    """The parts `boxes` ([N, 4], see `drawn_boxes`) of x uint8 [N, C, H, W], bilinearly to `size` square, or H x W."""
+    top, left, height, width = boxes.T
+    zero = torch.zeros_like(top)
+    # from an output's -1..1 to its box in the input's -1..1
+    affine = torch.stack([width, zero, 2 * left + width - 1, zero, height, 2 * top + height - 1], 1).view(-1, 2, 3)
+    shape = [*x.shape[:2], *((size, size) if size else x.shape[2:])]
+    grid = F.affine_grid(affine, shape, align_corners=False)
+    return F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False).round_().to(x.dtype)
 
 
 def shifted(x: Tensor, pad: int, down: Tensor, right: Tensor) -> Tensor:

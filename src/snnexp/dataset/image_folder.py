@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from snnexp.dataset.base import Data
@@ -17,17 +17,23 @@ from snnexp.errors import UserError, integer, require
 MODES = {1: "L", 3: "RGB"}
 
 
-def image_folder(root: str | Path, size: int | None = None, channels: int = 3, name: str = "image_folder",
-                 train: str = "train", test: str = "test", **options: Any) -> Data:
+def image_folder(root: str | Path, size: int | None = None, resize: int | None = None, channels: int = 3,
+                 name: str = "image_folder", train: str = "train", test: str = "test", **options: Any) -> Data:
     """The images below `root/<train>/<class>/` and `root/<test>/<class>/`, in any format that Pillow reads.
 
-    Each becomes `channels` (3 colour, 1 grey) x `size` x `size` pixels: scaled until its shorter side is `size`, then
-    cut around its centre. `size=None` takes them as they are; then all must be of one size. `train` and `test` are the
-    names of the two folders. Classes are the folders of `train`, in alphabetical order. Other arguments:
-    `images.Options`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong value.
+    Each becomes `channels` (3 colour, 1 grey) x `size` x `size` pixels. It is scaled until its shorter side is `resize`
+    (None: `size`) and cut square around its centre; so it is stored. Of that the middle `size` x `size` is shown, in
+    training with `augment.zoom` any part. `size=None` takes images as they are; then all must be of one size. `train`
+    and `test` are the names of the two folders. Classes are the folders of `train`, in alphabetical order. Other
+    arguments: `images.Options`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong
+    value.
     """
     if size is not None:
         integer("size", size, at_least=1)
+    if resize is not None:
+        integer("resize", resize, at_least=size or 1)
+        require(size is not None, "resize", resize, "null without a size")
+    stored = resize or size
     require(channels in MODES, "channels", channels, "3 (colour) or 1 (grey)")
     root = Path(root).expanduser().absolute()
     found = [_listed(root / part) for part in (train, test)]
@@ -37,22 +43,25 @@ def image_folder(root: str | Path, size: int | None = None, channels: int = 3, n
             raise UserError(f"{path.parent} is no class of {root / train}, which has: {', '.join(classes[:20])}")
 
     def parts() -> tuple[Part, Part]:
-        side = _size(found[0][0]) if size is None else (size, size)
+        side = _size(found[0][0]) if stored is None else (stored, stored)
         number = {name: k for k, name in enumerate(classes)}
-        made = [Part([number[p.parent.name] for p in paths], partial(_read, paths, side, MODES[channels], size is None))
-                for paths in found]
+        made = [Part([number[p.parent.name] for p in paths],
+                     partial(_read, paths, side, MODES[channels], stored is None)) for paths in found]
         return made[0], made[1]
 
-    identity = [size, channels, *(files(paths) for paths in found)]
-    return load(name, parts, identity, classes, Options(**options))
+    identity = [stored, channels, *(files(paths) for paths in found)]
+    return load(name, parts, identity, classes, Options(**options), size)
 
 
 def _listed(folder: Path) -> list[Path]:
     """All images in the class folders of `folder`, by class and name."""
     paths = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in IMG_EXTENSIONS)
+    filled = {p.parent for p in paths}
     if not paths:
         raise UserError(f"no images in {folder}: looked for {folder.name}/<class>/<image> "
                         f"({', '.join(IMG_EXTENSIONS)}); point dataset.root at the folder above")
+    if empty := sorted(p for p in folder.iterdir() if p.is_dir() and p not in filled):
+        raise UserError(f"no images in the class folder {empty[0]}: fill it or remove it")
     return paths
 
 
@@ -71,7 +80,7 @@ def _read(paths: list[Path], side: tuple[int, int], mode: str, exact: bool, rows
                                 f"{side[0]} x {side[1]}: set dataset.size to bring all to one size")
             try:
                 pixels = _cut(image.convert(mode), side)
-            except OSError as error:
+            except Exception as error:  # Pillow raises many kinds
                 raise UserError(f"{paths[row]} is damaged: {error}") from error
         out[k] = np.asarray(pixels).reshape(*side, -1).transpose(2, 0, 1)
     return out
@@ -80,7 +89,7 @@ def _read(paths: list[Path], side: tuple[int, int], mode: str, exact: bool, rows
 def _opened(path: Path) -> Image.Image:
     try:
         return Image.open(path)
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # Pillow raises many kinds
         raise UserError(f"{path} is no image that can be read: {error}") from error
 
 

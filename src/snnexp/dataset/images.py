@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from snnexp.dataset.augment import Augment
 from snnexp.dataset.base import Data, Split, split_train, validation_share
@@ -58,10 +59,11 @@ class Options:
 
 
 def load(name: str, parts: Callable[[], tuple[Part, Part]], identity: object, classes: Sequence[str],
-         options: Options) -> Data:
+         options: Options, size: int | None = None) -> Data:
     """`Data` with x uint8 [n, C, H, W] from the prepared cache; if it is not there, `parts()` (train, test) make it.
 
-    `identity` names the images and how they are read: it keys the cache. Test images never validate. Raises
+    `identity` names the images and how they are read: it keys the cache. Of stored images that are larger than `size`
+    the middle is shown; `augment.zoom` takes its parts from the whole. Test images never validate. Raises
     InvalidValue, and what reading raises.
     """
     directory = prepare(Path(options.cache).expanduser() / name / f"images-{digest(identity=identity)}",
@@ -70,7 +72,10 @@ def load(name: str, parts: Callable[[], tuple[Part, Part]], identity: object, cl
     # copy-on-write, as torch knows no read-only tensors
     x = torch.from_numpy(np.load(directory / "images.npy", mmap_mode=None if options.in_memory else "c"))
     y = torch.from_numpy(np.load(directory / "labels.npy"))
-    shape, trained = tuple(x.shape[1:]), meta["train"]
+    shown, augment = middle(x, size), options.augment
+    if zoom := augment is not None and augment.zoom is not None:
+        augment = replace(augment, size=size)
+    shape, trained = tuple(shown.shape[1:]), meta["train"]
     if trained < 2:
         raise InvalidValue("root", name, "a folder with at least two training images: one of them validates")
     kept, held_out = split_train(trained, options.validation, options.seed)
@@ -78,9 +83,18 @@ def load(name: str, parts: Callable[[], tuple[Part, Part]], identity: object, cl
     for key, values in (("mean", mean), ("std", std)):
         require(len(values) == shape[0], key, list(values), f"{shape[0]} numbers, one a channel")
     log.info("%s: %d images to train, %d to validate, %d to test", name, len(kept), len(held_out), len(y) - trained)
-    return Data(name, Split(x, y, kept), Split(x, y, held_out), Split(x, y, torch.arange(trained, len(y))),
-                shape=shape, classes=tuple(classes), temporal=False, augment=options.augment,
+    return Data(name, Split(x if zoom else shown, y, kept), Split(shown, y, held_out),
+                Split(shown, y, torch.arange(trained, len(y))),
+                shape=shape, classes=tuple(classes), temporal=False, augment=augment,
                 normalize=(tuple(mean), tuple(std)))
+
+
+def middle(x: Tensor, size: int | None) -> Tensor:
+    """The middle `size` x `size` pixels of x [n, C, H, W], a view; x itself if it is no larger, or without a size."""
+    if size is None or tuple(x.shape[2:]) == (size, size):
+        return x
+    top, left = ((side - size) // 2 for side in x.shape[2:])
+    return x[:, :, top : top + size, left : left + size]
 
 
 def _store(name: str, parts: Sequence[Part], directory: Path) -> None:

@@ -55,6 +55,7 @@ class SpikingSite(Site):
         """As `advance`, by SpikingJelly."""
         raise NotImplementedError
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the loop over time would be unrolled
     def advance(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Currents [T, N, ...] from v [N, ...] to (spikes [T, N, ...], last potential [N, ...])."""
         kernels = x_seq.is_cuda and type(self.surrogate) in FUSED

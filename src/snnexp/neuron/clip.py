@@ -81,4 +81,6 @@ def _value(z: Tensor, lam: Tensor, levels: int | None) -> Tensor:
     lam = lam.to(z)
     if levels is None:
         return z.clamp(min=0).minimum(lam)
-    return (z / lam).clamp_(0, 1).mul_(levels).add_(0.5).floor_().mul_(lam / levels)
+    # a new tensor at the end: torch.compile drops `backward` of a Function whose forward returns one that it changed in
+    # place, and takes autograd's gradient of the floor, 0, without a word (torch 2.11; pytorch issue 180642)
+    return (z / lam).clamp_(0, 1).mul_(levels).add_(0.5).floor_() * (lam / levels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from spikingjelly.activation_based import base
 from torch import Tensor
 
@@ -36,13 +37,14 @@ class Wrapped(Site):
         return getattr(self.node, "surrogate_function", None)
 
     def step(self, current: Tensor, state: tuple[Any, ...] | None) -> tuple[Tensor, tuple[Any, ...]]:
-        return self._run(current, state, "s")
+        return self._run(current, state, "s")  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         if "m" not in self.node.supported_step_mode():
             return super().forward(x)
         return fold(self._run(unfold(x, self.T), None, "m")[0])
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it takes the node's memories out and puts them back
     def _run(self, x: Tensor, state: tuple[Any, ...] | None, step_mode: str) -> tuple[Tensor, tuple[Any, ...]]:
         self.node.step_mode = step_mode
         start = tuple(base.extract_memories(self.node))

@@ -106,6 +106,7 @@ def _finish(
     )
     figures.write(_figures(net, data, test.confusion, test.rates, device), session.run_dir / "figures")
     session.tracker.artifact(session.run_dir / "figures")
+    session.tracker.artifact(session.run_dir / "best.pt")  # for checkpoint=runs:/<id>
     torch.save(net.cpu(), session.run_dir / "model.pt")
     session.tracker.model(session.run_dir / "model.pt")
     return final | {"seconds": seconds}
