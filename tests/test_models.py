@@ -149,8 +149,8 @@ def test_the_deep_ones_give_one_number_a_class(name):
 
 
 @pytest.mark.parametrize("neuron", ["qcfs", "lif"])
-@pytest.mark.parametrize("name", ["cifarnet", "convnet", "custom", "mlp", "resnet8", "resnet18", "torchvision",
-                                  "two_layer", "vgg16", "wideresnet"])
+@pytest.mark.parametrize("name", ["cifarnet", "convnet", "custom", "mlp", "resnet8", "resnet18", "two_layer",
+                                  "vgg16", "wideresnet", pytest.param("torchvision", marks=pytest.mark.slow)])
 def test_every_kind_overfits_32_images(name, neuron):
     wider = {"cifarnet": {"width": 4}, "vgg16": {"width": 8, "hidden": [64]}, "resnet18": {"width": 8},
              "two_layer": {"hidden": 64}, "mlp": {"hidden": [64]}}.get(name, {})
