@@ -18,6 +18,8 @@ ROWS = (
     ("run", "callbacks"),
     ("task",),
     ("session",),
+    ("calibration",),
+    ("conversion",),
     ("analysis",),
     ("evaluate",),
     ("training", "tracking", "terminal"),

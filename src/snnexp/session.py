@@ -6,7 +6,7 @@ import errno
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -32,7 +32,8 @@ from snnexp.tracking import Status, Tracker
 from snnexp.training import METRICS, Metrics, Trainer
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-TAGS = ("task", "dataset", "model", "neuron", "surrogate", "conversion", "calibration")
+TAGS = ("task", "model", "dataset", "neuron", "surrogate", "conversion", "calibration")
+CONVERTING = ("convert", "calibrate")  # tasks in which conversion and calibration have a part
 
 
 @dataclass
@@ -99,12 +100,16 @@ class Session:
     @property
     def name(self) -> str:
         made = self._choices()
-        return "-".join([*(made[g] for g in ("model", "dataset", "neuron", "surrogate") if g in made), f"s{self.seed}"])
+        named = [made[g] for g in TAGS if g in made and g != "task" and made[g] != "none"]
+        return "-".join([*named, f"s{self.seed}"])
 
     def _choices(self) -> dict[str, str]:
         """The option of each group in TAGS that has a part in the run: an activation takes no surrogate."""
         spiking = self.config["surrogate"]["_target_"] in flatten(self.config["neuron"]).values()
-        return {g: self.choices[g] for g in TAGS if self.choices.get(g) and (spiking or g != "surrogate")}
+        absent = {"surrogate"} if not spiking else set()
+        if self.choices["task"] not in CONVERTING:
+            absent |= {"conversion", "calibration"}
+        return {g: self.choices[g] for g in TAGS if self.choices.get(g) and g not in absent}
 
     def _tags(self) -> dict[str, str]:
         tags = self._choices()
@@ -195,16 +200,16 @@ class Session:
                             f"its output for one sample is {answer[1:]}")
         net.train()
 
-    def check(self) -> None:
-        """Refuse wrong values now, before any data is prepared. Raises UserError."""
+    def check(self, metrics: Sequence[str] = METRICS) -> None:
+        """Refuse wrong values now, before any data is prepared; `metrics` may be the objective. Raises UserError."""
         try:
             integer("seed", self.config["seed"], at_least=0)
             integer("timesteps", self.config["timesteps"], at_least=1)
         except InvalidValue as error:
             raise error.told(error.name) from error
         for name in self.objectives:
-            if name not in METRICS:
-                raise UserError(f"objective={name} is not allowed: it must be one of {', '.join(METRICS)}")
+            if name not in metrics:
+                raise UserError(f"objective={name} is not allowed: it must be one of {', '.join(metrics)}")
         RunDir.check(self.config)
         _ = self.trainer, self.loss, self.neuron()
         self.tracker.check()

@@ -22,15 +22,15 @@ from snnexp.errors import choice, integer
 class AdaptiveThreshold(Placing):
     """theta as above from `grid` points, for the layer or `per_channel`; v(0) = `start` theta.
 
-    `on`: the inputs x that count: `ann`, the ANN's own (the paper), or `snn`, the mean input that the converted network
+    `inputs`, the x that count: `ann`, the ANN's own (the paper), or `snn`, the mean input that the converted network
     below gives. Sums run over a histogram of 4096 bins. Raises InvalidValue.
     """
 
-    def __init__(self, grid: int = 100, per_channel: bool = False, start: float = 0.5, on: str = "ann",
+    def __init__(self, grid: int = 100, per_channel: bool = False, start: float = 0.5, inputs: str = "ann",
                  maxpool: str | None = None) -> None:
         super().__init__(per_channel, start, maxpool)
         self.grid = integer("grid", grid, at_least=1)
-        self.on = choice("on", on, ("ann", "snn"))
+        self.inputs = choice("inputs", inputs, ("ann", "snn"))
 
     @property
     def per_T(self) -> bool:
@@ -38,7 +38,7 @@ class AdaptiveThreshold(Placing):
 
     def place(self, layer: Layer) -> ScaledIF:
         top = largest(layer, per_channel=self.per_channel)
-        seen = histogram(layer, self.on, top)
+        seen = histogram(layer, self.inputs, top)
         theta = along(best_threshold(seen, top.flatten(), layer.T, self.start, self.grid, self.per_channel), top.dim())
         return ScaledIF(theta.clone(), self.start * theta)
 

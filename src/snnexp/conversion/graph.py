@@ -31,7 +31,7 @@ AFFINE = (nn.Linear, *CONVS, *NORMS, Normalize, nn.AvgPool1d, nn.AvgPool2d, nn.A
           nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d,
           nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d,
           nn.ReplicationPad2d, nn.ReplicationPad3d, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
-# Functions and methods of the same kind, by name; those of the second row in their first argument alone.
+# Functions and methods of the same kind, by name; those of the second set in one argument.
 LINEAR = {"add", "sub", "rsub", "neg", "pos", "cat", "concat", "concatenate", "stack", "chunk", "split", "unbind",
           "flatten", "reshape", "view", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze",
           "unflatten", "contiguous", "clone", "detach", "to", "float", "double", "expand", "repeat", "flip", "roll",
@@ -40,6 +40,7 @@ LINEAR = {"add", "sub", "rsub", "neg", "pos", "cat", "concat", "concatenate", "s
           "pixel_unshuffle", "channel_shuffle", "pad", "interpolate", "upsample"}  # fmt: skip
 LINEAR_IN_ONE = {"mul", "multiply", "truediv", "div", "matmul", "bmm", "conv1d", "conv2d", "conv3d", "linear",
                  "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}  # fmt: skip
+COMMUTING = {"mul", "multiply", "matmul"}  # of these, those that are linear in the other argument as well
 READOUTS = {"sigmoid", "softmax", "log_softmax", "tanh"}  # at the very end they are applied to the time mean
 MAXPOOL = ("average", "gate")
 SHOWN_WAYS_OUT = "conversion.maxpool=gate (spikes pass that raise the window's largest count) or " \
@@ -403,22 +404,16 @@ def _check_linear(flow: Flow, maxpool: str | None) -> None:
                 raise UserError(f"layer {where(node)} is max pooling, which does not commute with the mean over time; "
                                 f"choose {SHOWN_WAYS_OUT}")
             continue
-        if name in LINEAR or (name in LINEAR_IN_ONE and sum(n in flow.timed for n in node.all_input_nodes) == 1
-                              and node.args and node.args[0] in flow.timed or _scaled(node, name, flow)):
+        timed = [n for n in node.all_input_nodes if n in flow.timed]
+        if name in LINEAR or (name in LINEAR_IN_ONE and len(timed) == 1 and (name in COMMUTING or node.args[0] in timed)):
             continue
         kind = type(module).__name__ if module is not None else name
-        if kind.lower().replace("log", "log_") in READOUTS | {"log_softmax"} or name in READOUTS:
-            if node in flow.tail and node not in weighty:
-                continue
+        if kind.lower().replace("logs", "log_s") in READOUTS and node in flow.tail and node not in weighty:
+            continue
         raise UserError(
             f"layer {where(node)} ({kind}) cannot be converted: it is neither linear nor a ReLU, clipped or QCFS "
             "activation, so it does not commute with the mean over time. Ways out: train the network with one of "
             "these (neuron=relu, clip or qcfs for networks that take a neuron), or another conversion")
-
-
-def _scaled(node: fx.Node, name: str, flow: Flow) -> bool:
-    """A timed value times something that does not vary in time, in either order."""
-    return name in ("mul", "multiply", "matmul") and sum(n in flow.timed for n in node.all_input_nodes) == 1
 
 
 def _replace_pools(network: fx.GraphModule, flow: Flow, maxpool: str | None) -> None:

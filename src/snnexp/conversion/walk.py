@@ -130,8 +130,8 @@ def _finished(layer: Layer, corrections: Sequence[Correction]) -> Record:
 class Layer:
     """A site, or the network's output, as methods and corrections see it.
 
-    `name`, `T` steps, the ANN's `activation`, the `neuron` placed so far (at the output: a `Readout`), its `stats`, and the
-    `synapse`: the convolution or linear layer whose weights and bias act on this site alone, or None.
+    `name`, `T` steps, the ANN's `activation`, the `neuron` placed so far (at the output: a `Readout`), its `stats`, and
+    the `synapse`: the convolution or linear layer whose weights and bias act on this site alone, or None.
     """
 
     neuron: ScaledIF | Readout
@@ -157,13 +157,18 @@ class Layer:
             (c,) = self._walk.values("mean", [self._current], rows)
             yield z, self.activation(z), c
 
-    def synapse_means(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """(x, z, a, c): as `means`, after x, the mean input of the synapse."""
+    def answers(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(x, a, phi) [n, ...] a few images at a time: the mean input of the synapse, the ANN's activation, and the
+        simulated mean output."""
         assert self._synapse is not None
-        for rows in self._walk.batches(1):
+        before, readout = self._synapse.args[0], isinstance(self.neuron, Readout)
+        for rows in self._walk.batches(1 if readout else self.T):
             (z,) = self._walk.values("ann", [self._current], rows)
-            x, c = self._walk.values("mean", [self._synapse.args[0], self._current], rows)  # type: ignore[list-item]
-            yield x, z, self.activation(z), c
+            x, c = self._walk.values("mean" if readout else "train", [before, self._current], rows)  # type: ignore[list-item]
+            if isinstance(self.neuron, Readout):
+                yield x, self.activation(z), c + self.neuron.bias
+            else:
+                yield x.mean(0), self.activation(z), self.neuron.scan(c, None)[0].mean(0)
 
     def trains(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(a [n, ...], current [T, n, ...]) a few images at a time; the neuron's bias not included."""
@@ -201,7 +206,8 @@ class Layer:
     def settle(self) -> None:
         """Put what was found into the network, and make the layer's output available to the layers above."""
         if isinstance(self.neuron, ScaledIF):
-            assert self._site is not None and self._train is not None
+            assert self._site is not None
+            assert self._train is not None
             self._walk.store(self._site, self._current, self.activation, self.neuron, self._train)
         elif self._synapse is not None:
             add_bias(self._walk.snn.module(self._synapse), self.neuron.bias)  # type: ignore[arg-type]
