@@ -1,7 +1,7 @@
 """Weight correction: the layer's weights are fitted to the inputs that the spiking network below really gives.
 
-Li et al., ICML 2021, descend the squared error of the layer by SGD, with the clip-floor as forward and a straight-through
-derivative. Here each round is one step of that descent, preconditioned by the covariance of the inputs (ridge
+Li et al., ICML 2021, descend the squared error of the layer by SGD, with the clip-floor as forward and a
+straight-through derivative. Here it is one step of that descent, preconditioned by the covariance of the inputs (ridge
 regression), so that it needs no learning rate and no epochs:
 
     [dW, db] = (X'X / n + r I)^-1 X'E / n,    E = a - phi where the neuron can answer, else 0
@@ -37,7 +37,7 @@ class Weights:
         if not isinstance(synapse, nn.Linear | nn.Conv2d) or synapse.weight.dim() != layer.stats.error.dim() \
                 or getattr(synapse, "padding_mode", "zeros") != "zeros":
             return None
-        gram, moment, n = self._moments(layer, synapse)
+        gram, moment = self._moments(layer, synapse)
         scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * self.ridge
         eye = torch.eye(gram.shape[1], device=gram.device, dtype=gram.dtype)
         step = torch.linalg.solve(gram + scale * eye, moment).transpose(1, 2).flatten(0, 1).to(synapse.weight)
@@ -49,8 +49,8 @@ class Weights:
     def score(stats: Stats) -> Tensor:
         return stats.square
 
-    def _moments(self, layer: Layer, synapse: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor, int]:
-        """(X'X [groups, K + 1, K + 1], X'E [groups, K + 1, outputs], n) over images and places."""
+    def _moments(self, layer: Layer, synapse: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """(X'X / n [groups, K + 1, K + 1], X'E / n [groups, K + 1, outputs]) over images and places."""
         gram: Tensor | None = None
         moment, n = torch.zeros(()), 0
         for x, a, phi in layer.answers():
@@ -63,7 +63,7 @@ class Weights:
             gram, moment = (g, m) if gram is None else (gram + g, moment + m)
             n += inputs.shape[1]
         assert gram is not None
-        return gram / n, moment / n, n
+        return gram / n, moment / n
 
     def _pairs(self, synapse: nn.Linear | nn.Conv2d, x: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [groups, S, K + 1] and errors [groups, S, outputs] at the same places."""
@@ -75,6 +75,6 @@ class Weights:
             if patches.shape[2] > self.places:
                 at = torch.randperm(patches.shape[2], generator=torch.Generator().manual_seed(0))[: self.places]
                 patches, errors = patches[:, :, at], errors[:, :, at]
-        inputs = patches.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
-        errors = errors.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+        inputs = patches.reshape(len(patches), groups, -1, patches.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
+        errors = errors.reshape(len(errors), groups, -1, errors.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
         return torch.cat([inputs, torch.ones_like(inputs[..., :1])], 2), errors

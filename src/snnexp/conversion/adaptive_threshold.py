@@ -49,7 +49,7 @@ def best_threshold(seen: Histogram, top: Tensor, T: int, start: float, grid: int
     for i in range(grid, 0, -1):
         candidate = (top * (i / grid)).clamp(min=SMALLEST)
         at = candidate.unsqueeze(1)
-        error = (seen.count * (clip_floor(seen.x + start * at / T, at, T) - seen.target).square()).sum(1)
+        error = (seen.counts * (clip_floor(seen.x + start * at / T, at, T) - seen.target).square()).sum(1)
         if not per_channel:
             error = error.sum().expand_as(error)
         theta = torch.where(error < least, candidate, theta)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ class Flow:
                 if isinstance(value, Tensor):
                     lifted[n] = value.repeat(steps, *[1] * (value.dim() - 1)) if steps > 1 else value
                 else:  # a size: that of the folded batch
-                    lifted[n] = self._call(n, *fx.map_arg((n.args, n.kwargs), lambda m: load(user, m)))
+                    lifted[n] = self._call(n, *fx.map_arg((n.args, n.kwargs), partial(load, user)))
             return lifted[n]
 
         for node in nodes:
@@ -158,7 +159,7 @@ class Flow:
                 if state is not None:
                     state[node] = after
             else:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n, user=node: load(user, n))
+                args, kwargs = fx.map_arg((node.args, node.kwargs), partial(load, node))
                 env[node] = self._call(node, args, kwargs)
             if free:
                 for done in self._last.get(node, ()):
@@ -246,7 +247,8 @@ def _out_of_place(graph: fx.GraphModule) -> None:
         if node.kwargs.get("inplace"):
             node.kwargs = {**node.kwargs, "inplace": False}
         if inplace and isinstance(source := node.args[0], fx.Node):
-            source.replace_all_uses_with(node, delete_user_cb=lambda user, at=node: order[user] > order[at])
+            later = {user for user in source.users if order[user] > order[node]}
+            source.replace_all_uses_with(node, delete_user_cb=later.__contains__)
     for module in graph.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
@@ -320,7 +322,7 @@ def _pools_as_modules(graph: fx.GraphModule) -> None:
         settings = dict(zip(keys, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in keys}
         kind = {"1": nn.MaxPool1d, "2": nn.MaxPool2d, "3": nn.MaxPool3d}[name[-2]]
         target = f"{node.name}_module"
-        graph.add_submodule(target, kind(**settings))  # type: ignore[arg-type]
+        graph.add_submodule(target, kind(**settings))
         with graph.graph.inserting_before(node):
             pool = graph.graph.call_module(target, (node.args[0],))
             pool.meta = dict(node.meta)
@@ -346,7 +348,7 @@ def _fold_norms(graph: fx.GraphModule) -> None:
         if not isinstance(norm, NORMS) or norm.running_mean is None or not once:
             continue
         if isinstance(layer, CONVS):
-            fused: nn.Module = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)  # type: ignore[type-var]
+            fused: nn.Module = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)
         elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
             fused = fuse_linear_bn_eval(layer, norm)
         else:
@@ -361,7 +363,7 @@ def _finish(graph: fx.GraphModule) -> None:
         node.type = None  # annotations that are text cannot be pickled
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
-    graph.graph.lint()
+    graph.graph.lint()  # type: ignore[no-untyped-call]
     graph.recompile()
     graph.eval().requires_grad_(False)
 
@@ -405,7 +407,8 @@ def _check_linear(flow: Flow, maxpool: str | None) -> None:
                                 f"choose {SHOWN_WAYS_OUT}")
             continue
         timed = [n for n in node.all_input_nodes if n in flow.timed]
-        if name in LINEAR or (name in LINEAR_IN_ONE and len(timed) == 1 and (name in COMMUTING or node.args[0] in timed)):
+        scaled = name in LINEAR_IN_ONE and len(timed) == 1 and (name in COMMUTING or node.args[0] in timed)
+        if name in LINEAR or scaled:
             continue
         kind = type(module).__name__ if module is not None else name
         if kind.lower().replace("logs", "log_s") in READOUTS and node in flow.tail and node not in weighty:
@@ -432,9 +435,10 @@ def _average(pool: nn.Module, layer: str) -> nn.Module:
     if pool.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
         raise UserError(f"layer {layer} is max pooling with dilation, for which there is no average pooling: choose "
                         "conversion.maxpool=gate")
-    average = {"1": nn.AvgPool1d, "2": nn.AvgPool2d, "3": nn.AvgPool3d}[dimensions]
-    return average(pool.kernel_size, pool.stride, pool.padding, ceil_mode=pool.ceil_mode,  # type: ignore[arg-type]
-                   count_include_pad=False)
+    average: Any = {"1": nn.AvgPool1d, "2": nn.AvgPool2d, "3": nn.AvgPool3d}[dimensions]
+    made: nn.Module = average(pool.kernel_size, pool.stride, pool.padding, ceil_mode=pool.ceil_mode,
+                              count_include_pad=False)
+    return made
 
 
 def _after(nodes: Sequence[fx.Node], start: Iterable[fx.Node]) -> set[fx.Node]:

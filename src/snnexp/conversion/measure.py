@@ -90,7 +90,7 @@ def examine(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) -> tuple[
     layers = {site: LayerError(str(site.target), T) for site in flow.sites}
     neurons = spikes = operations = macs = analog = 0.0
     device = next(snn.buffers()).device
-    for part in x.split(max(1, ROWS[device.type] // T)):
+    for part in torch.split(x, max(1, ROWS[device.type] // T)):
         share = len(part) / len(x)
         values: dict[fx.Node, Any] = {ann.placeholder: part.to(device)}
         ann.run(ann.nodes[1:-1], values)
@@ -110,7 +110,7 @@ def examine(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) -> tuple[
                 cost = _macs(module, env[node], len(part) * (T if node in flow.timed else 1))
                 macs += cost * share
                 if node in flow.timed:
-                    operations += cost * share * T * float((env[node.args[0]] != 0).float().mean())  # type: ignore[index]
+                    operations += cost * share * T * float((env[node.args[0]] != 0).float().mean())
                 else:
                     analog += cost * share
     account = Account(int(neurons), spikes, spikes / neurons, operations, analog * MAC + operations * AC, macs,

@@ -54,7 +54,7 @@ class Converted(nn.Module):
         ends = sorted({integer("T", t, at_least=1) for t in steps})
         block, images = self._parts(ends[-1])
         found: list[list[Any]] = []
-        for part in x.split(images):
+        for part in torch.split(x, images):
             after = {t: y for t, y in self._running(part, _blocks(ends, block)) if t in ends}
             found.append([after[t] for t in steps])
         return [_joined(parts) for parts in zip(*found, strict=True)]

@@ -36,10 +36,10 @@ class Placing:
 
 
 class Histogram(NamedTuple):
-    """Of x by channel: `x` [C, B] the bins' centres, `count` [C, B], and `target` [C, B], the mean of a in each bin."""
+    """By channel: `x` [C, B], the bins' centres, `counts` [C, B], and `target` [C, B], the mean of a in each bin."""
 
     x: Tensor
-    count: Tensor
+    counts: Tensor
     target: Tensor
 
 
@@ -67,15 +67,16 @@ def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) 
     return along(top, dims).clone()
 
 
-def histogram(layer: Layer, on: str, top: Tensor) -> Histogram:
-    """Of the inputs that a site gets (`on` ann: the ANN's; snn: the mean input of the network below), from -top/2 to
+def histogram(layer: Layer, on: str, top: Tensor, bias: Tensor | None = None) -> Histogram:
+    """Of the inputs that a site gets (`on` ann: the ANN's; snn: the mean input of the network below,
+    and `bias`), from -top/2 to
     3/2 top (what is outside counts in the last bins), with the activations that are wanted there."""
     top = top.flatten()
     low, width = -top / 2, 2 * top / BINS
     count = torch.zeros(len(top), BINS, device=top.device)
     total = torch.zeros_like(count)
     for z, a, c in layer.means():
-        x = z if on == "ann" else c
+        x = z if on == "ann" else c if bias is None else c + bias
         count += _counted(x, low, width, None)
         total += _counted(x, low, width, a)
     centres = low.unsqueeze(1) + width.unsqueeze(1) * (torch.arange(BINS, device=top.device) + 0.5)

@@ -12,7 +12,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ def walk(source: fx.GraphModule, network: fx.GraphModule, images: Tensor, T: int
         for done, site in enumerate(sites):
             if report:
                 report(done, len(sites) + 1, str(site.target))
-            layer = Layer(state, site.args[0], site)  # type: ignore[arg-type]
+            layer = Layer(state, site.args[0], site)
             layer.neuron = method.place(layer)
             records.append(_finished(layer, corrections))
         if report:
@@ -188,12 +188,14 @@ class Layer:
         before, neuron = proposal.score(self.stats), proposal.neuron or self.neuron
         weight, old = proposal.weight, None
         if weight is not None and self.synapse is not None:
-            old, self.synapse.weight.data = self.synapse.weight.data, weight  # type: ignore[union-attr, assignment]
+            old = cast(Tensor, self.synapse.weight).data
+            self.synapse.weight = nn.Parameter(weight, requires_grad=False)
         stats, train = self._simulated(neuron)
         after = proposal.score(stats)
         better = after < before
-        if old is not None and weight is not None:
-            self.synapse.weight.data = torch.where(along(better, old.dim(), 0), weight, old)  # type: ignore[union-attr]
+        if old is not None and weight is not None and self.synapse is not None:
+            kept = torch.where(along(better, old.dim(), 0), weight, old)
+            self.synapse.weight = nn.Parameter(kept, requires_grad=False)
         self.neuron = self.neuron.mixed(better, neuron)
         at = along(better, stats.error.dim())
         self.stats = Stats(torch.where(at, stats.error, self.stats.error),
@@ -299,7 +301,7 @@ class _Walk:
 def fold_biases(flow: Flow) -> None:
     """What corrections added to a site's input, into the layer before it, where that layer serves this site alone."""
     for site in flow.sites:
-        neuron, node = flow.module(site), carrier(flow, site.args[0])  # type: ignore[arg-type]
+        neuron, node = flow.module(site), carrier(flow, site.args[0])
         if isinstance(neuron, ScaledIF) and bool(neuron.bias.any()) and node is not None:
             add_bias(flow.module(node), neuron.bias)  # type: ignore[arg-type]
             neuron.bias = torch.zeros_like(neuron.bias)

@@ -38,8 +38,8 @@ def convert(session: Session, val_images: int | None, test_images: int | None, l
     Raises UserError for wrong values, missing data, and networks that cannot be converted faithfully.
     """
     if session.config["calibration"]["steps"]:
-        raise UserError(f"task=convert places neurons and corrects nothing: calibration={session.choices['calibration']} "
-                        "belongs to task=calibrate")
+        raise UserError("task=convert places neurons and corrects nothing: "
+                        f"calibration={session.choices['calibration']} belongs to task=calibrate")
     return Conversion(session, val_images, test_images, layer_images).run()
 
 
@@ -70,8 +70,8 @@ class Conversion:
         """Convert the untrained network for two images: what cannot be converted is told before anything is trained."""
         data, net = self.source.data, self.source.network()
         if data.temporal:
-            raise UserError(f"conversion shows the same input at each step, and dataset={data.name} is a recording over "
-                            "time: choose a dataset of images, such as dataset=digits")
+            raise UserError(f"conversion shows the same input at each step, and dataset={data.name} is a recording "
+                            "over time: choose a dataset of images, such as dataset=digits")
         if net.sites():
             raise UserError(f"neuron={self.session.choices['neuron']} spikes already: conversion starts from an ANN "
                             "(neuron=relu, clip or qcfs)")
@@ -91,9 +91,10 @@ class Conversion:
         net = Session(self.source.config | {"checkpoint": str(checkpoint)}, session.choices, session.run_dir).network()
         self.ann = nn.Sequential(net.front, net.network).eval().to(self.device)
         self.images = self.images.to(self.device)
+        self.splits = (("val", data.val, self.val_images), ("test", data.test, self.test_images))
         size = session.trainer.eval_batch_size
         result = {f"{split}/ann_accuracy": ann_accuracy(self.ann, part, size, self.device, images)
-                  for split, part, images in (("val", data.val, self.val_images), ("test", data.test, self.test_images))}
+                  for split, part, images in self.splits}
         layers: list[LayerError] = []
         done: list[dict[str, Any]] = []
         for steps in self._groups():
@@ -126,8 +127,8 @@ class Conversion:
 
     def _accuracies(self, snn: Converted, steps: Sequence[int], what: str) -> Metrics:
         """Accuracy at each of `steps` on both splits, logged with step = T."""
-        data, size, found = self.source.data, self.session.trainer.eval_batch_size, {}
-        for split, part, images in (("val", data.val, self.val_images), ("test", data.test, self.test_images)):
+        size, found = self.session.trainer.eval_batch_size, {}
+        for split, part, images in self.splits:
             for t, accuracy in accuracies(snn, part, steps, size, self.device, images).items():
                 self.session.tracker.metrics({f"{split}/{what}_accuracy": accuracy}, step=t)
                 found[f"{split}/{what}_accuracy_T{t}"] = accuracy
@@ -154,14 +155,15 @@ class Conversion:
         write_json(folder / "corrections.json", done)
         session.tracker.artifact(folder / "layers.csv")
         session.tracker.artifact(folder / "corrections.json")
-        longest = [layer for layer in layers if layer.T == self.steps[-1]]
+        longest = self.steps[-1]
+        last = [layer for layer in layers if longest == layer.T]
         curves = {label: {t: result[f"test/{what}_accuracy_T{t}"] for t in self.steps}
                   for label, what in (("before calibration", "plain"), ("SNN", "snn"))
-                  if f"test/{what}_accuracy_T{self.steps[-1]}" in result}
+                  if f"test/{what}_accuracy_T{longest}" in result}
         figures.write({"accuracy": figures.accuracy_against_t(curves, result["test/ann_accuracy"]),
-                       "layers": figures.layers(longest)}, folder / "figures")
+                       "layers": figures.layers(last)}, folder / "figures")
         session.tracker.artifact(folder / "figures")
-        session.tracker.model(folder / f"model_T{self.steps[-1]}.pt")
+        session.tracker.model(folder / f"model_T{longest}.pt")
 
 
 def _steps(timesteps: object) -> list[int]:
