@@ -11,7 +11,7 @@ from torch import Tensor
 from snnexp.conversion.adaptive_threshold import best_threshold
 from snnexp.conversion.neuron import ScaledIF
 from snnexp.conversion.thresholds import histogram, largest
-from snnexp.conversion.walk import Layer, Proposal, Stats, along
+from snnexp.conversion.walk import Layer, Proposal, Stats
 from snnexp.errors import integer
 
 
@@ -28,9 +28,8 @@ class Threshold:
         if not isinstance(layer.neuron, ScaledIF):
             return None
         top = largest(layer, per_channel=True)
-        seen = histogram(layer, "snn", top, layer.neuron.bias)
-        theta = best_threshold(seen, top.flatten(), layer.T, 0.5, self.grid, per_channel=True)
-        theta = along(theta, top.dim()).clone()
+        seen = histogram(layer, "snn", top, True, layer.neuron.bias)
+        theta = best_threshold(seen, top, layer.T, 0.5, self.grid)
         return Proposal(self.score, layer.neuron.changed(theta=theta, v_init=theta / 2))
 
     @staticmethod

@@ -38,20 +38,20 @@ class AdaptiveThreshold(Placing):
 
     def place(self, layer: Layer) -> ScaledIF:
         top = largest(layer, per_channel=self.per_channel)
-        seen = histogram(layer, self.inputs, top)
-        theta = along(best_threshold(seen, top.flatten(), layer.T, self.start, self.grid, self.per_channel), top.dim())
-        return ScaledIF(theta.clone(), self.start * theta)
+        seen = histogram(layer, self.inputs, top, self.per_channel)
+        theta = best_threshold(seen, top, layer.T, self.start, self.grid)
+        return ScaledIF(theta, self.start * theta)
 
 
-def best_threshold(seen: Histogram, top: Tensor, T: int, start: float, grid: int, per_channel: bool) -> Tensor:
-    """The grid point of (0, top] [C] with the least squared error over `seen`, [C]; the larger of equal ones."""
-    least, theta = torch.full_like(top, torch.inf), top
+def best_threshold(seen: Histogram, top: Tensor, T: int, start: float, grid: int) -> Tensor:
+    """The grid point of (0, top] with the least squared error over `seen`, in the shape of `top` [1, C, 1, ...]; the
+    larger of equal ones."""
+    highest = top.flatten()[: len(seen.x)]
+    least, theta = torch.full_like(highest, torch.inf), highest
     for i in range(grid, 0, -1):
-        candidate = (top * (i / grid)).clamp(min=SMALLEST)
+        candidate = (highest * (i / grid)).clamp(min=SMALLEST)
         at = candidate.unsqueeze(1)
         error = (seen.counts * (clip_floor(seen.x + start * at / T, at, T) - seen.target).square()).sum(1)
-        if not per_channel:
-            error = error.sum().expand_as(error)
         theta = torch.where(error < least, candidate, theta)
         least = torch.minimum(error, least)
-    return theta
+    return along(theta.expand(top.shape[1]), top.dim()).clone()

@@ -394,9 +394,10 @@ def _leaves(value: Any) -> list[Tensor]:
 def _check_linear(flow: Flow, maxpool: str | None) -> None:
     """Raise UserError for a node after a site that does not commute with the time mean."""
     weighty = _before(flow.nodes, [n for n in flow.nodes if isinstance(flow.module(n), (nn.Linear, *CONVS))])
+    sizes = _sizes(flow.nodes)
     for node in flow.body + flow.tail:
         module, name = flow.module(node), "" if node.op == "call_module" else function_name(node)
-        if node in flow.sites or isinstance(module, AFFINE):
+        if node in flow.sites or node in sizes or isinstance(module, AFFINE):
             if isinstance(module, NORMS) and module.running_mean is None:
                 raise UserError(f"layer {where(node)} normalises by its own batch (track_running_stats=False), which "
                                 "no spiking network can: train it with running statistics")
@@ -417,6 +418,17 @@ def _check_linear(flow: Flow, maxpool: str | None) -> None:
             f"layer {where(node)} ({kind}) cannot be converted: it is neither linear nor a ReLU, clipped or QCFS "
             "activation, so it does not commute with the mean over time. Ways out: train the network with one of "
             "these (neuron=relu, clip or qcfs for networks that take a neuron), or another conversion")
+
+
+def _sizes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Nodes whose values are sizes and the like, not data."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        asked = node.op == "call_method" and node.target in ("size", "dim")
+        asked |= node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
+        if asked or (node.all_input_nodes and all(n in found for n in node.all_input_nodes)):
+            found.add(node)
+    return found
 
 
 def _replace_pools(network: fx.GraphModule, flow: Flow, maxpool: str | None) -> None:

@@ -12,7 +12,8 @@ from snnexp.conversion.neuron import ScaledIF
 from snnexp.conversion.walk import Layer, along
 from snnexp.errors import choice, number, require
 
-BINS = 2**12  # of a histogram: one bin is 1/4096 of the range
+BINS = 2**12  # of a histogram; a quarter of it by channel
+VALUES = 2**16  # of a channel that go into a histogram
 SMALLEST = 1e-6  # threshold of a layer or channel that is never active
 
 
@@ -36,7 +37,8 @@ class Placing:
 
 
 class Histogram(NamedTuple):
-    """By channel: `x` [C, B], the bins' centres, `counts` [C, B], and `target` [C, B], the mean of a in each bin."""
+    """By channel, or [1, B] for all together: `x` [C, B], the bins' centres, `counts` [C, B], and `target` [C, B], the
+    mean of the activation in each bin."""
 
     x: Tensor
     counts: Tensor
@@ -59,7 +61,7 @@ def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) 
     if percentile < 100:
         counts = torch.zeros(len(top), BINS, device=top.device)
         for _, a, _ in layer.means():
-            counts += _counted(a, torch.zeros_like(top), top / BINS, None)
+            counts += _counted(a, torch.zeros_like(top), top / BINS, BINS)
         if not per_channel:
             counts = counts.sum(0, keepdim=True).expand(len(top), -1)
         share = counts.cumsum(1) / counts.sum(1, keepdim=True)
@@ -67,26 +69,33 @@ def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) 
     return along(top, dims).clone()
 
 
-def histogram(layer: Layer, on: str, top: Tensor, bias: Tensor | None = None) -> Histogram:
-    """Of the inputs that a site gets (`on` ann: the ANN's; snn: the mean input of the network below,
-    and `bias`), from -top/2 to
-    3/2 top (what is outside counts in the last bins), with the activations that are wanted there."""
+def histogram(layer: Layer, inputs: str, top: Tensor, per_channel: bool, bias: Tensor | None = None) -> Histogram:
+    """Of what a site gets, from -top/2 to 3/2 top (what is outside counts in the last bins), and what is wanted there.
+
+    `inputs`: `ann`, the ANN's; `snn`: the mean inputs of the spiking network below, plus `bias`. Channels with more
+    than 65,536 values are sampled evenly.
+    """
     top = top.flatten()
-    low, width = -top / 2, 2 * top / BINS
-    count = torch.zeros(len(top), BINS, device=top.device)
-    total = torch.zeros_like(count)
+    bins = BINS // 4 if per_channel else BINS
+    low, width = -top / 2, 2 * top / bins
+    counts = torch.zeros(len(top), bins, device=top.device)
+    total = torch.zeros_like(counts)
     for z, a, c in layer.means():
-        x = z if on == "ann" else c if bias is None else c + bias
-        count += _counted(x, low, width, None)
-        total += _counted(x, low, width, a)
-    centres = low.unsqueeze(1) + width.unsqueeze(1) * (torch.arange(BINS, device=top.device) + 0.5)
-    return Histogram(centres, count, total / count.clamp(min=1))
+        x = z if inputs == "ann" else c if bias is None else c + bias
+        if x.dim() > 2:
+            step = max(1, layer.images * x[0, 0].numel() // VALUES)
+            x, a = x.flatten(2)[..., ::step], a.flatten(2)[..., ::step]
+        counts += _counted(x, low, width, bins)
+        total += _counted(x, low, width, bins, a)
+    centres = low.unsqueeze(1) + width.unsqueeze(1) * (torch.arange(bins, device=top.device) + 0.5)
+    if not per_channel:
+        centres, counts, total = centres[:1], counts.sum(0, keepdim=True), total.sum(0, keepdim=True)
+    return Histogram(centres, counts, total / counts.clamp(min=1))
 
 
-def _counted(x: Tensor, low: Tensor, width: Tensor, weights: Tensor | None) -> Tensor:
-    """How many values of x [N, C, ...] fall into each of a channel's bins, or the sum of their `weights`: [C, BINS]."""
-    channels = len(low)
-    bins = ((x - along(low, x.dim())) / along(width, x.dim())).clamp_(0, BINS - 1).to(torch.int64)
-    bins += along(torch.arange(channels, device=x.device) * BINS, x.dim())
-    flat = torch.bincount(bins.flatten(), None if weights is None else weights.flatten(), channels * BINS)
-    return flat.view(channels, BINS).to(torch.float32)
+def _counted(x: Tensor, low: Tensor, width: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
+    """How many values of x [N, C, ...] fall into each of a channel's bins, or the sum of their `weights`: [C, bins]."""
+    at = ((x - along(low, x.dim())) / along(width, x.dim())).clamp_(0, bins - 1).to(torch.int64)
+    at += along(torch.arange(len(low), device=x.device) * bins, x.dim())
+    flat = torch.bincount(at.flatten(), None if weights is None else weights.flatten(), len(low) * bins)
+    return flat.view(len(low), bins).to(torch.float32)

@@ -130,8 +130,9 @@ def _finished(layer: Layer, corrections: Sequence[Correction]) -> Record:
 class Layer:
     """A site, or the network's output, as methods and corrections see it.
 
-    `name`, `T` steps, the ANN's `activation`, the `neuron` placed so far (at the output: a `Readout`), its `stats`, and
-    the `synapse`: the convolution or linear layer whose weights and bias act on this site alone, or None.
+    `name`, `T` steps, the number of `images`, the ANN's `activation`, the `neuron` placed so far (at the output: a
+    `Readout`), its `stats`, and the `synapse`: the convolution or linear layer whose weights and bias act on this site
+    alone, or None.
     """
 
     neuron: ScaledIF | Readout
@@ -140,6 +141,7 @@ class Layer:
     def __init__(self, state: _Walk, current: fx.Node, site: fx.Node | None) -> None:
         self._walk, self._current, self._site, self.T = state, current, site, state.T
         self._synapse = carrier(state.snn, current)
+        self.images = state.n
         self.name = "output" if site is None else str(site.target)
         self._train: Tensor | None = None
         self.activation = nn.Identity() if site is None else state.ann.modules[str(site.target)]

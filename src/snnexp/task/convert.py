@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ from snnexp.rundir import write_json
 from snnexp.session import Session
 from snnexp.task.train import fit
 from snnexp.terminal import LayerBar
+from snnexp.timefold import TimeFold
 from snnexp.training import THREADS, Metrics, launched
 
 ANN = ("dataset", "model", "neuron", "loss", "optimizer", "scheduler", "trainer", "seed")  # what determines an ANN
@@ -68,10 +70,11 @@ class Conversion:
 
     def _check_network(self) -> None:
         """Convert the untrained network for two images: what cannot be converted is told before anything is trained."""
-        data, net = self.source.data, self.source.network()
+        data = self.source.data
         if data.temporal:
             raise UserError(f"conversion shows the same input at each step, and dataset={data.name} is a recording "
                             "over time: choose a dataset of images, such as dataset=digits")
+        net = self.source.network()
         if net.sites():
             raise UserError(f"neuron={self.session.choices['neuron']} spikes already: conversion starts from an ANN "
                             "(neuron=relu, clip or qcfs)")
@@ -79,8 +82,8 @@ class Conversion:
             self.images = self.calibration.sample(data.train)
         except InvalidValue as error:
             raise error.told(f"calibration.{error.name}") from error
-        ann, x = nn.Sequential(net.front, net.network), self.images[:2]
-        walk(*prepare(ann, x, self.method.maxpool), x, 1, self.method)
+        x = self.images[:2]
+        walk(*prepare(_still(net), x, self.method.maxpool), x, 1, self.method)
 
     def _measured(self) -> Metrics:
         session, data = self.session, self.source.data
@@ -89,7 +92,7 @@ class Conversion:
         self.device = fabric.device
         checkpoint = session.config["checkpoint"] or _trained(self.source)
         net = Session(self.source.config | {"checkpoint": str(checkpoint)}, session.choices, session.run_dir).network()
-        self.ann = nn.Sequential(net.front, net.network).eval().to(self.device)
+        self.ann = _still(net).eval().to(self.device)
         self.images = self.images.to(self.device)
         self.splits = (("val", data.val, self.val_images), ("test", data.test, self.test_images))
         size = session.trainer.eval_batch_size
@@ -175,6 +178,11 @@ def _steps(timesteps: object) -> list[int]:
         return sorted({integer("timesteps", t, at_least=1) for t in given})
     except InvalidValue as error:
         raise error.told("timesteps") from error
+
+
+def _still(net: TimeFold) -> nn.Module:
+    """A network without time as a module from [N, ...] to [N, K]."""
+    return nn.Sequential(OrderedDict(front=net.front, network=net.network))
 
 
 def _trained(session: Session) -> Path:
