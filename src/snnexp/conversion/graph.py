@@ -98,6 +98,7 @@ class Flow:
         self.body = [n for n in self.nodes if n in self.timed and n in leading]
         self.tail = [n for n in self.nodes if n in self.timed and n not in leading and n is not self.output]
         self.emitting = [n for n in self.body if any(u not in leading for u in n.users)]  # what the tail hears
+        self.spent = {n for n in self.body if self._is_spent(n)}
         self._last: dict[fx.Node, list[fx.Node]] = {}  # what nobody in the body needs after a node
         for node in self.body:
             if node not in self.emitting:
@@ -114,6 +115,14 @@ class Flow:
         module = self.module(node)
         return isinstance(module, ACTIVATIONS) or (isinstance(module, Stateful) and module.site)
 
+    def _is_spent(self, node: fx.Node) -> bool:
+        """Whether the first input of a site or an addition is new memory that nobody else reads: it may be reused."""
+        first = node.args[0] if node.args else None
+        if not (isinstance(first, fx.Node) and first in self.timed and len(first.users) == 1):
+            return False
+        made = isinstance(self.module(first), (nn.Linear, *CONVS)) or _is_addition(first)
+        return made and (node in self.sites or (_is_addition(node) and node.args[1] is not first))
+
     def segment(self, wanted: Iterable[fx.Node], known: Iterable[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
         """(nodes to run, in order, to have `wanted`; those of `known` that this starts from)."""
         stop, inside, start, todo = set(known), set(), set(), list(wanted)
@@ -128,7 +137,8 @@ class Flow:
 
     def run(self, nodes: Sequence[fx.Node], env: dict[fx.Node, Any], steps: int | None = None,
             state: dict[fx.Node, Any] | None = None, free: bool = False) -> None:
-        """Run `nodes`, adding their values to `env`; with `free`, those of the body leave it after their last use.
+        """Run `nodes`, adding their values to `env`; with `free`, those of the body leave it after their last use, and
+        their memory is reused.
 
         Without `steps` everything is a mean over time (or an ANN's value), [N, ...]; with it, timed values are folded
         trains [steps*N, ...], what does not vary is shown at each step, and stateful modules go on from `state`.
@@ -154,13 +164,17 @@ class Flow:
             if isinstance(module, Stateful) and steps is not None:
                 current = env[node.args[0]]  # type: ignore[index]
                 x = unfold(current, steps) if node.args[0] in self.timed else current.expand(steps, *current.shape)
-                out, after = module.scan(x, None if state is None else state.get(node))
+                reused = {"out": x} if free and node in self.spent else {}
+                out, after = module.scan(x, None if state is None else state.get(node), **reused)
                 env[node] = fold(out)
                 if state is not None:
                     state[node] = after
             else:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), partial(load, node))
-                env[node] = self._call(node, args, kwargs)
+                if free and node in self.spent and args[0].shape == args[1].shape:
+                    env[node] = args[0].add_(args[1])
+                else:
+                    env[node] = self._call(node, args, kwargs)
             if free:
                 for done in self._last.get(node, ()):
                     del env[done]
@@ -418,6 +432,12 @@ def _check_linear(flow: Flow, maxpool: str | None) -> None:
             f"layer {where(node)} ({kind}) cannot be converted: it is neither linear nor a ReLU, clipped or QCFS "
             "activation, so it does not commute with the mean over time. Ways out: train the network with one of "
             "these (neuron=relu, clip or qcfs for networks that take a neuron), or another conversion")
+
+
+def _is_addition(node: fx.Node) -> bool:
+    """x + y of two nodes."""
+    return node.op in ("call_function", "call_method") and function_name(node) == "add" and not node.kwargs \
+        and len(node.args) == 2 and all(isinstance(n, fx.Node) for n in node.args)
 
 
 def _sizes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
