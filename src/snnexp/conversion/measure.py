@@ -21,22 +21,27 @@ MAC, AC = 4.6e-3, 0.9e-3  # nJ of a multiply-accumulate and of an accumulate, 45
 
 def accuracies(snn: Converted, split: Split, steps: Sequence[int], batch_size: int, device: torch.device,
                images: int | None = None) -> dict[int, float]:
-    """Accuracy after each of `steps`, from one simulation of the longest; of the first `images` of the split."""
-    correct, n = dict.fromkeys(steps, 0), min(len(split), images or len(split))
-    for x, y in split.batches(batch_size, torch.arange(n)):
+    """Accuracy after each of `steps`, from one simulation of the longest; on `images` spread over the split."""
+    correct, order = dict.fromkeys(steps, 0), spread(split, images)
+    for x, y in split.batches(batch_size, order):
         for t, answer in zip(steps, snn.at(x.to(device), steps), strict=True):
             correct[t] += int((answer.argmax(1).cpu() == y).sum())
-    return {t: right / n for t, right in correct.items()}
+    return {t: right / len(order) for t, right in correct.items()}
 
 
 @torch.no_grad()
 def ann_accuracy(ann: nn.Module, split: Split, batch_size: int, device: torch.device,
                  images: int | None = None) -> float:
-    """Accuracy of a network that answers [N, K], on the first `images` of the split."""
+    """Accuracy of a network that answers [N, K], on the same images as `accuracies`."""
+    order = spread(split, images)
+    right = sum(int((ann(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in split.batches(batch_size, order))
+    return right / len(order)
+
+
+def spread(split: Split, images: int | None) -> Tensor:
+    """Positions of `images` samples (None: all) at equal distances: splits may be sorted by class."""
     n = min(len(split), images or len(split))
-    right = sum(int((ann(x.to(device)).argmax(1).cpu() == y).sum())
-                for x, y in split.batches(batch_size, torch.arange(n)))
-    return right / n
+    return torch.arange(n) * len(split) // n
 
 
 @dataclass

@@ -13,7 +13,7 @@ from snnexp.conversion.walk import Correction, Method, Record, Report, walk
 from snnexp.errors import integer
 from snnexp.timefold import unfold
 
-ROWS = {"cpu": 32, "cuda": 8192}  # images x steps in flight: on a CPU what the caches hold is fastest
+ROWS = {"cpu": 128, "cuda": 8192}  # images x steps in flight: on a CPU what the caches hold is fastest
 
 
 class Converted(nn.Module):
@@ -22,7 +22,7 @@ class Converted(nn.Module):
 
     What does not vary in time (everything before the first site) is computed once per input; what follows the last
     site is linear, and computed from the mean. `rows`: images x steps computed at a time, which bounds memory: about
-    rows x the network's largest activations (None: 32 on a CPU, 8192 on a GPU). Raises InvalidValue for T or rows < 1.
+    rows x the network's largest activations (None: 128 on a CPU, 8192 on a GPU). Raises InvalidValue for T or rows < 1.
     """
 
     def __init__(self, network: fx.GraphModule, T: int, rows: int | None = None) -> None:

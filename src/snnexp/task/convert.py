@@ -20,7 +20,7 @@ from snnexp.build import build
 from snnexp.calibration.base import Calibration
 from snnexp.config import fingerprint
 from snnexp.conversion.graph import prepare
-from snnexp.conversion.measure import LayerError, accuracies, ann_accuracy, columns, examine
+from snnexp.conversion.measure import LayerError, accuracies, ann_accuracy, columns, examine, spread
 from snnexp.conversion.network import Converted
 from snnexp.conversion.walk import Method, Record, walk
 from snnexp.errors import InvalidValue, UserError, integer
@@ -139,7 +139,8 @@ class Conversion:
 
     def _examined(self, source: torch.fx.GraphModule, snn: Converted, t: int, layers: list[LayerError]) -> Metrics:
         """Errors by layer, added to `layers`, and the cost of an inference, on validation images."""
-        x, _ = next(self.source.data.val.batches(self.layer_images))
+        val = self.source.data.val
+        x, _ = next(val.batches(self.layer_images, spread(val, self.layer_images)))
         errors, account = examine(source, snn, x.to(self.device), t)
         layers += errors
         cost = {"spikes": account.spikes, "spikes_per_neuron": account.spikes_per_neuron,
