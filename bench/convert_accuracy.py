@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from train_cifar import unpacked
 
 from snnexp.build import build
 from snnexp.checkpoint import load_into
@@ -34,6 +33,7 @@ from snnexp.conversion.network import convert
 from snnexp.dataset.image_folder import image_folder
 from snnexp.model.resnet import cifar_resnet
 from snnexp.timefold import Normalize, TimeFold
+from train_cifar import unpacked
 
 COMBINATIONS = {  # name: (conversion, its settings, calibration)
     "max_threshold": ("max_threshold", {}, "none"),

@@ -102,7 +102,8 @@ def main() -> None:
                 seconds[name].append(time.process_time() - start)
     ann = seconds["ANN, BatchNorm folded"]
     print(f"ResNet-20, 32 x 32, T = {args.T}, {args.images} images, {args.threads} thread(s), {args.rounds} rounds\n")
-    print("| side | ms an image and step | over T x ANN, best | median | peak memory, MiB |\n| --- | --- | --- | --- | --- |")
+    print("| side | ms an image and step | over T x ANN, best | median | peak memory, MiB |")
+    print("| --- | --- | --- | --- | --- |")
     for name, times in seconds.items():
         steps = 1 if name.startswith("ANN") else args.T
         pairs = [t / steps / a for t, a in zip(times, ann, strict=True)]

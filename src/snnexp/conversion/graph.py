@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -170,7 +170,7 @@ class Flow:
                 if state is not None:
                     state[node] = after
             else:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), partial(load, node))
+                args, kwargs = cast(tuple[Any, Any], fx.map_arg((node.args, node.kwargs), partial(load, node)))
                 if free and node in self.spent and args[0].shape == args[1].shape:
                     env[node] = args[0].add_(args[1])
                 else:

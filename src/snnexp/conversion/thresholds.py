@@ -51,7 +51,7 @@ def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) 
     Below 100 it is read from a histogram of 4096 bins of (0, maximum].
     """
     top, dims = None, 2
-    for _, a, _ in layer.means():
+    for _, a in layer.activations():
         here, dims = a.transpose(0, 1).flatten(1).amax(1), a.dim()
         top = here if top is None else torch.maximum(top, here)
     assert top is not None
@@ -60,7 +60,7 @@ def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) 
     top = top.clamp(min=SMALLEST)
     if percentile < 100:
         counts = torch.zeros(len(top), BINS, device=top.device)
-        for _, a, _ in layer.means():
+        for _, a in layer.activations():
             counts += _counted(a, torch.zeros_like(top), top / BINS, BINS)
         if not per_channel:
             counts = counts.sum(0, keepdim=True).expand(len(top), -1)
@@ -69,10 +69,10 @@ def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) 
     return along(top, dims).clone()
 
 
-def histogram(layer: Layer, inputs: str, top: Tensor, per_channel: bool, bias: Tensor | None = None) -> Histogram:
+def histogram(layer: Layer, inputs: str, top: Tensor, per_channel: bool) -> Histogram:
     """Of what a site gets, from -top/2 to 3/2 top (what is outside counts in the last bins), and what is wanted there.
 
-    `inputs`: `ann`, the ANN's; `snn`: the mean inputs of the spiking network below, plus `bias`. Channels with more
+    `inputs`: `ann`, the ANN's; `snn`: the mean inputs that the spiking network below gives. Channels with more
     than 65,536 values are sampled evenly.
     """
     top = top.flatten()
@@ -80,8 +80,7 @@ def histogram(layer: Layer, inputs: str, top: Tensor, per_channel: bool, bias: T
     low, width = -top / 2, 2 * top / bins
     counts = torch.zeros(len(top), bins, device=top.device)
     total = torch.zeros_like(counts)
-    for z, a, c in layer.means():
-        x = z if inputs == "ann" else c if bias is None else c + bias
+    for x, a in layer.activations() if inputs == "ann" else ((c, a) for a, c in layer.means()):
         if x.dim() > 2:
             step = max(1, layer.images * x[0, 0].numel() // VALUES)
             x, a = x.flatten(2)[..., ::step], a.flatten(2)[..., ::step]

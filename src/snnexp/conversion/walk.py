@@ -23,7 +23,7 @@ from snnexp.conversion.neuron import Readout, ScaledIF
 from snnexp.timefold import unfold
 
 IN_MEMORY = 2**28  # bytes of one array; larger ones are mapped files
-ROWS = {"cpu": 64, "cuda": 8192}  # images x steps computed at a time
+ROWS = {"cpu": 256, "cuda": 8192}  # images x steps computed at a time
 Mode = Literal["ann", "mean", "train"]
 Report = Callable[[int, int, str], None]  # (layers done, layers in all, the layer begun)
 
@@ -151,13 +151,19 @@ class Layer:
         module = self._walk.snn.module(self._synapse) if self._synapse else None
         return module if isinstance(module, (nn.Linear, *CONVS)) else None
 
-    def means(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(z, a, c) [n, ...] a batch at a time: the ANN's input and output at this site, and the mean input of the
-        spiking network, the neuron's bias not included."""
+    def activations(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(z, a) [n, ...] a batch at a time: the ANN's input and output at this site."""
+        for rows in self._walk.batches(1):
+            (z,) = self._walk.values("ann", [self._current], rows)
+            yield z, self.activation(z)
+
+    def means(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(a, c) [n, ...] a batch at a time: the ANN's output, and the mean input that the spiking network gives, the
+        neuron's bias not included."""
         for rows in self._walk.batches(1):
             (z,) = self._walk.values("ann", [self._current], rows)
             (c,) = self._walk.values("mean", [self._current], rows)
-            yield z, self.activation(z), c
+            yield self.activation(z), c
 
     def answers(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(x, a, phi) [n, ...] a few images at a time: the mean input of the synapse, the ANN's activation, and the
@@ -235,7 +241,7 @@ class Layer:
     def _responses(self, neuron: ScaledIF | Readout) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """(a, phi, bits) a few images at a time; the output's phi is its mean current."""
         if isinstance(neuron, Readout):
-            for _, a, c in self.means():
+            for a, c in self.means():
                 yield a, c + neuron.bias, None
         else:
             for a, current in self.trains():
@@ -350,10 +356,10 @@ def _room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def _packed(out: Tensor) -> Tensor:
     """[T, n, ...] of 0 or theta -> bits uint8 [ceil(T/8), n, ...], step t in bit t % 8 of byte t // 8."""
-    spikes = (out > 0).to(torch.uint8)
+    spikes = (out > 0).view(torch.uint8)
     bits = torch.zeros(-(-len(out) // 8), *out.shape[1:], dtype=torch.uint8, device=out.device)
     for t, s in enumerate(spikes):
-        bits[t // 8] |= s << (t % 8)
+        bits[t // 8].add_(s, alpha=1 << t % 8)
     return bits
 
 
