@@ -18,11 +18,11 @@ from torch import nn
 from snnexp.analysis import figures
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
-from snnexp.config import fingerprint
 from snnexp.conversion.graph import prepare
 from snnexp.conversion.measure import LayerError, accuracies, ann_accuracy, columns, examine, spread
 from snnexp.conversion.network import Converted
 from snnexp.conversion.walk import Method, Record, walk
+from snnexp.dataset.prepare import digest
 from snnexp.errors import InvalidValue, UserError, integer
 from snnexp.rundir import write_json
 from snnexp.session import Session
@@ -191,8 +191,10 @@ def _trained(session: Session) -> Path:
 
     An interrupted training is taken up; a second process that wants the same waits.
     """
-    digest = fingerprint({key: session.config[key] for key in ANN})
-    folder = Path(session.config["cache_dir"]) / "ann" / digest
+    data = session.data
+    seen = [len(data.train), len(data.val), data.shape, data.classes, data.normalize]  # other images in the same place
+    key = digest(config={key: session.config[key] for key in ANN}, data=seen)
+    folder = Path(session.config["cache_dir"]) / "ann" / key
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
