@@ -69,7 +69,8 @@ def settings(group: str, option: str, changes: dict[str, Any]) -> Any:
     chosen = OmegaConf.load(f"{conf_dir()}/{group}/{option}.yaml")
     for base in chosen.pop("defaults", []):
         chosen = OmegaConf.merge(OmegaConf.load(f"{conf_dir()}/{group}/{base}.yaml"), chosen)
-    config = OmegaConf.to_container(OmegaConf.create({"seed": 0, group: {**chosen, **changes}}), resolve=True)
+    whole = OmegaConf.create({"seed": 0, group: OmegaConf.merge(chosen, changes)})
+    config = OmegaConf.to_container(whole, resolve=True)
     return build(group, config)
 
 
