@@ -20,6 +20,8 @@ ROWS = (
     ("sweep",),
     ("task",),
     ("session",),
+    ("calibration",),
+    ("conversion",),
     ("analysis",),
     ("evaluate",),
     ("training", "tracking", "terminal"),

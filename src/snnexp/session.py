@@ -34,7 +34,8 @@ from snnexp.training import METRICS, Metrics, Trainer
 from snnexp.trial.job import Job
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-TAGS = ("task", "dataset", "model", "neuron", "surrogate", "conversion", "calibration")
+TAGS = ("task", "model", "dataset", "neuron", "surrogate", "conversion", "calibration")
+CONVERTING = ("convert", "calibrate")  # tasks in which conversion and calibration have a part
 
 
 @dataclass
@@ -111,12 +112,16 @@ class Session:
         if self.job:
             return self.job.name or " ".join(f"{key}={value}" for key, value in self._variation.items())
         made = self._choices()
-        return "-".join([*(made[g] for g in ("model", "dataset", "neuron", "surrogate") if g in made), f"s{self.seed}"])
+        named = [made[g] for g in TAGS if g in made and g != "task" and made[g] != "none"]
+        return "-".join([*named, f"s{self.seed}"])
 
     def _choices(self) -> dict[str, str]:
         """The option of each group in TAGS that has a part in the run: an activation takes no surrogate."""
         spiking = self.config["surrogate"]["_target_"] in flatten(self.config["neuron"]).values()
-        return {g: self.choices[g] for g in TAGS if self.choices.get(g) and (spiking or g != "surrogate")}
+        absent = {"surrogate"} if not spiking else set()
+        if self.choices["task"] not in CONVERTING:
+            absent |= {"conversion", "calibration"}
+        return {g: self.choices[g] for g in TAGS if self.choices.get(g) and g not in absent}
 
     def _tags(self) -> dict[str, str]:
         tags = self._choices() | (dict(self.job.tags) if self.job else {})

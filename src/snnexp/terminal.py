@@ -75,3 +75,25 @@ def closing_table(title: str, metrics: Mapping[str, float], places: Mapping[str,
     out.print(table)
     for name, place in places.items():
         out.print(f"{name:>9}  {place}")
+
+
+class LayerBar:
+    """A bar over the layers of a walk; `report` is what `snnexp.conversion.walk` calls."""
+
+    def __init__(self, title: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TextColumn("{task.fields[layer]}"))
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task = self.bar.add_task(title, total=None, layer="")
+
+    def __enter__(self) -> LayerBar:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def report(self, done: int, layers: int, name: str) -> None:
+        self.bar.update(self.task, completed=done, total=layers, layer=name)

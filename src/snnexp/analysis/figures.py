@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
@@ -12,6 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from snnexp.surrogate import curve
+
+if TYPE_CHECKING:
+    from snnexp.conversion.measure import LayerError
 
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#8a8a8a"
 
@@ -104,6 +108,46 @@ def confusion(counts: Tensor, classes: Sequence[str]) -> Figure:
         axes.set_xticks(range(k), classes, rotation=0 if k <= 10 and max(map(len, classes)) <= 3 else 90)
         axes.set_yticks(range(k), classes)
     axes.set(xlabel="predicted", ylabel="true", title="confusion on the test split")
+    return figure
+
+
+def accuracy_against_t(curves: Mapping[str, Mapping[int, float]], ann: float) -> Figure:
+    """Accuracy against latency: a line per curve {T: accuracy}, and the ANN's as a level."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(ann, color=GREY, linestyle="--", label="ANN")
+    for (label, curve_t), color in zip(curves.items(), (ORANGE, BLUE)[-len(curves) :], strict=True):
+        axes.plot(list(curve_t), list(curve_t.values()), "o-", color=color, label=label)
+    axes.set_xscale("log", base=2)
+    steps = sorted({t for curve_t in curves.values() for t in curve_t})
+    axes.set_xticks(steps, [str(t) for t in steps])
+    axes.set(xlabel="time steps T", ylabel="test accuracy")
+    axes.legend(frameon=False)
+    _plain(axes)
+    return figure
+
+
+def layers(table: Sequence[LayerError]) -> Figure:
+    """By layer: mean activation of ANN and SNN, firing rate and silent share, and the parts of the squared error."""
+    names = [layer.layer for layer in table]
+    figure = Figure(figsize=(11, 1.6 + 0.28 * len(table)), layout="constrained")
+    means, rates_axes, parts = figure.subplots(1, 3, sharey=True)
+    means.plot([layer.ann_mean for layer in table], names, "o", color=GREY, label="ANN")
+    means.plot([layer.snn_mean for layer in table], names, "x", color=BLUE, label="SNN")
+    means.set(xlabel="mean activation")
+    rates_axes.plot([layer.firing_rate for layer in table], names, "o", color=BLUE, label="firing rate")
+    rates_axes.plot([layer.silent for layer in table], names, "o", color=ORANGE, label="silent neurons")
+    rates_axes.set(xlabel="share")
+    kinds = {"unevenness": ORANGE, "quantisation": BLUE, "clipping": GREY, "propagated": "#7a4f9a"}
+    for kind, color in kinds.items():
+        parts.plot([getattr(layer, kind) / max(layer.ann_mean, 1e-12) ** 2 for layer in table], names, "o", color=color,
+                   label=kind, markersize=4)
+    parts.set(xlabel="mean squared error / (mean ANN activation)²")
+    for axes in (means, rates_axes, parts):
+        axes.legend(frameon=False, fontsize=8)
+        _plain(axes)
+    means.invert_yaxis()
+    figure.suptitle(f"layers after T = {table[0].T} steps")
     return figure
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from snnexp.evaluate import evaluate, recorded
 from snnexp.session import Session
 from snnexp.terminal import EpochBar
 from snnexp.timefold import TimeFold
-from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, launched, load
+from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load
 from snnexp.trial.job import prune
 
 SPIKES = "val/spikes_per_sample"  # of all sites together, of the best epoch
@@ -48,35 +50,54 @@ def _train(fabric: Fabric, session: Session) -> Metrics | None:
     torch.set_num_threads(session.trainer.threads or THREADS)
     data, net = session.data, session.network()
     tracker, first = session.tracker, fabric.is_global_zero
-    start = time.monotonic()
-    with EpochBar(session.trainer.epochs, show=first and not session.quiet) as bar:
 
-        def on_epoch(progress: Progress) -> None:
+    def on_epoch(progress: Progress) -> None:
+        if first:
+            for epoch, metrics in enumerate(progress.history, 1):  # those already logged are not logged again
+                tracker.metrics(metrics, step=epoch)
+            tracker.flush()
+
+    start = time.monotonic()
+    progress = fit(fabric, session, net, session.run_dir, on_epoch, prune)
+    on_epoch(progress)
+    if progress.pruned:
+        return None
+    seconds = time.monotonic() - start
+    return _finish(session, data, net, progress, seconds, fabric.device) if first else {}
+
+
+def fit(
+    fabric: Fabric,
+    session: Session,
+    net: TimeFold,
+    folder: Path,
+    on_epoch: Callable[[Progress], None] | None = None,
+    prune: Prune = lambda history: False,
+) -> Progress:
+    """Train `net` as the session's config says, or go on with what `folder` holds; a bar shows it."""
+    with EpochBar(session.trainer.epochs, show=fabric.is_global_zero and not session.quiet) as bar:
+
+        def report(progress: Progress) -> None:
             bar.epoch(progress)
-            if first:
-                for epoch, metrics in enumerate(progress.history, 1):  # those already logged are not logged again
-                    tracker.metrics(metrics, step=epoch)
-                tracker.flush()
+            if on_epoch:
+                on_epoch(progress)
 
         progress = Fit(
             fabric,
             net,
-            data,
+            session.data,
             session.loss,
             session.optimizer,
             session.scheduler,
             session.trainer,
             seed=session.seed,
-            folder=session.run_dir,
+            folder=folder,
             on_step=bar.step,
-            on_epoch=on_epoch,
+            on_epoch=report,
             prune=prune,
         ).run()
-        on_epoch(progress)
-    if progress.pruned:
-        return None
-    seconds = time.monotonic() - start
-    return _finish(session, data, net, progress, seconds, fabric.device) if first else {}
+        bar.epoch(progress)
+    return progress
 
 
 def _finish(

@@ -1,0 +1,115 @@
+"""Time of a converted ResNet-20 over T times the forward of its ANN, ours and SpikingJelly's, same images and threads.
+
+    python bench/convert_inference.py [--T 32] [--images 64] [--rounds 5] [--threads 1] [--rows 128]
+
+Sides take turns in one process; processor time, best and median of the rounds. The ANN has its BatchNorm folded. Peak
+memory is measured in a process of its own for each side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from snnexp.conversion.graph import prepare
+from snnexp.conversion.max_threshold import MaxThreshold
+from snnexp.conversion.network import Converted, convert
+from snnexp.model.resnet import cifar_resnet
+
+
+def sides(args: argparse.Namespace) -> tuple[Tensor, dict[str, Callable[[], Tensor]]]:
+    """The images, and what is timed: the ANN, ours, and SpikingJelly's in both of its step modes."""
+    from spikingjelly.activation_based import functional
+    from spikingjelly.activation_based.ann2snn import FXConverter, RateCodingRecipe
+
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    net = cifar_resnet((3, 32, 32), 10, nn.ReLU, depth=20, width=16, shortcut="B", readout="current").eval()
+    x, some = torch.randn(args.images, 3, 32, 32), torch.randn(32, 3, 32, 32)
+    ann, _ = prepare(net, some[:2])
+    snn = Converted(convert(net, some, MaxThreshold(), args.T)[0].network, args.T, args.rows)
+    theirs = FXConverter(RateCodingRecipe([(some, None)], mode="Max"), device="cpu").convert(copy.deepcopy(net)).eval()
+
+    def single() -> Tensor:
+        functional.set_step_mode(theirs, "s")
+        functional.reset_net(theirs)
+        total = theirs(x)
+        for _ in range(args.T - 1):
+            total = total + theirs(x)
+        return total / args.T  # type: ignore[no-any-return]
+
+    def multi() -> Tensor:
+        functional.set_step_mode(theirs, "m")
+        parts = []
+        for part in x.split(8):  # as a whole it would not fit into memory
+            functional.reset_net(theirs)
+            parts.append(theirs(part.expand(args.T, *part.shape)).mean(0))
+        return torch.cat(parts)
+
+    return x, {"ANN, BatchNorm folded": lambda: ann(x), "snnexp": lambda: snn(x), "SpikingJelly, single-step": single,
+               "SpikingJelly, multi-step": multi}
+
+
+def peak(args: argparse.Namespace, name: str, queue: multiprocessing.Queue[float]) -> None:
+    _, made = sides(args)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (Linux)
+    before = status("VmRSS")
+    with torch.inference_mode():
+        made[name]()
+    queue.put((status("VmHWM") - before) / 1024)
+
+
+def status(key: str) -> int:
+    """A line of the kernel's account of this process, in KiB."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)]
+    return int(line.split()[1])
+
+
+def memory(args: argparse.Namespace, name: str) -> float:
+    """MiB that one call adds to the process's peak."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    child = context.Process(target=peak, args=(args, name, queue))
+    child.start()
+    found = queue.get()
+    child.join()
+    return float(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("T", 32), ("images", 64), ("rounds", 5), ("threads", 1), ("rows", 128)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    x, made = sides(args)
+    with torch.inference_mode():
+        ours, other = made["snnexp"](), made["SpikingJelly, single-step"]()
+        print(f"outputs of the two SNNs differ by at most {float((ours - other).abs().max()):.1e}", file=sys.stderr)
+        seconds: dict[str, list[float]] = {name: [] for name in made}
+        for _ in range(args.rounds):
+            for name, run in made.items():
+                start = time.process_time()
+                run()
+                seconds[name].append(time.process_time() - start)
+    ann = seconds["ANN, BatchNorm folded"]
+    print(f"ResNet-20, 32 x 32, T = {args.T}, {args.images} images, {args.threads} thread(s), {args.rounds} rounds\n")
+    print("| side | ms an image and step | over T x ANN, best | median | peak memory, MiB |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, times in seconds.items():
+        steps = 1 if name.startswith("ANN") else args.T
+        pairs = [t / steps / a for t, a in zip(times, ann, strict=True)]
+        print(f"| {name} | {1000 * min(times) / steps / len(x):.3f} | {min(times) / steps / min(ann):.2f} | "
+              f"{statistics.median(pairs):.2f} | {memory(args, name):.0f} |")
+
+
+if __name__ == "__main__":
+    main()

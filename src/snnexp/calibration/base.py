@@ -1,0 +1,32 @@
+"""What `calibration=` builds: which corrections, on how many images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from snnexp.conversion.walk import Correction
+from snnexp.dataset.base import Split
+from snnexp.errors import InvalidValue, integer, require
+
+
+class Calibration:
+    """The corrections `steps`, in order, at every layer; names of `available` ones.
+
+    `images` calibrate (placing takes them as well), drawn from the training split by `seed`. Raises InvalidValue.
+    """
+
+    def __init__(self, steps: Sequence[str], images: int, seed: int, available: Mapping[str, Correction]) -> None:
+        for step in steps:
+            require(step in available, "steps", list(steps), f"a list of {', '.join(available)}")
+        self.steps, self.images, self.seed = list(steps), integer("images", images, at_least=1), seed
+        self.corrections = [available[step] for step in steps]
+
+    def sample(self, split: Split) -> Tensor:
+        """The calibration images, [images, ...]. Raises InvalidValue if the split has fewer."""
+        if self.images > len(split):
+            raise InvalidValue("images", self.images, f"at most {len(split)}, the images of the training split")
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))[: self.images]
+        return next(split.batches(self.images, order))[0]

@@ -1,0 +1,80 @@
+"""Weight correction: the layer's weights are fitted to the inputs that the spiking network below really gives.
+
+Li et al., ICML 2021, descend the squared error of the layer by SGD, with the clip-floor as forward and a
+straight-through derivative. Here it is one step of that descent, preconditioned by the covariance of the inputs (ridge
+regression), so that it needs no learning rate and no epochs:
+
+    [dW, db] = (X'X / n + r I)^-1 X'E / n,    E = a - phi where the neuron can answer, else 0
+
+X mean inputs (patches of a convolution) and a column of ones, phi the simulated mean output, r = `ridge` x the mean
+diagonal of X'X / n.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snnexp.conversion.neuron import ScaledIF
+from snnexp.conversion.walk import Layer, Proposal, Stats, along
+from snnexp.errors import integer, number
+
+
+class Weights:
+    """Proposes the weights and bias of a Linear or Conv2d that serves this site alone; its objective is the mean
+    squared error of each channel. `ridge` > 0, `places` per image at most. Raises InvalidValue.
+    """
+
+    name = "weights"
+
+    def __init__(self, ridge: float = 0.01, places: int = 64) -> None:
+        self.ridge = number("ridge", ridge, "a number > 0", above=0)
+        self.places = integer("places", places, at_least=1)
+
+    def propose(self, layer: Layer) -> Proposal | None:
+        synapse = layer.synapse
+        if not isinstance(synapse, nn.Linear | nn.Conv2d) or synapse.weight.dim() != layer.stats.error.dim() \
+                or getattr(synapse, "padding_mode", "zeros") != "zeros":
+            return None
+        gram, moment = self._moments(layer, synapse)
+        scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * self.ridge
+        eye = torch.eye(gram.shape[1], device=gram.device, dtype=gram.dtype)
+        step = torch.linalg.solve(gram + scale * eye, moment).transpose(1, 2).flatten(0, 1).to(synapse.weight)
+        weight = synapse.weight.data + step[:, :-1].reshape(synapse.weight.shape)
+        bias = layer.neuron.bias + along(step[:, -1], layer.stats.error.dim())
+        return Proposal(self.score, layer.neuron.changed(bias=bias), weight)
+
+    @staticmethod
+    def score(stats: Stats) -> Tensor:
+        return stats.square
+
+    def _moments(self, layer: Layer, synapse: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """(X'X / n [groups, K + 1, K + 1], X'E / n [groups, K + 1, outputs]) over images and places."""
+        gram: Tensor | None = None
+        moment, n = torch.zeros(()), 0
+        for x, a, phi in layer.answers():
+            e = a - phi
+            if isinstance(layer.neuron, ScaledIF):  # straight through, but for neurons that cannot come closer
+                e = e * ((phi > 0) | (a > 0))
+            inputs, errors = self._pairs(synapse, x, e)
+            g = inputs.transpose(1, 2) @ inputs
+            m = inputs.transpose(1, 2) @ errors
+            gram, moment = (g, m) if gram is None else (gram + g, moment + m)
+            n += inputs.shape[1]
+        assert gram is not None
+        return gram / n, moment / n
+
+    def _pairs(self, synapse: nn.Linear | nn.Conv2d, x: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [groups, S, K + 1] and errors [groups, S, outputs] at the same places."""
+        if isinstance(synapse, nn.Linear):
+            patches, errors, groups = x.unsqueeze(-1), e.unsqueeze(-1), 1  # [n, K, 1], [n, C, 1]
+        else:
+            patches = F.unfold(x, synapse.kernel_size, synapse.dilation, synapse.padding, synapse.stride)  # type: ignore[arg-type]
+            errors, groups = e.flatten(2), synapse.groups
+            if patches.shape[2] > self.places:
+                at = torch.randperm(patches.shape[2], generator=torch.Generator().manual_seed(0))[: self.places]
+                patches, errors = patches[:, :, at], errors[:, :, at]
+        inputs = patches.reshape(len(patches), groups, -1, patches.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
+        errors = errors.reshape(len(errors), groups, -1, errors.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
+        return torch.cat([inputs, torch.ones_like(inputs[..., :1])], 2), errors

@@ -1,0 +1,489 @@
+"""The source network as a `torch.fx` graph in which every non-linearity is a module call of its own.
+
+Two graphs of the same nodes come out of here: the ANN as it was, and the network to be converted, in which max pooling
+is already replaced. `Flow` runs such a graph on folded time (`snnexp.timefold`) and knows which of its nodes vary in
+time: those after a site. Nothing here knows a conversion method.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from snnexp.conversion.neuron import MaxGate, Stateful
+from snnexp.errors import UserError, choice
+from snnexp.neuron.clip import Bounded
+from snnexp.timefold import Dropout, Normalize, fold, unfold
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, Dropout)
+MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+ACTIVATIONS = (nn.ReLU, nn.Hardtanh, Bounded)  # what a site's source is after preparation; Hardtanh from 0 up
+# Layers that commute with the time mean: linear, or affine with a constant that each step adds once.
+AFFINE = (nn.Linear, *CONVS, *NORMS, Normalize, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
+          nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d,
+          nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d,
+          nn.ReplicationPad2d, nn.ReplicationPad3d, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
+# Functions and methods of the same kind, by name; those of the second set in one argument.
+LINEAR = {"add", "sub", "rsub", "neg", "pos", "cat", "concat", "concatenate", "stack", "chunk", "split", "unbind",
+          "flatten", "reshape", "view", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze",
+          "unflatten", "contiguous", "clone", "detach", "to", "float", "double", "expand", "repeat", "flip", "roll",
+          "narrow", "select", "getitem", "getattr", "size", "dim", "mean", "sum", "avg_pool1d", "avg_pool2d",
+          "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "pixel_shuffle",
+          "pixel_unshuffle", "channel_shuffle", "pad", "interpolate", "upsample"}  # fmt: skip
+LINEAR_IN_ONE = {"mul", "multiply", "truediv", "div", "matmul", "bmm", "conv1d", "conv2d", "conv3d", "linear",
+                 "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}  # fmt: skip
+COMMUTING = {"mul", "multiply", "matmul"}  # of these, those that are linear in the other argument as well
+READOUTS = {"sigmoid", "softmax", "log_softmax", "tanh"}  # at the very end they are applied to the time mean
+MAXPOOL = ("average", "gate")
+SHOWN_WAYS_OUT = "conversion.maxpool=gate (spikes pass that raise the window's largest count) or " \
+                 "conversion.maxpool=average (another network: check its accuracy)"
+
+
+def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """(source, network to convert) of `ann`: copies in evaluation mode whose sites are module calls, each its own.
+
+    `example` [N, ...] is shown to both `ann` and the source, which must agree. Activations called as functions, in
+    place, or several times through one module become modules; dropout goes; BatchNorm is folded into the layer before
+    where that has no other use. `maxpool` after a site: `average`, `gate`, or None, which refuses it. The caller's
+    network is not touched. Raises UserError, naming the layer, for what cannot be converted faithfully.
+    """
+    if maxpool is not None:
+        choice("maxpool", maxpool, MAXPOOL)
+    original = copy.deepcopy(ann).eval()
+    source = _traced(copy.deepcopy(original))
+    _single_input(source)
+    _out_of_place(source)
+    _place_sites(source)
+    _drop_dropout(source)
+    _pools_as_modules(source)
+    _fold_norms(source)
+    _finish(source)
+    _same_answers(original, source, example)
+    network = copy.deepcopy(source)
+    flow = Flow(network)
+    if not flow.sites:
+        raise UserError("there is nothing to convert: the network has no ReLU, clipped or QCFS activation")
+    _check_linear(flow, maxpool)
+    _replace_pools(network, flow, maxpool)
+    return source, network
+
+
+class Flow:
+    """A graph in execution order, and what of it varies in time.
+
+    `sites`: calls of an activation or a neuron; `timed`: all nodes after a site; `head`: those before; `body`: timed
+    nodes that lead to a site, and the sites; `tail`: the rest up to `output`, linear in what the body emits.
+    """
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self.graph = graph
+        self.modules: dict[str, nn.Module] = dict(graph.named_modules())
+        self.nodes = list(graph.graph.nodes)
+        self.output = self.nodes[-1]
+        self.placeholder = self.nodes[0]
+        self.sites = [n for n in self.nodes if self._is_site(n)]
+        self.data = _after(self.nodes, [self.placeholder])  # nodes with a batch axis, but for sizes
+        self.timed = _after(self.nodes, self.sites)
+        leading = _before(self.nodes, self.sites)
+        self.head = [n for n in self.nodes if n not in self.timed and n is not self.output]
+        self.body = [n for n in self.nodes if n in self.timed and n in leading]
+        self.tail = [n for n in self.nodes if n in self.timed and n not in leading and n is not self.output]
+        self.emitting = [n for n in self.body if any(u not in leading for u in n.users)]  # what the tail hears
+        self.spent = {n for n in self.body if self._is_spent(n)}
+        self._last: dict[fx.Node, list[fx.Node]] = {}  # what nobody in the body needs after a node
+        for node in self.body:
+            if node not in self.emitting:
+                self._last.setdefault(max(node.users, key=self.nodes.index), []).append(node)
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def replace(self, node: fx.Node, module: nn.Module) -> None:
+        self.graph.set_submodule(str(node.target), module)
+        self.modules = dict(self.graph.named_modules())
+
+    def _is_site(self, node: fx.Node) -> bool:
+        module = self.module(node)
+        return isinstance(module, ACTIVATIONS) or (isinstance(module, Stateful) and module.site)
+
+    def _is_spent(self, node: fx.Node) -> bool:
+        """Whether the first input of a site or an addition is new memory that nobody else reads: it may be reused."""
+        first = node.args[0] if node.args else None
+        if not (isinstance(first, fx.Node) and first in self.timed and len(first.users) == 1):
+            return False
+        made = isinstance(self.module(first), (nn.Linear, *CONVS)) or _is_addition(first)
+        return made and (node in self.sites or (_is_addition(node) and node.args[1] is not first))
+
+    def segment(self, wanted: Iterable[fx.Node], known: Iterable[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
+        """(nodes to run, in order, to have `wanted`; those of `known` that this starts from)."""
+        stop, inside, start, todo = set(known), set(), set(), list(wanted)
+        while todo:
+            node = todo.pop()
+            if node in stop:
+                start.add(node)
+            elif node not in inside:
+                inside.add(node)
+                todo += node.all_input_nodes
+        return [n for n in self.nodes if n in inside], [n for n in self.nodes if n in start]
+
+    def run(self, nodes: Sequence[fx.Node], env: dict[fx.Node, Any], steps: int | None = None,
+            state: dict[fx.Node, Any] | None = None, free: bool = False) -> None:
+        """Run `nodes`, adding their values to `env`; with `free`, those of the body leave it after their last use, and
+        their memory is reused.
+
+        Without `steps` everything is a mean over time (or an ANN's value), [N, ...]; with it, timed values are folded
+        trains [steps*N, ...], what does not vary is shown at each step, and stateful modules go on from `state`.
+        """
+        lifted: dict[fx.Node, Any] = {}
+
+        def load(user: fx.Node, n: fx.Node) -> Any:
+            if steps is None or user not in self.timed or n in self.timed or n not in self.data:
+                return env[n]
+            if n not in lifted:
+                value = env[n]
+                if isinstance(value, Tensor):
+                    lifted[n] = value.repeat(steps, *[1] * (value.dim() - 1)) if steps > 1 else value
+                else:  # a size: that of the folded batch
+                    lifted[n] = self._call(n, *fx.map_arg((n.args, n.kwargs), partial(load, user)))
+            return lifted[n]
+
+        for node in nodes:
+            if node.op == "placeholder":
+                env.setdefault(node, node.args[0] if node.args else None)
+                continue
+            module = self.module(node)
+            if isinstance(module, Stateful) and steps is not None:
+                current = env[node.args[0]]  # type: ignore[index]
+                x = unfold(current, steps) if node.args[0] in self.timed else current.expand(steps, *current.shape)
+                reused = {"out": x} if free and node in self.spent else {}
+                out, after = module.scan(x, None if state is None else state.get(node), **reused)
+                env[node] = fold(out)
+                if state is not None:
+                    state[node] = after
+            else:
+                args, kwargs = cast(tuple[Any, Any], fx.map_arg((node.args, node.kwargs), partial(load, node)))
+                if free and node in self.spent and args[0].shape == args[1].shape:
+                    env[node] = args[0].add_(args[1])
+                else:
+                    env[node] = self._call(node, args, kwargs)
+            if free:
+                for done in self._last.get(node, ()):
+                    del env[done]
+
+    def _call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        if node.op == "call_module":
+            return self.modules[str(node.target)](*args, **kwargs)
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        value: Any = self.graph  # get_attr
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return value
+
+
+def where(node: fx.Node) -> str:
+    """The layer of `node`, for the user: a module's name, or what is called in which module."""
+    if node.op == "call_module":
+        return str(node.target)
+    owner = _owner(node)
+    return f"{function_name(node)} in {owner}" if owner else f"{function_name(node)} in the network's forward"
+
+
+def _owner(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def function_name(node: fx.Node) -> str:
+    """Name of the function or method that `node` calls, without the underscore of an in-place one."""
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
+    return name if name.startswith("_") else name.rstrip("_")
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (*ACTIVATIONS, Dropout, Normalize)) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        path = self.path_of_module(m)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.place = self.place or path  # the innermost
+            raise
+
+
+def _traced(net: nn.Module) -> fx.GraphModule:
+    tracer = _Tracer()
+    try:
+        return fx.GraphModule(net, tracer.trace(net))
+    except Exception as error:  # the network may be anybody's
+        layer = f"layer {tracer.place}" if tracer.place else "the network's forward"
+        raise UserError(f"{layer} cannot be traced, and so not converted: {error}. Its control flow must not depend on "
+                        "the data; write it with torch operations, or as a module of its own") from error
+
+
+def _single_input(graph: fx.GraphModule) -> None:
+    inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    if any(not n.args for n in inputs[1:]):
+        raise UserError(f"the network takes {len(inputs)} inputs ({', '.join(n.name for n in inputs)}); conversion "
+                        "knows networks of one input")
+
+
+def _out_of_place(graph: fx.GraphModule) -> None:
+    """In-place calls as ordinary ones: who reads their input later reads their result."""
+    order = {n: i for i, n in enumerate(graph.graph.nodes)}
+    for node in list(graph.graph.nodes):
+        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+        inplace = bool(getattr(module, "inplace", False) or node.kwargs.get("inplace"))
+        if node.op in ("call_method", "call_function") and name.endswith("_") and not name.endswith("__"):
+            inplace = True
+            if node.op == "call_method":
+                node.target = name[:-1]
+            else:
+                node.target = getattr(torch, name[:-1], None) or getattr(F, name[:-1])
+        if node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+        if inplace and isinstance(source := node.args[0], fx.Node):
+            later = {user for user in source.users if order[user] > order[node]}
+            source.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+    for module in graph.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+
+
+def _place_sites(graph: fx.GraphModule) -> None:
+    """Every call of an activation becomes the call of a module of its own, named after what it was."""
+    taken: set[str] = {name for name, _ in graph.named_modules()}
+    called: set[str] = set()
+    for node in list(graph.graph.nodes):
+        if (activation := _activation(graph, node)) is None:
+            continue
+        name = str(node.target) if node.op == "call_module" else f"{_owner(node)}.{function_name(node)}".lstrip(".")
+        free = name if node.op == "call_module" and name not in called else next(
+            c for k in range(1, len(taken) + 3) if (c := name if k == 1 else f"{name}_{k}") not in taken)
+        taken.add(free)
+        called.add(free)
+        graph.add_submodule(free, activation)
+        with graph.graph.inserting_before(node):
+            site = graph.graph.call_module(free, (node.args[0] if node.args else node.kwargs["input"],))
+            site.meta = dict(node.meta)
+        node.replace_all_uses_with(site)
+        graph.graph.erase_node(node)
+
+
+def _activation(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """What `node` applies, if that is something a spiking neuron can stand for."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        if isinstance(module, nn.Hardtanh):  # ReLU6 among them
+            return _bounded(module.min_val, module.max_val)
+        return copy.deepcopy(module) if isinstance(module, (nn.ReLU, Bounded)) else None
+    if node.op not in ("call_function", "call_method"):
+        return None
+    name, args, kwargs = function_name(node), list(node.args[1:]), node.kwargs
+    if name == "relu":
+        return nn.ReLU()
+    if name == "relu6":
+        return nn.Hardtanh(0.0, 6.0)
+    if name in ("hardtanh", "clamp", "clip"):
+        low = args[0] if args else kwargs.get("min_val", kwargs.get("min"))
+        high = args[1] if len(args) > 1 else kwargs.get("max_val", kwargs.get("max"))
+        return _bounded(low, high)
+    if name == "clamp_min":
+        return _bounded(args[0] if args else kwargs["min"], None)
+    return None
+
+
+def _bounded(low: Any, high: Any) -> nn.Module | None:
+    if low != 0 or not (high is None or (isinstance(high, int | float) and high > 0)):
+        return None
+    return nn.ReLU() if high is None else nn.Hardtanh(0.0, float(high))
+
+
+def _drop_dropout(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        function = function_name(node) if node.op in ("call_function", "call_method") else ""
+        if isinstance(module, (*DROPOUTS, nn.Identity)) or "dropout" in function or function == "stochastic_depth":
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+
+
+def _pools_as_modules(graph: fx.GraphModule) -> None:
+    """F.max_pool2d and its like as modules, so that one rule serves both."""
+    for node in list(graph.graph.nodes):
+        name = function_name(node) if node.op == "call_function" else ""
+        if name not in ("max_pool1d", "max_pool2d", "max_pool3d"):
+            continue
+        keys = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        settings = dict(zip(keys, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in keys}
+        kind = {"1": nn.MaxPool1d, "2": nn.MaxPool2d, "3": nn.MaxPool3d}[name[-2]]
+        target = f"{node.name}_module"
+        graph.add_submodule(target, kind(**settings))
+        with graph.graph.inserting_before(node):
+            pool = graph.graph.call_module(target, (node.args[0],))
+            pool.meta = dict(node.meta)
+        node.replace_all_uses_with(pool)
+        graph.graph.erase_node(node)
+
+
+def _fold_norms(graph: fx.GraphModule) -> None:
+    """BatchNorm into the convolution or linear layer before it, where both are called once and nobody else listens.
+
+    Elsewhere it stays: in evaluation it is affine, so its constant enters once per step as any bias does.
+    """
+    calls: dict[str, int] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    for node in list(graph.graph.nodes):
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module":
+            continue
+        norm, layer = graph.get_submodule(str(node.target)), graph.get_submodule(str(before.target))
+        once = len(before.users) == 1 and calls[str(before.target)] == calls[str(node.target)] == 1
+        if not isinstance(norm, NORMS) or norm.running_mean is None or not once:
+            continue
+        if isinstance(layer, CONVS):
+            fused: nn.Module = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)
+        elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
+            fused = fuse_linear_bn_eval(layer, norm)
+        else:
+            continue
+        graph.set_submodule(str(before.target), fused)
+        node.replace_all_uses_with(before)
+        graph.graph.erase_node(node)
+
+
+def _finish(graph: fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        node.type = None  # annotations that are text cannot be pickled
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.graph.lint()  # type: ignore[no-untyped-call]
+    graph.recompile()
+    graph.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _same_answers(original: nn.Module, source: fx.GraphModule, example: Tensor) -> None:
+    """The guard for what tracing cannot see: a trace that computes something else is not converted."""
+    for x in (example, example[:1]):  # another batch size: a size that was frozen shows
+        expected = _leaves(original(x.clone()))
+        try:
+            found = _leaves(source(x.clone()))
+        except Exception as error:
+            raise UserError(f"the traced network does not run on {len(x)} samples: {error}") from error
+        for a, b in zip(expected, found, strict=True):
+            close = a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max() + 1e-9))
+            if not close:
+                raise UserError("the traced network answers otherwise than the network itself: its control flow "
+                                "depends on the data, or it changes a tensor in place that has another name")
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [leaf for v in values for leaf in _leaves(v)]
+
+
+def _check_linear(flow: Flow, maxpool: str | None) -> None:
+    """Raise UserError for a node after a site that does not commute with the time mean."""
+    weighty = _before(flow.nodes, [n for n in flow.nodes if isinstance(flow.module(n), (nn.Linear, *CONVS))])
+    sizes = _sizes(flow.nodes)
+    for node in flow.body + flow.tail:
+        module, name = flow.module(node), "" if node.op == "call_module" else function_name(node)
+        if node in flow.sites or node in sizes or isinstance(module, AFFINE):
+            if isinstance(module, NORMS) and module.running_mean is None:
+                raise UserError(f"layer {where(node)} normalises by its own batch (track_running_stats=False), which "
+                                "no spiking network can: train it with running statistics")
+            continue
+        if isinstance(module, MAX_POOLS):
+            if maxpool is None:
+                raise UserError(f"layer {where(node)} is max pooling, which does not commute with the mean over time; "
+                                f"choose {SHOWN_WAYS_OUT}")
+            continue
+        timed = [n for n in node.all_input_nodes if n in flow.timed]
+        scaled = name in LINEAR_IN_ONE and len(timed) == 1 and (name in COMMUTING or node.args[0] in timed)
+        if name in LINEAR or scaled:
+            continue
+        kind = type(module).__name__ if module is not None else name
+        if kind.lower().replace("logs", "log_s") in READOUTS and node in flow.tail and node not in weighty:
+            continue
+        raise UserError(
+            f"layer {where(node)} ({kind}) cannot be converted: it is neither linear nor a ReLU, clipped or QCFS "
+            "activation, so it does not commute with the mean over time. Ways out: train the network with one of "
+            "these (neuron=relu, clip or qcfs for networks that take a neuron), or another conversion")
+
+
+def _is_addition(node: fx.Node) -> bool:
+    """x + y of two nodes."""
+    return node.op in ("call_function", "call_method") and function_name(node) == "add" and not node.kwargs \
+        and len(node.args) == 2 and all(isinstance(n, fx.Node) for n in node.args)
+
+
+def _sizes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Nodes whose values are sizes and the like, not data."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        asked = node.op == "call_method" and node.target in ("size", "dim")
+        asked |= node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
+        if asked or (node.all_input_nodes and all(n in found for n in node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _replace_pools(network: fx.GraphModule, flow: Flow, maxpool: str | None) -> None:
+    for node in flow.body + flow.tail:
+        pool = flow.module(node)
+        if isinstance(pool, MAX_POOLS):
+            with_target = MaxGate(pool) if maxpool == "gate" else _average(pool, where(node))
+            flow.replace(node, with_target)
+
+
+def _average(pool: nn.Module, layer: str) -> nn.Module:
+    dimensions = type(pool).__name__[-2]
+    if type(pool).__name__.startswith("Adaptive"):
+        kind = {"1": nn.AdaptiveAvgPool1d, "2": nn.AdaptiveAvgPool2d, "3": nn.AdaptiveAvgPool3d}[dimensions]
+        return kind(pool.output_size)  # type: ignore[arg-type]
+    if pool.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
+        raise UserError(f"layer {layer} is max pooling with dilation, for which there is no average pooling: choose "
+                        "conversion.maxpool=gate")
+    average: Any = {"1": nn.AvgPool1d, "2": nn.AvgPool2d, "3": nn.AvgPool3d}[dimensions]
+    made: nn.Module = average(pool.kernel_size, pool.stride, pool.padding, ceil_mode=pool.ceil_mode,
+                              count_include_pad=False)
+    return made
+
+
+def _after(nodes: Sequence[fx.Node], start: Iterable[fx.Node]) -> set[fx.Node]:
+    found = set(start)
+    for node in nodes:
+        if any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _before(nodes: Sequence[fx.Node], ends: Iterable[fx.Node]) -> set[fx.Node]:
+    found = set(ends)
+    for node in reversed(nodes):
+        if any(user in found for user in node.users):
+            found.add(node)
+    return found

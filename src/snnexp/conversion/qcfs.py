@@ -1,0 +1,30 @@
+"""QCFS conversion, `conversion=qcfs`: a network trained with quantised activations becomes its IF network as it is.
+
+Bu et al., "Optimal ANN-SNN Conversion for High-accuracy and Ultra-low-latency Spiking Neural Networks", ICLR 2022:
+theta = lam, v(0) = theta/2. With T = L and evenly arriving inputs it equals the ANN; T need not equal L.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from snnexp.conversion.neuron import ScaledIF
+from snnexp.conversion.thresholds import Placing, largest
+from snnexp.conversion.walk import Layer
+from snnexp.errors import UserError
+from snnexp.neuron.clip import Bounded
+
+
+class QCFS(Placing):
+    """theta is the activation's learnt bound. Raises UserError at a site whose activation has none (ReLU)."""
+
+    def __init__(self, maxpool: str | None = None) -> None:
+        super().__init__(False, 0.5, maxpool)
+
+    def place(self, layer: Layer) -> ScaledIF:
+        if not isinstance(layer.activation, Bounded):
+            raise UserError(f"conversion=qcfs takes its thresholds from the network's activations, and layer "
+                            f"{layer.name} has a {type(layer.activation).__name__} without one: train it with "
+                            "neuron=qcfs or clip, or choose another conversion")
+        theta = torch.ones_like(largest(layer)) * layer.activation.threshold
+        return ScaledIF(theta, theta / 2)

@@ -1,0 +1,42 @@
+"""Threshold shift, `conversion=threshold_shift`: half a threshold more than threshold balancing gives, over T steps.
+
+Deng and Gu, "Optimal Conversion of Conventional Artificial Neural Networks to Spiking Neural Networks", ICLR 2021: an
+SNN neuron floors, so its mean output is theta/(2T) too low on inputs that are uniformly distributed. Adding theta/(2T)
+to the input of each step removes that; so does v(0) = theta/2, with the same count after T steps of constant input,
+and that serves every T at once. Made for sources with a clipped activation (`neuron=clip`), whose bound is theta.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from snnexp.conversion.neuron import ScaledIF
+from snnexp.conversion.thresholds import Placing, largest
+from snnexp.conversion.walk import Layer
+from snnexp.errors import choice, number
+from snnexp.neuron.clip import Bounded
+
+
+class ThresholdShift(Placing):
+    """theta is the bound of a clipped source, else the `percentile` of its activations, of the layer or `per_channel`.
+
+    `form`: `potential` starts at theta/2, `bias` adds theta/(2T) to each step's input and starts at 0. InvalidValue.
+    """
+
+    def __init__(self, form: str = "potential", percentile: float = 100.0, per_channel: bool = False,
+                 maxpool: str | None = None) -> None:
+        super().__init__(per_channel, 0.0, maxpool)
+        self.form = choice("form", form, ("potential", "bias"))
+        self.percentile = number("percentile", percentile, "a percentage above 0 and at most 100", above=0, at_most=100)
+
+    @property
+    def per_T(self) -> bool:
+        return self.form == "bias"
+
+    def place(self, layer: Layer) -> ScaledIF:
+        theta = largest(layer, self.percentile, self.per_channel)
+        if isinstance(layer.activation, Bounded) and self.percentile == 100:
+            theta = torch.ones_like(theta) * layer.activation.threshold
+        if self.form == "bias":
+            return ScaledIF(theta, bias=theta / (2 * layer.T))
+        return ScaledIF(theta, v_init=theta / 2)

@@ -1,0 +1,100 @@
+"""What the conversion methods share: their common options, and how activations are distributed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snnexp.conversion.graph import MAXPOOL
+from snnexp.conversion.neuron import ScaledIF
+from snnexp.conversion.walk import Layer, along
+from snnexp.errors import choice, number, require
+
+BINS = 2**12  # of a histogram; a quarter of it by channel
+VALUES = 2**16  # of a channel that go into a histogram
+SMALLEST = 1e-6  # threshold of a layer or channel that is never active
+
+
+class Placing:
+    """Options of every method: thresholds `per_channel` or per layer, `start` v(0)/theta in [0, 1], `maxpool`."""
+
+    def __init__(self, per_channel: bool, start: float, maxpool: str | None) -> None:
+        require(isinstance(per_channel, bool), "per_channel", per_channel, "true or false")
+        self.per_channel = per_channel
+        self.start = number("start", start, "a share of the threshold, from 0 to 1", at_least=0, at_most=1)
+        self.maxpool = None if maxpool is None else choice("maxpool", maxpool, MAXPOOL)
+
+    @property
+    def per_T(self) -> bool:
+        """Whether what is placed depends on T."""
+        return False
+
+    def place(self, layer: Layer) -> ScaledIF:
+        """The neuron for a site."""
+        raise NotImplementedError
+
+
+class Histogram(NamedTuple):
+    """By channel, or [1, B] for all together: `x` [C, B], the bins' centres, `counts` [C, B], and `target` [C, B], the
+    mean of the activation in each bin."""
+
+    x: Tensor
+    counts: Tensor
+    target: Tensor
+
+
+def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) -> Tensor:
+    """The percentile of the ANN's activations, [1, C, 1, ...]; of the layer, or by channel. At least 1e-6.
+
+    Below 100 it is read from a histogram of 4096 bins of (0, maximum].
+    """
+    top, dims = None, 2
+    for _, a in layer.activations():
+        here, dims = a.transpose(0, 1).flatten(1).amax(1), a.dim()
+        top = here if top is None else torch.maximum(top, here)
+    assert top is not None
+    if not per_channel:
+        top = top.max().expand_as(top).clone()
+    top = top.clamp(min=SMALLEST)
+    if percentile < 100:
+        counts = torch.zeros(len(top), BINS, device=top.device)
+        for _, a in layer.activations():
+            counts += _counted(a, torch.zeros_like(top), top / BINS, BINS)
+        if not per_channel:
+            counts = counts.sum(0, keepdim=True).expand(len(top), -1)
+        share = counts.cumsum(1) / counts.sum(1, keepdim=True)
+        top = ((share < percentile / 100).sum(1) + 1).clamp(max=BINS) * top / BINS
+    return along(top, dims).clone()
+
+
+def histogram(layer: Layer, inputs: str, top: Tensor, per_channel: bool) -> Histogram:
+    """Of what a site gets, from -top/2 to 3/2 top (what is outside counts in the last bins), and what is wanted there.
+
+    `inputs`: `ann`, the ANN's; `snn`: the mean inputs that the spiking network below gives. Channels with more
+    than 65,536 values are sampled evenly.
+    """
+    top = top.flatten()
+    bins = BINS // 4 if per_channel else BINS
+    low, width = -top / 2, 2 * top / bins
+    counts = torch.zeros(len(top), bins, device=top.device)
+    total = torch.zeros_like(counts)
+    for x, a in layer.activations() if inputs == "ann" else ((c, a) for a, c in layer.means()):
+        if x.dim() > 2:
+            step = max(1, layer.images * x[0, 0].numel() // VALUES)
+            x, a = x.flatten(2)[..., ::step], a.flatten(2)[..., ::step]
+        counts += _counted(x, low, width, bins)
+        total += _counted(x, low, width, bins, a)
+    centres = low.unsqueeze(1) + width.unsqueeze(1) * (torch.arange(bins, device=top.device) + 0.5)
+    if not per_channel:
+        centres, counts, total = centres[:1], counts.sum(0, keepdim=True), total.sum(0, keepdim=True)
+    return Histogram(centres, counts, total / counts.clamp(min=1))
+
+
+def _counted(x: Tensor, low: Tensor, width: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
+    """How many values of x [N, C, ...] fall into each of a channel's bins, or the sum of their `weights`: [C, bins]."""
+    at = ((x - along(low, x.dim())) / along(width, x.dim())).clamp_(0, bins - 1).to(torch.int64)
+    at += along(torch.arange(len(low), device=x.device) * bins, x.dim())
+    flat = torch.bincount(at.flatten(), None if weights is None else weights.flatten(), len(low) * bins)
+    return flat.view(len(low), bins).to(torch.float32)
