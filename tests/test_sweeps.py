@@ -306,6 +306,19 @@ def test_every_shipped_sweep_begins(snnexp: Callable[..., Done], name: str) -> N
     assert "best: trial 0" in done.out
 
 
+def test_a_sweep_over_conversions_trains_its_network_once(snnexp: Callable[..., Done], cache: Path) -> None:
+    before = set(cache.glob("ann/*"))
+    done = snnexp("-m", "+sweep=conversion_threshold", "timesteps=[2,4]", "trainer.epochs=1", "trainer.threads=1",
+                  "model.width=8", "objective=[val/snn_accuracy_T2,val/snn_accuracy_T4]", "tracking=none",
+                  "hydra.sweeper.direction=[maximize,maximize]", "hydra.sweeper.n_trials=3")  # fmt: skip
+    assert done.code == 0, done.err
+    trials = study(done.outputs.parent).trials
+    assert [len(t.values) for t in trials] == [2, 2, 2]
+    assert len({t.params["conversion.scale"] for t in trials}) == 3
+    assert len(set(cache.glob("ann/*")) - before) == 1
+    assert done.out.count("epoch   1/1") + done.err.count("epoch   1/1") == 1
+
+
 def test_an_unknown_sweep_is_an_error(snnexp: Callable[..., Done]) -> None:
     done = snnexp("-m", "+sweep=nope")
     assert done.code == 1
