@@ -19,6 +19,7 @@ from conftest import ROOT, SMALL, Done, start
 
 APP = Path(__file__).with_name("sweep_app.py")
 INTERVAL = "x=interval(0,4)"
+GRID = "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:0}"
 
 
 def app(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -37,6 +38,13 @@ def study(folder: Path, url: str | None = None) -> optuna.Study:
     storage = optuna.storages.get_storage(url)
     (summary,) = optuna.get_all_study_summaries(storage)
     return optuna.load_study(study_name=summary.study_name, storage=storage)
+
+
+def wait_for(there: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def states(trials: list[optuna.trial.FrozenTrial]) -> Counter[str]:
@@ -104,14 +112,58 @@ def test_a_job_that_dies_fails_its_own_trial_and_is_retried(tmp_path: Path, kind
 
 
 def test_a_retry_can_succeed(tmp_path: Path) -> None:
-    app(tmp_path, INTERVAL, "kind=kill_once", "hydra.sweeper.n_trials=2", "hydra.sweeper.isolate=true")
+    app(tmp_path, INTERVAL, "kind=kill_once", "hydra.sweeper.n_trials=2")
     trials = study(tmp_path).trials
     assert [t.state.name for t in trials] == ["FAIL", "COMPLETE", "COMPLETE"]
     assert trials[1].params == trials[0].params
 
 
+def test_a_grid_sampler_goes_on_where_it_was_and_stops_when_it_has_seen_all(tmp_path: Path) -> None:
+    grid = ("x=choice(1,2,3,4)", "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:1}")
+    for n, calls in ((2, 2), (9, 4), (9, 4)):
+        app(tmp_path, *grid, f"hydra.sweeper.n_trials={n}")
+        called = (tmp_path / "outputs" / "calls.txt").read_text().splitlines()
+        assert len(called) == calls
+    assert sorted(line.split()[0] for line in called) == ["1", "2", "3", "4"]
+
+
+def test_a_killed_sweep_goes_on_in_the_same_folder(tmp_path: Path) -> None:
+    arguments = (INTERVAL, "seconds=0.3", "hydra.sweeper.n_trials=3", f"hydra.sweep.dir='{tmp_path / 'mine'}'")
+    process = subprocess.Popen(command(tmp_path, *arguments), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    wait_for(lambda: (tmp_path / "outputs" / "calls.txt").exists())
+    process.kill()
+    process.wait()
+    app(tmp_path, *arguments)
+    assert states(study(tmp_path).trials)["COMPLETE"] == 3
+
+
+def test_points_that_always_fail_do_not_end_a_sweep(tmp_path: Path) -> None:
+    app(tmp_path, "kind=choice(raise,plain)", "hydra.sweeper.n_trials=2", "hydra.sweeper.retries=6", GRID,
+        "hydra.sweeper.max_failures=2")  # fmt: skip
+    assert states(study(tmp_path).trials) == {"FAIL": 7, "COMPLETE": 1}
+
+
+def test_an_interrupted_sweep_ends_at_once_and_goes_on(tmp_path: Path) -> None:
+    arguments = (INTERVAL, "seconds=90", "hydra.sweeper.n_trials=2", "hydra.sweeper.parallel=2")
+    process = subprocess.Popen(command(tmp_path, *arguments), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    wait_for(lambda: (tmp_path / "outputs" / "calls.txt").exists())
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(90) != 0
+    assert time.monotonic() - begun < 90, "it did not wait for its jobs"
+
+
+def test_conditions_follow_what_they_depend_on(tmp_path: Path) -> None:
+    space = "{text:{y:{1:\"choice(u,v)\"}},y:{kind:{other:\"choice(1,2)\"}},kind:\"choice(plain,other)\"}"
+    app(tmp_path, f"++hydra.sweeper.space={space}", "hydra.sweeper.n_trials=30",
+        "hydra.sweeper.sampler={_target_:optuna.samplers.RandomSampler,seed:0}")  # fmt: skip
+    found = [trial.params for trial in study(tmp_path).trials]
+    kinds = {(params["kind"], params.get("y (kind=other)"), "text (y=1)" in params) for params in found}
+    assert kinds == {("plain", None, False), ("other", 1, True), ("other", 2, False)}
+
+
 def test_a_sweep_whose_trials_all_fail_gives_up(tmp_path: Path) -> None:
-    few = ("hydra.sweeper.n_trials=20", "hydra.sweeper.max_failures=3")
+    few = ("hydra.sweeper.n_trials=20", "hydra.sweeper.max_failures=3", "hydra.sweeper.retries=0")
     done = app(tmp_path, INTERVAL, "kind=raise", *few, check=False)
     assert done.returncode == 1
     assert "gave up after 3 failed trials" in done.stderr
@@ -191,6 +243,12 @@ REFUSED = [
     ([INTERVAL, "hydra.sweeper.retries=-1"], ["retries=-1"]),
     ([INTERVAL, "objective=test/accuracy"], ["objective=test/accuracy"]),
     (["x=1"], ["no search space"]),
+    ([INTERVAL, "objective=null"], ["objective=None", "validation metric"]),
+    ([INTERVAL, "hydra.sweeper.direction=null"], ["direction has 0"]),
+    ([INTERVAL, "hydra.sweeper.sampler=foo"], ["hydra.sweeper.sampler=foo", "_target_"]),
+    ([INTERVAL, "hydra.sweeper.pruner={a:1}"], ["hydra.sweeper.pruner=", "_target_"]),
+    ([INTERVAL, "hydra.sweeper.storage='sqlite://'"], ["hydra.sweeper.storage=sqlite://"]),
+    (["++hydra.sweeper.space={kind:\"choice(plain,a)\",y:{kind:{b:\"interval(0,1)\"}}}"], ["kind is never b"]),
 ]
 
 
@@ -253,11 +311,28 @@ def test_a_grid_that_fails_keeps_what_it_found(snnexp: Callable[..., Done]) -> N
     assert next(done.outputs.glob("multirun/*/*/summary.csv")).read_text().splitlines()[1].startswith("1,")
 
 
+def test_a_grid_that_is_resumed_counts_what_was_there(snnexp: Callable[..., Done]) -> None:
+    small = (*SMALL, "trainer.epochs=1", "resume=true")
+    assert snnexp("-m", *small, "seed=0,1").code == 0
+    done = snnexp("-m", *small, "seed=0,1,2")
+    assert done.code == 0, done.err
+    last = max(done.outputs.glob("multirun/*/*/summary.csv"), key=lambda path: path.stat().st_mtime)
+    assert last.read_text().splitlines()[1].startswith("3,")
+
+
+def test_a_study_wants_a_multirun_and_a_range_a_study(snnexp: Callable[..., Done]) -> None:
+    single = snnexp(*SMALL, "+sweep=surrogate_alpha")
+    assert (single.code, "snnexp -m" in single.err) == (1, True)
+    grid = snnexp("-m", *SMALL, "optimizer.lr=tag(log,interval(1e-4,1e-1))")
+    assert (grid.code, "hydra.sweeper.n_trials=N" in grid.err) == (1, True)
+
+
 def test_a_study_of_trainings_prunes_and_nests_its_trials(snnexp: Callable[..., Done]) -> None:
     # the lowest percentile: whatever is not the best so far is pruned
     pruner = ("++hydra.sweeper.pruner={_target_:optuna.pruners.PercentilePruner,percentile:1.0,n_startup_trials:1,"
               "n_warmup_steps:0}")  # fmt: skip
-    done = snnexp("-m", *SMALL, "+sweep=surrogate_alpha", "trainer.epochs=2", "hydra.sweeper.n_trials=4", pruner)
+    done = snnexp("-m", *SMALL, "+sweep=surrogate_alpha", "trainer.epochs=2", "hydra.sweeper.n_trials=4", pruner,
+                  "hydra.sweeper.sampler.n_startup_trials=3")  # fmt: skip
     assert done.code == 0, done.err
     ours = optuna.load_study(study_name=None, storage=f"sqlite:///{done.outputs / 'optuna.db'}")
     (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]

@@ -21,6 +21,17 @@ class Outputs(Callback):
     """Makes sure that `outputs_dir` can be written, before Hydra makes its directories there (with a traceback)."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Raises SystemExit; also for a study without -m, of which Hydra would run one job and say nothing."""
+        if config.hydra.sweeper.get("n_trials") is not None:
+            print("a study is many runs: start it with snnexp -m (hydra.sweeper.n_trials is set)", file=sys.stderr)
+            sys.exit(1)
+        self._check(config)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Raises SystemExit."""
+        self._check(config)
+
+    def _check(self, config: DictConfig) -> None:
         if not isinstance(config.outputs_dir, str):
             print(f"outputs_dir={config.outputs_dir} is not allowed: it must be the path of a folder", file=sys.stderr)
             sys.exit(1)
@@ -35,13 +46,11 @@ class Outputs(Callback):
             print(f"cannot write to outputs_dir={folder}: {error.strerror}", file=sys.stderr)
             sys.exit(1)
 
-    on_multirun_start = on_run_start
-
 
 class Grid(Callback):
     """A grid's own run, in which its jobs are nested, and its summary. (A study's is made by the sweeper.)"""
 
-    open: Grid | None = None  # Hydra says when a multirun ends only if it ends well: `close_failed` looks here
+    open: Grid | None = None  # Hydra says when a multirun ends only if it ends well: `close_grid` looks here
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the run, unless this is no grid, or one that cannot be composed: that error is the sweeper's to tell."""
@@ -57,7 +66,8 @@ class Grid(Callback):
         except UserError as error:
             print(error, file=sys.stderr)
             sys.exit(1)
-        parallel = not str(config.hydra.launcher._target_).endswith("BasicLauncher") or (settings.parallel or 1) > 1
+        basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
+        parallel = not basic or (settings.get("parallel") or 1) > 1
         value = Job(self.parent.run_id, varied, quiet=parallel).variable[ENVIRONMENT]
         config.hydra.overrides.hydra.append(f"++hydra.job.env_set.{ENVIRONMENT}={_quoted(value)}")
         Grid.open = self
@@ -117,11 +127,8 @@ class Grid(Callback):
         text = summary.markdown(rows)
         if (winner := summary.best(found, names[0])) is not None:
             (folder / "experiment").mkdir(exist_ok=True)
-            made = summary.experiment(
-                lambda overrides: self.loader.load_sweep_config(self.config, list(overrides)),
-                winner.overrides,
-                f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}",
-            )
+            comment = f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}"
+            made = summary.experiment(self.loader, self.config, winner.overrides, comment)
             (folder / "experiment" / "best.yaml").write_text(made)
             text += f"\nbest: {winner.name}, {names[0]} {winner.metrics[names[0]]:.4g}; run it with "
             text += f"`snnexp --config-dir '{folder}' experiment=best`\n"
@@ -138,10 +145,10 @@ class Grid(Callback):
         print(f"\n{text}\n  results  {folder}\n  tracked  {tracker.place}")
 
 
-def close_failed() -> None:
-    """Close the run of a grid that ended with an error."""
+def close_grid(status: Status) -> None:
+    """Close the run of a grid that did not end well."""
     if Grid.open is not None:
-        Grid.open.close("FAILED")
+        Grid.open.close(status)
 
 
 def _quoted(text: str) -> str:

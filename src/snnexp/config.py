@@ -78,7 +78,7 @@ def check_objective(names: object) -> None:
 
 def listed(names: Any) -> list[Any]:
     """The objective's metrics: one, several, or none."""
-    return list(names) if isinstance(names, list) else [] if names is None else [names]
+    return list(names) if isinstance(names, list | ListConfig) else [] if names is None else [names]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

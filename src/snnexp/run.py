@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from snnexp.callbacks import close_failed
+from snnexp.callbacks import close_grid
 from snnexp.config import check_objective, checked, conf_dir, listed
 
 
@@ -45,9 +46,19 @@ def main() -> None:
     try:
         run()
     except KeyboardInterrupt:
-        sys.exit(130)
+        close_grid("KILLED")
+        _leave(130)
     finally:
-        close_failed()
+        close_grid("FAILED")
+
+
+def _leave(code: int) -> None:
+    """End now: a sweep's threads would be waited for until their jobs are done, which go on without us."""
+    if any(not t.daemon and t is not threading.current_thread() for t in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

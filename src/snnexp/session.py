@@ -59,6 +59,8 @@ class Session:
 
     def __post_init__(self) -> None:
         self.new_dir = self.run_dir
+        if self.job and self.job.trial:  # its record is its own, even if an earlier trial had the same values
+            self.config = self.config | {"resume": False}
         self.tracker = build("tracking", self.config)
 
     def tracked(self, work: Callable[[], Metrics]) -> Metrics:
@@ -69,6 +71,9 @@ class Session:
         """
         with RunDir.open(self.run_dir, self.config) as folder:
             self.run_dir = folder.path
+            if self.job:
+                job = {"overrides": self.overrides, "varied": self._variation, "name": self.name}
+                write_json(self.new_dir / "job.json", job | {"folder": str(folder.path)})
             if folder.finished:
                 return self._close(folder.result(), "this run was already finished (resume=false starts anew)")
             return self._close(self._performed(work, folder), self.tracker.place)
@@ -77,8 +82,6 @@ class Session:
         status: Status = "FAILED"
         try:
             OmegaConf.save(OmegaConf.create(self.config), folder.path / "config.yaml")
-            write_json(folder.path / "job.json",
-                       {"overrides": self.overrides, "varied": self._variation, "name": self.name})  # fmt: skip
             folder.status = "RUNNING"
             parent = self.job.parent if self.job else None
             self.tracker.start(folder.path, self.name, flatten(self.config), self._tags(), parent)
@@ -92,7 +95,8 @@ class Session:
         except KeyboardInterrupt:
             status = "KILLED"
             again = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
-            print(f"\ninterrupted; go on with: {shlex.join(['snnexp', *again, 'resume=true'])}", file=sys.stderr)
+            again += [] if self.job and self.job.trial else ["resume=true"]
+            print(f"\ninterrupted; go on with: {shlex.join(['snnexp', *again])}", file=sys.stderr)
             raise
         except OSError as error:
             if error.errno not in FULL:

@@ -316,6 +316,8 @@ def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict
     for i in range(0, len(metrics), METRICS):
         client.log_batch(run_id, metrics=metrics[i : i + METRICS])
     for r in records:
+        if r.get("end") == "KILLED" and client.get_run(run_id).info.status == "FINISHED":
+            continue  # a part of a sweep that was taken up elsewhere, and is done
         if "name" in r:
             client.update_run(run_id, status="RUNNING", name=r["name"])
             there = client.get_run(run_id).data.params  # MLflow refuses to change a parameter

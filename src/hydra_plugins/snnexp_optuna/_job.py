@@ -5,12 +5,14 @@ So a parent that was killed learns later what its jobs found, and a job that lef
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import logging
 import math
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -123,6 +125,10 @@ def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
     except EOFError:
         process.join()
         raise Died(_death(process.exitcode)) from None
+    except KeyboardInterrupt:
+        process.terminate()  # a training answers with a checkpoint
+        process.join()
+        raise
     process.join()
     if kind == "error":
         raise value
@@ -130,10 +136,14 @@ def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _answer(writer: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when the process that waits for it is
     try:
         answer: tuple[str, Any] = ("value", function(*arguments))
     except Exception as error:
         answer = ("error", error)
+    except KeyboardInterrupt:
+        sys.exit(130)  # told already; the process that waits was interrupted as well
     try:
         writer.send(answer)
     except Exception:  # an exception that cannot be pickled

@@ -26,6 +26,7 @@ log = logging.getLogger("snnexp.sweep")
 POLL, RECOVER = 1.0, 5.0  # seconds
 Outcome = Mapping[str, Any]  # state, values, reason, again
 REPLACED, ATTEMPT, RETRY_OF = "replaced", "attempt", "retry_of"
+EXHAUSTED = "exhausted by"  # of a study: the kind of sampler that has no more points
 
 
 class Loop:
@@ -45,7 +46,7 @@ class Loop:
     ) -> None:
         self.study, self.url, self.space, self.fixed, self.settings = study, url, space, list(fixed), settings
         self.launcher, self.owner, self.parent, self.objective = launcher, owner, parent, objective
-        self.begun, self.recovered, self.failures, self.exhausted = time.monotonic(), 0.0, 0, False
+        self.begun, self.recovered, self.failures = time.monotonic(), 0.0, 0
         self.last_reason = ""
 
     def run(self) -> None:
@@ -76,7 +77,7 @@ class Loop:
             trials = self.study.get_trials(deepcopy=False)
             waiting = any(t.state == TrialState.WAITING for t in trials)
             full = sum(REPLACED not in t.user_attrs for t in trials) >= self.settings["n_trials"]
-            if not waiting and (full or self.exhausted):
+            if not waiting and (full or self.study.user_attrs.get(EXHAUSTED) == self.sampler):
                 return None
             trial = self.study.ask()
             self.space.suggest(trial)
@@ -109,11 +110,13 @@ class Loop:
     def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
         """Take over the outcome: that which the job left in the study, if it left one."""
         frozen = self._frozen(trial._trial_id)
-        self._finish(frozen, frozen.user_attrs.get(OUTCOME, outcome))
+        if self._finish(frozen, frozen.user_attrs.get(OUTCOME, outcome)):
+            self._close(frozen)
 
     def recover(self) -> None:
         """End the trials whose parents died: with their outcome, if the job still left one, else as lost."""
         self.recovered = time.monotonic()
+        failed = []
         with exclusive(self.url):
             lost = [
                 t
@@ -122,7 +125,10 @@ class Loop:
             ]
             for trial in lost:
                 gone = {"state": "FAIL", "reason": "its sweep was killed", "again": True}
-                self._finish(trial, trial.user_attrs.get(OUTCOME, gone), blame=False)
+                if self._finish(trial, trial.user_attrs.get(OUTCOME, gone), blame=False):
+                    failed.append(trial)
+        for trial in failed:  # not under the lock: a store that is slow would hold up everybody
+            self._close(trial)
 
     def check(self) -> None:
         """Raises UserError if no trial was completed, or too many failed."""
@@ -132,39 +138,53 @@ class Loop:
             name = self.study.study_name
             raise UserError(f"no trial of study {name} was completed; the last said: {self.last_reason}")
 
-    def _finish(self, trial: FrozenTrial, outcome: Outcome, blame: bool = True) -> None:
-        state = TrialState[outcome["state"]]
+    def _finish(self, trial: FrozenTrial, outcome: Outcome, blame: bool = True) -> bool:
+        """Tell the study; returns whether the trial failed."""
+        wanted, values = len(self.study.directions), outcome.get("values", [])
+        if outcome["state"] == "COMPLETE" and len(values) != wanted:
+            reason = f"the job gave {len(values)} values for {wanted} objectives"
+            outcome = {"state": "FAIL", "reason": reason, "again": False}
+        state, replaced = TrialState[outcome["state"]], False
         with exclusive(self.url):
             if self._frozen(trial._trial_id).state != TrialState.RUNNING:
-                return  # another parent was here first
+                return False  # another parent was here first
             if state == TrialState.FAIL:
                 self.study._storage.set_trial_user_attr(trial._trial_id, OUTCOME, dict(outcome))
-                self._retry(trial, bool(outcome["again"]), blame)
+                replaced = self._retry(trial, bool(outcome["again"]), blame)
             try:
                 self.study.tell(trial.number, outcome.get("values"), state, skip_if_finished=True)
             except RuntimeError as error:  # a sampler that has seen everything calls study.stop()
                 if "Study.stop" not in str(error):
                     raise
-                self.exhausted = True
-        if state == TrialState.FAIL:
-            folder = trial.user_attrs.get(JOB, {}).get("folder")
-            self.parent.close_child(Path(folder) if folder else None)
+                self.study.set_user_attr(EXHAUSTED, self.sampler)
         if blame:
-            self.failures = self.failures + 1 if state == TrialState.FAIL else 0
+            self.failures = 0 if state != TrialState.FAIL else self.failures + (not replaced)
             self.last_reason = outcome.get("reason", "")
             self._say(trial, outcome)
+        return state == TrialState.FAIL
 
-    def _retry(self, trial: FrozenTrial, again: bool, blame: bool) -> None:
-        """Enqueue the trial's values once more. Only a job that died under its parent's eyes uses up an attempt."""
+    def _close(self, trial: FrozenTrial) -> None:
+        folder = trial.user_attrs.get(JOB, {}).get("folder")
+        self.parent.close_child(Path(folder) if folder else None)
+
+    def _retry(self, trial: FrozenTrial, again: bool, blame: bool) -> bool:
+        """Enqueue the trial's values once more, if they are due; returns whether. Only a job that died under its
+        parent's eyes uses up an attempt.
+        """
         attempt = trial.user_attrs.get(ATTEMPT, 0) + blame
         if not again or attempt > self.settings["retries"]:
-            return
+            return False
         self.study._storage.set_trial_user_attr(trial._trial_id, REPLACED, True)
         complete = JOB in trial.user_attrs  # else its parent died while asking, and there is nothing to repeat
         params = trial.params if complete else trial.system_attrs.get("fixed_params")
         repeated = {t.user_attrs.get(RETRY_OF) for t in self.study.get_trials(deepcopy=False)}
         if params and trial.number not in repeated:
             self.study.enqueue_trial(params, {RETRY_OF: trial.number, ATTEMPT: attempt})
+        return True
+
+    @property
+    def sampler(self) -> str:
+        return type(self.study.sampler).__name__
 
     def _stopped(self) -> bool:
         timeout = self.settings["timeout"]

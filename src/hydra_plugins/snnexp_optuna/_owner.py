@@ -57,10 +57,10 @@ class Owner:
         if mark.get("owner") == self.id or held(Path(mark.get("folder", "/nowhere")) / LOCK):
             return True
         other = self.study.user_attrs.get(PREFIX + str(mark.get("owner")))
-        if other is None:
+        if other is None or Path(other["folder"]) == self.folder:  # we hold this folder now
             return False
-        if Path(other["folder"]).is_dir():
-            return held(Path(other["folder"]) / ".lock")
+        if Path(other["folder"]).is_dir() and (seen := held(Path(other["folder"]) / ".lock")) is not None:
+            return seen
         return self._recent(str(mark["owner"]), int(other["beat"]), silence)
 
     def _recent(self, owner: str, beat: int, silence: float) -> bool:
@@ -85,13 +85,15 @@ class Owner:
                 log.debug("no sign of life: %s", error)
 
 
-def held(path: Path) -> bool:
-    """Whether a live process holds the lock of the file `path`."""
+def held(path: Path) -> bool | None:
+    """Whether a live process holds the lock of the file `path`; None if that cannot be seen from here."""
     try:
         with path.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:  # another user's, or a file system without locks
+        return None
     return False

@@ -44,7 +44,8 @@ def report(
     for trial in chosen:
         name = "best" if len(names) == 1 else f"best_{trial.number}"
         text = summary.experiment(
-            lambda overrides: loader.load_sweep_config(config, list(overrides)),
+            loader,
+            config,
             [*fixed, *space.overrides(trial.params)],
             f"trial {trial.number} of {study.study_name}: {_values(trial, names)}",
         )

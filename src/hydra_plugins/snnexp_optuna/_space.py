@@ -131,6 +131,7 @@ def space(
     """
     ranges: dict[str, Any] = {_bare(str(key)): (str(key), value) for key, value in given.items()}
     fixed: dict[str, str] = {}
+    values: dict[str, str] = {}
     for o in overrides:
         key = _bare(o.get_key_element())
         if o.is_sweep_override():
@@ -138,15 +139,35 @@ def space(
         else:
             ranges.pop(key, None)
             fixed[key] = str(o.input_line)
+            values[key] = str(_plain(o.value()))
 
     def known(key: str) -> str:
-        return fixed[key].split("=", 1)[1] if key in fixed else context(key)
+        return values[key] if key in values else context(key)
 
-    dimensions = [d for key, value in ranges.values() for d in _dimensions(key, value, parser)]
-    dimensions.sort(key=lambda d: d.when is not None)  # stable: conditions after what they depend on
+    dimensions = _ordered([d for key, value in ranges.values() for d in _dimensions(key, value, parser)])
     if not dimensions:
         raise UserError("this sweep has no search space: give one, e.g. surrogate.alpha='interval(0.5,4)'")
     return Space(tuple(dimensions), known), list(fixed.values())
+
+
+def _ordered(dimensions: Sequence[Dimension]) -> list[Dimension]:
+    """Conditions after what they depend on. Raises UserError for a circle, or a value that the other never has."""
+    left, done = list(dimensions), list[Dimension]()
+    while left:
+        keys = {_bare(d.key) for d in left}
+        free = [d for d in left if d.when is None or d.when[0] not in keys]
+        if not free:
+            raise UserError(f"space: the conditions of {', '.join(sorted(keys))} depend on each other")
+        for d in free:
+            others = [o for o in done if d.when and _bare(o.key) == d.when[0]]
+            if others and all(o.labels for o in others) and d.when:
+                there = {str(label) for o in others for label in o.labels}
+                if never := set(d.when[1]) - there:
+                    raise UserError(f"space of {_bare(d.key)}: {d.when[0]} is never {', '.join(sorted(never))}; it is "
+                                    f"one of {', '.join(sorted(there))}")
+        done += free
+        left = [d for d in left if d not in free]
+    return done
 
 
 def _dimensions(key: str, value: Any, parser: OverridesParser) -> Iterator[Dimension]:
@@ -218,7 +239,7 @@ def _choice(values: list[Any]) -> tuple[CategoricalDistribution, dict[Any, str]]
     labels = {}
     for value in plain:
         label = quoted(value) if isinstance(value, list | dict) else value
-        if label in labels:
+        if label in labels:  # 1, 1.0 and true are one key
             raise ValueError(f"{value} is there twice")
         labels[label] = quoted(value)
     return CategoricalDistribution(list(labels)), labels

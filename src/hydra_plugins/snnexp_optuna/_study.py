@@ -23,7 +23,7 @@ from hydra_plugins.snnexp_optuna._loop import Loop
 from hydra_plugins.snnexp_optuna._owner import Owner
 from hydra_plugins.snnexp_optuna._report import report
 from hydra_plugins.snnexp_optuna._space import Space, space
-from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten
+from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, listed
 from snnexp.errors import UserError, integer, number
 from snnexp.sweep.parent import Parent
 from snnexp.trial.storage import exclusive, opened
@@ -72,10 +72,12 @@ def sweep(
 
 def _objective(config: DictConfig, settings: Mapping[str, Any]) -> tuple[str | list[str], list[Direction]]:
     """The metric (or metrics) and a direction for each."""
-    objective: str | list[str] = config.objective if isinstance(config.objective, str) else list(config.objective)
+    objective: Any = config.objective if isinstance(config.objective, str) else listed(config.objective)
+    if not objective:
+        raise UserError(f"objective={config.objective} is not allowed: a study needs a validation metric, or several")
     check_objective(objective)
     given = settings["direction"]
-    directions: list[Direction] = [given] if isinstance(given, str) else list(given)  # type: ignore[list-item]
+    directions: list[Direction] = listed(given)
     if wrong := [d for d in directions if d not in ("maximize", "minimize")]:
         raise UserError(f"hydra.sweeper.direction={wrong[0]} is not allowed: it must be maximize or minimize")
     count = 1 if isinstance(objective, str) else len(objective)
@@ -147,8 +149,11 @@ def _pruner(given: Mapping[str, Any] | None, objective: str | list[str]) -> optu
 
 def _sampler(given: Mapping[str, Any] | None, seed: int, rank: int, searched: Space) -> optuna.samplers.BaseSampler:
     """The sampler; its seed differs from parent to parent, or a resumed one would begin again with the same points."""
+    if given is not None and not isinstance(given, Mapping):
+        _made("sampler", given, optuna.samplers.BaseSampler)  # says what is wrong
     node = dict(given or {"_target_": "optuna.samplers.TPESampler", "seed": seed})
-    if node.get("seed") is not None and rank:
+    # a GridSampler's seed is the order of its grid, by which it knows what is done
+    if node.get("seed") is not None and rank and not str(node.get("_target_")).endswith(".GridSampler"):
         node["seed"] = zlib.crc32(f"{node['seed']} {rank}".encode())
     if str(node.get("_target_")).endswith(".GridSampler") and "search_space" not in node:
         node["search_space"] = searched.grid()
@@ -156,6 +161,8 @@ def _sampler(given: Mapping[str, Any] | None, seed: int, rank: int, searched: Sp
 
 
 def _made(name: str, node: Mapping[str, Any], kind: type) -> Any:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UserError(f"hydra.sweeper.{name}={node} is not allowed: it must be {{_target_: optuna.{name}s...., ...}}")
     try:
         made = instantiate(node, _convert_="all")
     except Exception as error:  # constructors of others raise many kinds
@@ -192,9 +199,9 @@ def _opened(url: str, name: str, directions: list[Direction], identity: Mapping[
     try:
         with exclusive(url):
             study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-            if "identity" not in study.user_attrs:
-                study.set_user_attr("identity", identity)
-                study.set_user_attr("key", uuid.uuid4().hex)
+            for kept, value in {"key": uuid.uuid4().hex, "identity": identity}.items():
+                if kept not in study.user_attrs:
+                    study.set_user_attr(kept, value)
     except TimeoutError as error:
         raise UserError(f"hydra.sweeper.storage={url}: {error}") from error
     if differ := _difference(study.user_attrs["identity"], identity):

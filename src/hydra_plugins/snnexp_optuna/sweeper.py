@@ -13,6 +13,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from snnexp.errors import UserError
+
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -46,7 +48,7 @@ class StudyConf:
     retries: int = 2
     # give up after so many failed trials in a row
     max_failures: int = 5
-    # each job a process of its own, whose death costs no other; null: with joblib
+    # each job of a study a process of its own, whose death costs no other; null: unless the launcher makes one
     isolate: bool | None = None
     # a parent on another machine is taken for dead if it was silent for so many seconds
     silence: float = 90.0
@@ -75,8 +77,11 @@ class StudySweeper(Sweeper):
             launcher = OmegaConf.merge(launcher, {"n_jobs": self.settings["parallel"]})
         with open_dict(config):
             config.hydra.launcher = launcher
-        isolate = launcher._target_ == JOBLIB if self.settings["isolate"] is None else self.settings["isolate"]
-        self.settings["outlives"] = isolate or launcher._target_ != BASIC  # its jobs may outlive us
+        isolate = self.settings["isolate"]
+        if isolate is None:
+            study = self.settings["n_trials"] is not None
+            isolate = launcher._target_ == JOBLIB or (study and launcher._target_ == BASIC)
+        self.settings["outlives"] = launcher._target_ != BASIC  # its jobs may outlive us
         work = Work(task_function, isolate, self.settings["outlives"])
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -86,6 +91,8 @@ class StudySweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs. Raises UserError for a study that cannot be, before any of them."""
         if self.settings["n_trials"] is None:
+            if self.settings["space"] or any("interval(" in argument for argument in arguments):
+                raise UserError("a range is sampled, by a study: say how many trials with hydra.sweeper.n_trials=N")
             return self._grid(arguments)
         from hydra_plugins.snnexp_optuna._study import sweep
 

@@ -34,6 +34,8 @@ class Parent:
         self.tracker.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self.folder)  # task=sync leaves us alone while we hold it
+        if self._lock is None:
+            raise UserError(f"hydra.sweep.dir={self.folder} is in use by another sweep")
         if self.key:
             Journal(self.folder).note(key=self.key)
         self.tracker.start(self.folder, self.name, self.params, self.tags)

@@ -6,12 +6,14 @@ import csv
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from hydra.core.config_loader import ConfigLoader
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.config import flatten
@@ -49,8 +51,9 @@ def _child(folder: Path) -> Child:
         path = folder / name
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
-    job, run = read("job.json"), read("run.json")
-    number = int(folder.name) if folder.name.isdigit() else 0
+    job, number = read("job.json"), int(folder.name) if folder.name.isdigit() else 0
+    folder = Path(job["folder"])  # with resume=true that of an earlier sweep's job
+    run = read("run.json")
     return Child(number, job["name"], job["varied"], run.get("status", "FAILED"), read("result.json"),
                  job["overrides"], folder, read("tracking.json").get("run_id"))  # fmt: skip
 
@@ -106,17 +109,20 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def experiment(compose: Callable[[Sequence[str]], DictConfig], overrides: Sequence[str], comment: str) -> str:
+def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str], comment: str) -> str:
     """A job as an experiment file: its options, and the values that differ from what these options say themselves.
 
-    `compose` makes a config from overrides. Run it with `snnexp --config-dir FOLDER experiment=NAME`, where
-    FOLDER/experiment/NAME.yaml is the file.
+    `config` is the multirun's own, which its jobs are composed from. Run the job with `snnexp --config-dir FOLDER
+    experiment=NAME`, where FOLDER/experiment/NAME.yaml is the file.
     """
-    job = compose(overrides)
+    job = loader.load_sweep_config(config, list(overrides))
     groups = {key.split("@")[0]: value for key, value in job.hydra.runtime.choices.items()}
     options = {k: str(v) for k, v in groups.items()
                if v is not None and not k.startswith("hydra/") and k not in ("sweep", "experiment")}  # fmt: skip
-    plain = compose([f"{group}={option}" for group, option in options.items()])
+    chosen = [f"{group}={option}" for group, option in options.items()]
+    plain = loader.load_configuration(
+        config_name=str(config.hydra.job.config_name), overrides=chosen, run_mode=RunMode.RUN, from_shell=False
+    )
     there, wanted = _flat(plain), _flat(job)
     values: dict[str, Any] = {}
     for key, value in wanted.items():
