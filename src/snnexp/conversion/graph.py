@@ -144,18 +144,6 @@ class Flow:
         trains [steps*N, ...], what does not vary is shown at each step, and stateful modules go on from `state`.
         """
         lifted: dict[fx.Node, Any] = {}
-
-        def load(user: fx.Node, n: fx.Node) -> Any:
-            if steps is None or user not in self.timed or n in self.timed or n not in self.data:
-                return env[n]
-            if n not in lifted:
-                value = env[n]
-                if isinstance(value, Tensor):
-                    lifted[n] = value.repeat(steps, *[1] * (value.dim() - 1)) if steps > 1 else value
-                else:  # a size: that of the folded batch
-                    lifted[n] = self._call(n, *fx.map_arg((n.args, n.kwargs), partial(load, user)))
-            return lifted[n]
-
         for node in nodes:
             if node.op == "placeholder":
                 env.setdefault(node, node.args[0] if node.args else None)
@@ -170,7 +158,8 @@ class Flow:
                 if state is not None:
                     state[node] = after
             else:
-                args, kwargs = cast(tuple[Any, Any], fx.map_arg((node.args, node.kwargs), partial(load, node)))
+                load = partial(self._load, env, lifted, steps, node)
+                args, kwargs = cast(tuple[Any, Any], fx.map_arg((node.args, node.kwargs), load))
                 if free and node in self.spent and args[0].shape == args[1].shape:
                     env[node] = args[0].add_(args[1])
                 else:
@@ -178,6 +167,23 @@ class Flow:
             if free:
                 for done in self._last.get(node, ()):
                     del env[done]
+
+    def _load(self, env: dict[fx.Node, Any], lifted: dict[fx.Node, Any], steps: int | None, user: fx.Node,
+              n: fx.Node) -> Any:
+        """The value of `n` for `user`: what does not vary in time, repeated for a user that does (kept in `lifted`).
+
+        A method, since a nested function that calls itself would keep `env` alive until the garbage is collected.
+        """
+        if steps is None or user not in self.timed or n in self.timed or n not in self.data:
+            return env[n]
+        if n not in lifted:
+            value = env[n]
+            if isinstance(value, Tensor):
+                lifted[n] = value.repeat(steps, *[1] * (value.dim() - 1)) if steps > 1 else value
+            else:  # a size: that of the folded batch
+                load = partial(self._load, env, lifted, steps, user)
+                lifted[n] = self._call(n, *fx.map_arg((n.args, n.kwargs), load))
+        return lifted[n]
 
     def _call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         if node.op == "call_module":
