@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from snnexp.errors import Pruned
+from snnexp.run import leave
 from snnexp.trial.job import prune
 
 ConfigStore.instance().store(
@@ -52,4 +53,7 @@ def app(config: DictConfig) -> float | list[float]:
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:
+        leave(130)

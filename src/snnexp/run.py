@@ -47,12 +47,12 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         close_grid("KILLED")
-        _leave(130)
+        leave(130)
     finally:
         close_grid("FAILED")
 
 
-def _leave(code: int) -> None:
+def leave(code: int) -> None:
     """End now: a sweep's threads would be waited for until their jobs are done, which go on without us."""
     if any(not t.daemon and t is not threading.current_thread() for t in threading.enumerate()):
         sys.stdout.flush()

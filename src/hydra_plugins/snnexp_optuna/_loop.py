@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
 from hydra_plugins.snnexp_optuna._owner import JOB, Owner
@@ -26,6 +26,7 @@ log = logging.getLogger("snnexp.sweep")
 POLL, RECOVER = 1.0, 5.0  # seconds
 Outcome = Mapping[str, Any]  # state, values, reason, again
 REPLACED, ATTEMPT, RETRY_OF = "replaced", "attempt", "retry_of"
+GRID = ("search_space", "grid_id")
 EXHAUSTED = "exhausted by"  # of a study: the kind of sampler that has no more points
 
 
@@ -179,7 +180,11 @@ class Loop:
         params = trial.params if complete else trial.system_attrs.get("fixed_params")
         repeated = {t.user_attrs.get(RETRY_OF) for t in self.study.get_trials(deepcopy=False)}
         if params and trial.number not in repeated:
-            self.study.enqueue_trial(params, {RETRY_OF: trial.number, ATTEMPT: attempt})
+            # as study.enqueue_trial; a GridSampler asks every trial for its place in the grid, though it gives none here
+            place = {name: trial.system_attrs[name] for name in GRID if name in trial.system_attrs}
+            attrs = {RETRY_OF: trial.number, ATTEMPT: attempt}
+            self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attrs,
+                                              system_attrs={"fixed_params": params, **place}))  # fmt: skip
         return True
 
     @property

@@ -57,7 +57,7 @@ def _made(url: str) -> BaseStorage:
     if url.startswith(JOURNAL):
         return JournalStorage(JournalFileBackend(str(file(url))))
     connect = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}, "mysql": {"connect_timeout": 10}}
-    if kind(url) not in connect:
+    if kind(url) not in connect or (kind(url) == "sqlite" and database(url) in (None, Path(":memory:"))):
         raise ValueError("that is no storage of a study")
     engine: dict[str, Any] = {"connect_args": connect[kind(url)], "pool_pre_ping": kind(url) != "sqlite"}
     return get_storage(RDBStorage(url, engine_kwargs=engine))
