@@ -180,7 +180,7 @@ class Loop:
         params = trial.params if complete else trial.system_attrs.get("fixed_params")
         repeated = {t.user_attrs.get(RETRY_OF) for t in self.study.get_trials(deepcopy=False)}
         if params and trial.number not in repeated:
-            # as study.enqueue_trial; a GridSampler asks every trial for its place in the grid, though it gives none here
+            # as study.enqueue_trial; but a GridSampler asks every trial for its place in the grid
             place = {name: trial.system_attrs[name] for name in GRID if name in trial.system_attrs}
             attrs = {RETRY_OF: trial.number, ATTEMPT: attempt}
             self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attrs,
