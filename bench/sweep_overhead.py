@@ -8,7 +8,8 @@
 | hydra | Hydra's own grid on snnexp's configs: composing a job's config, no study |
 | snnexp sweeper | the same program under snnexp's sweeper |
 | hydra-optuna-sweeper | the same program under that one, in an environment with the Optuna and SQLAlchemy it needs |
-| snnexp | the whole of snnexp, `tracking=none` |
+| snnexp | the whole of snnexp, `tracking=none`, jobs in the sweep's own process |
+| snnexp, a process each | the same as it is by default: each job a fork (by the clock alone) |
 | snnexp, MLflow | the same with an SQLite MLflow store |
 | MLflow | the calls that such a run makes, alone: run, parameters, tags, config file, result, end |
 
@@ -32,6 +33,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PEER = ("hydra-core==1.3.8", "hydra-optuna-sweeper==1.3.0", "sqlalchemy<2", "setuptools<81")
+FORKED = "snnexp, a process each"
 X = "neuron.threshold=interval(0.5,2)"
 
 
@@ -78,14 +80,15 @@ def commands(folder: Path, n: int, peer: Path) -> dict[str, list[str]]:
     ours = ["-m", "snnexp.run", *common, "task._target_=nothing.task", *study, *random]
     theirs = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0",
               "hydra.sweeper.study_name=peer", "hydra.sweeper.direction=maximize", *no_callbacks]  # fmt: skip
-    me = str(Path(__file__).resolve())
+    me, here = str(Path(__file__).resolve()), "hydra.sweeper.isolate=false"
     return {
         "function": [sys.executable, me, "--side", "function"],
         "hydra": [sys.executable, *program, *common, *no_callbacks, "hydra/sweeper=basic", f"seed=range({n})"],
-        "snnexp sweeper": [sys.executable, *program, *common, *study, *random, "tracking=none"],
+        "snnexp sweeper": [sys.executable, *program, *common, *study, *random, "tracking=none", here],
         "hydra-optuna-sweeper": [str(peer / "bin" / "python"), *program, *common, *theirs, *study],
-        "snnexp": [sys.executable, *ours, "tracking=none"],
-        "snnexp, MLflow": [sys.executable, *ours],
+        "snnexp": [sys.executable, *ours, "tracking=none", here],
+        FORKED: [sys.executable, *ours, "tracking=none"],
+        "snnexp, MLflow": [sys.executable, *ours, here],
         "MLflow": [sys.executable, me, "--side", "mlflow"],
     }
 
@@ -105,7 +108,8 @@ def measured(side: str, n: int, peer: Path) -> tuple[float, float]:
         if len(times) != n:
             sys.exit(f"{side}: {len(times)} of {n} trials began")
         clock, processor = ([1000 * (b - a) for a, b in pairwise(column)] for column in zip(*times, strict=True))
-        return statistics.median(clock), statistics.median(processor)
+        # a fork's own processor time begins at nought
+        return statistics.median(clock), float("nan") if side == FORKED else statistics.median(processor)
 
 
 def main() -> None:
