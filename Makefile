@@ -51,6 +51,8 @@ bench: $(READY)  ## measure speed against named peers (DATA_DIR=folder with nmni
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/image_pipeline.py --rounds 3 --batches 100
 	$(BIN)/python bench/train_image.py --rounds 3 --steps 6
+	$(BIN)/python bench/sweep_overhead.py
+	$(BIN)/python bench/sweep_parallel.py
 	$(BIN)/python bench/train_two_layer.py $(if $(DATA_DIR),--data $(DATA_DIR)/nmnist) $(ARGS)
 	$(if $(DATA_DIR),$(BIN)/python bench/load_frames.py --data $(DATA_DIR))
 	$(if $(DATA_DIR),$(BIN)/python bench/nmnist_accuracy.py --data $(DATA_DIR)/nmnist)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import optuna
 import pytest
 
 from conftest import ROOT, SMALL, Done, start
+from snnexp.address import locked
 
 APP = Path(__file__).with_name("sweep_app.py")
 INTERVAL = "x=interval(0,4)"
@@ -217,6 +219,15 @@ def test_a_timeout_ends_a_sweep_well(tmp_path: Path) -> None:
     found = states(study(tmp_path).trials)
     assert 1 <= found["COMPLETE"] < 1000
     assert set(found) == {"COMPLETE"}
+
+
+def test_a_lock_is_given_back_though_a_process_was_forked_meanwhile(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock", patience=1):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+    with locked(tmp_path / "lock", patience=5):
+        assert child.is_alive()
+    child.kill()
 
 
 def test_several_objectives_have_a_pareto_front(tmp_path: Path) -> None:

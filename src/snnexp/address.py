@@ -73,7 +73,10 @@ def locked(path: Path, patience: float) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{path} is in use by another process") from None
                 time.sleep(0.02)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing would leave it to a process that was forked meanwhile
 
 
 @contextmanager

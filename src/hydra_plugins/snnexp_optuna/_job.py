@@ -6,7 +6,6 @@ So a parent that was killed learns later what its jobs found, and a job that lef
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import logging
 import math
 import multiprocessing
@@ -22,6 +21,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from snnexp.address import locked
 from snnexp.errors import Pruned, UserError
 from snnexp.trial.job import Job
 
@@ -103,8 +103,7 @@ def _held(folder: Path) -> Iterator[None]:
     """Whoever looks at the folder meanwhile sees that the trial is alive."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locked(path, patience=10):  # whoever looks at it holds it for a moment
         yield
     path.unlink(missing_ok=True)
 
