@@ -57,7 +57,7 @@ class Sweep:
     def log(self, number: int) -> Path:
         return self.folder / f"parent{number}.log"
 
-    def finish(self, timeout: float = 480) -> None:
+    def finish(self, timeout: float = 900) -> None:
         """Wait for all parents that live; each must succeed."""
         deadline = time.monotonic() + timeout
         for number, parent in enumerate(self.parents):
