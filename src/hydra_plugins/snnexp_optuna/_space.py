@@ -160,10 +160,11 @@ def _ordered(dimensions: Sequence[Dimension]) -> list[Dimension]:
             raise UserError(f"space: the conditions of {', '.join(sorted(keys))} depend on each other")
         for d in free:
             others = [o for o in done if d.when and _bare(o.key) == d.when[0]]
-            if others and all(o.labels for o in others) and d.when:
+            if others and all(o.labels for o in others) and d.when:  # one branch may never hold, all of them are a typo
                 there = {str(label) for o in others for label in o.labels}
-                if never := set(d.when[1]) - there:
-                    raise UserError(f"space of {_bare(d.key)}: {d.when[0]} is never {', '.join(sorted(never))}; it is "
+                named = {v for o in dimensions if o.key == d.key and o.when for v in o.when[1]}
+                if not named & there:
+                    raise UserError(f"space of {_bare(d.key)}: {d.when[0]} is never {', '.join(sorted(named))}; it is "
                                     f"one of {', '.join(sorted(there))}")
         done += free
         left = [d for d in left if d not in free]
