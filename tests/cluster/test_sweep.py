@@ -124,7 +124,10 @@ class Sweep:
         for trial in trials:
             if trial.state == TrialState.FAIL:
                 assert all(r.info.status in ("FAILED", "KILLED") for r in of[trial.number])
-        assert not self.cluster.jobs(states="R,PD"), "jobs left behind"
+        deadline = time.monotonic() + 120  # a job's answer is there before SLURM has cleared it away
+        while jobs := self.cluster.jobs(states="R,PD"):
+            assert time.monotonic() < deadline, f"jobs left behind: {jobs}"
+            time.sleep(0.5)
         return trials
 
 
