@@ -62,7 +62,11 @@ class Dimension:
     @property
     def name(self) -> str:
         """Optuna's name. Ranges of other branches are other parameters: their values cannot be compared."""
-        return _bare(self.key) if self.when is None else f"{_bare(self.key)} ({self.when[0]}={','.join(self.when[1])})"
+        if self.when is None:
+            return _bare(self.key)
+        other, values = self.when
+        named = values if len(values) <= 3 else (*values[:2], "...")  # it stands in figures
+        return f"{_bare(self.key)} ({other}={','.join(named)})"
 
     def text(self, value: Any) -> str:
         return f"{self.key}={self.labels[value] if self.labels else quoted(value)}"
