@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 URI = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+")
-LOCK_PATIENCE = 30.0
+LOCK_PATIENCE = 300.0  # seconds: eight processes that start at once on a busy machine wait for one to make the store
 ADVISORY = {  # a server's own lock, which it gives back if we die
     "postgresql": ("select pg_advisory_lock({0})", "select pg_advisory_unlock({0})"),
     "mysql": ("select get_lock('snnexp{0}', 120)", "select release_lock('snnexp{0}')"),
