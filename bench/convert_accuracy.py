@@ -33,7 +33,7 @@ from snnexp.conversion.network import convert
 from snnexp.dataset.image_folder import image_folder
 from snnexp.model.resnet import cifar_resnet
 from snnexp.timefold import Normalize, TimeFold
-from train_cifar import unpacked
+from train_cifar import images
 
 COMBINATIONS = {  # name: (conversion, its settings, calibration)
     "max_threshold": ("max_threshold", {}, "none"),
@@ -116,8 +116,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="for the training, e.g. trainer.precision=bf16-mixed")
     args = parser.parse_args()
     args.work = args.work.absolute()
-    args.work.mkdir(parents=True, exist_ok=True)
-    folder = args.data.absolute() if args.data.is_dir() else unpacked(args.data, args.work)
+    folder = images(args.data, args.work)
     data = image_folder(folder, cache=args.work / "cache")
     net = TimeFold(cifar_resnet(data.shape, len(data.classes), nn.ReLU, depth=20, width=16, shortcut="B",
                                 readout="current"), 1, temporal=False, front=Normalize(*data.normalize))

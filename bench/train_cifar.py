@@ -26,6 +26,12 @@ NETWORKS = {"resnet20": ["model=resnet20"],
             "wrn16_4": ["model=wideresnet", "model.depth=16", "model.widen=4"]}  # fmt: skip
 
 
+def images(data: Path, work: Path) -> Path:
+    """The folder with train/ and test/: `data` itself, or what the archive `data` holds, unpacked into `work`."""
+    work.mkdir(parents=True, exist_ok=True)
+    return data.absolute() if data.is_dir() else unpacked(data, work)
+
+
 def unpacked(archive: Path, work: Path) -> Path:
     """The folder with the archive's images: complete, or not there."""
     folder = work / "images"
@@ -61,8 +67,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="further settings, e.g. trainer.precision=bf16-mixed")
     args = parser.parse_args()
     args.work = args.work.absolute()
-    args.work.mkdir(parents=True, exist_ok=True)
-    folder = args.data.absolute() if args.data.is_dir() else unpacked(args.data, args.work)
+    folder = images(args.data, args.work)
 
     rows = []
     for network in args.network:

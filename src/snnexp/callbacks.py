@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from snnexp.sweep.parent import Parent
@@ -55,7 +54,7 @@ class Grid(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the run, unless this is no grid, or one that cannot be composed: that error is the sweeper's to tell."""
         from snnexp.errors import UserError
-        from snnexp.trial.job import ENVIRONMENT, Job
+        from snnexp.trial.job import Job
 
         self.config, self.loader = config, GlobalHydra.instance().config_loader()
         settings = config.hydra.sweeper
@@ -68,8 +67,7 @@ class Grid(Callback):
             sys.exit(1)
         basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
         parallel = not basic or (settings.get("parallel") or 1) > 1
-        value = Job(self.parent.run_id, varied, quiet=parallel).variable[ENVIRONMENT]
-        config.hydra.overrides.hydra.append(f"++hydra.job.env_set.{ENVIRONMENT}={_quoted(value)}")
+        config.hydra.overrides.hydra.append(Job(self.parent.run_id, varied, quiet=parallel).override)
         Grid.open = self
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -86,13 +84,11 @@ class Grid(Callback):
             self.parent.close(status)
 
     def _start(self, varied: list[str]) -> None:
-        from snnexp.config import absolute
+        from snnexp.config import absolute, without_hydra
         from snnexp.sweep.parent import Parent
 
         absolute(self.config)
-        plain: dict[str, Any] = OmegaConf.to_container(
-            OmegaConf.masked_copy(self.config, [str(k) for k in self.config if k != "hydra"]), resolve=True
-        )  # type: ignore[assignment]
+        plain = without_hydra(self.config, resolve=True)
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         self.parent: Parent = Parent(plain, folder, " x ".join(varied), self.ranges, {"task": "sweep", "sweep": "grid"})
         self.parent.__enter__()
@@ -114,10 +110,10 @@ class Grid(Callback):
         return list(self.ranges)
 
     def _summarize(self) -> None:
+        from snnexp.config import listed
         from snnexp.sweep import summary
 
-        objective = self.config.objective
-        names: Sequence[str] = [objective] if isinstance(objective, str) else list(objective)
+        names = listed(self.config.objective)
         folder, tracker = self.parent.folder, self.parent.tracker
         found = summary.children(folder)
         if not found:
@@ -149,9 +145,3 @@ def close_grid(status: Status) -> None:
     """Close the run of a grid that did not end well."""
     if Grid.open is not None:
         Grid.open.close(status)
-
-
-def _quoted(text: str) -> str:
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    return QuotedString(text, Quote.single).with_quotes()

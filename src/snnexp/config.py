@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -79,6 +80,31 @@ def check_objective(names: object) -> None:
 def listed(names: Any) -> list[Any]:
     """The objective's metrics: one, several, or none."""
     return list(names) if isinstance(names, list | ListConfig) else [] if names is None else [names]
+
+
+def quoted(value: Any) -> str:
+    """`value` as the text of an override, which reads back as the same value. Strings are always quoted: Hydra's
+    own encoder drops quotes, and then `a,b` is a sweep and `'1'` a number.
+
+    The string `???` cannot be told from a missing value in OmegaConf, whatever its quotes.
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        # inside quotes, ${...} still is an interpolation: it is escaped, as are backslashes that lead up to it
+        escaped = re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + r"\${", value)
+        return QuotedString(escaped, Quote.single).with_quotes()
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(quoted(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value)
+
+
+def without_hydra(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    """The experiment's own part of a composed config as plain containers; unresolved, interpolations stay as text."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return OmegaConf.to_container(own, resolve=resolve)  # type: ignore[return-value]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

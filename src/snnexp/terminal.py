@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,7 +17,22 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False)
 
 
-class EpochBar:
+class _Bar:
+    """A bar while its block runs."""
+
+    bar: Progress
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+
+class EpochBar(_Bar):
     """A bar over the steps of all epochs, and a line per finished epoch."""
 
     def __init__(self, epochs: int, *, show: bool) -> None:
@@ -32,15 +47,6 @@ class EpochBar:
         )
         self.bar = Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal))
         self.task = self.bar.add_task("training", total=None, epoch=f"1/{epochs}")
-
-    def __enter__(self) -> EpochBar:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
 
     def step(self, progress: training.Progress, steps: int) -> None:
         now = time.monotonic()
@@ -77,7 +83,7 @@ def closing_table(title: str, metrics: Mapping[str, float], places: Mapping[str,
         out.print(f"{name:>9}  {place}")
 
 
-class LayerBar:
+class LayerBar(_Bar):
     """A bar over the layers of a walk; `report` is what `snnexp.conversion.walk` calls."""
 
     def __init__(self, title: str) -> None:
@@ -85,15 +91,6 @@ class LayerBar:
                    TextColumn("{task.fields[layer]}"))
         self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.bar.add_task(title, total=None, layer="")
-
-    def __enter__(self) -> LayerBar:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
 
     def report(self, done: int, layers: int, name: str) -> None:
         self.bar.update(self.task, completed=done, total=layers, layer=name)

@@ -16,10 +16,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
 from hydra_plugins.snnexp_optuna._owner import JOB, Owner
-from hydra_plugins.snnexp_optuna._space import Space, quoted
+from hydra_plugins.snnexp_optuna._space import Space
 from snnexp.errors import UserError
 from snnexp.sweep.parent import Parent
-from snnexp.trial.job import ENVIRONMENT, Address, Job
+from snnexp.trial.job import Address, Job
 from snnexp.trial.storage import exclusive
 
 log = logging.getLogger("snnexp.sweep")
@@ -97,8 +97,7 @@ class Loop:
             self.settings["parallel"] > 1,
             address,
         )
-        environment = f"++hydra.job.env_set.{ENVIRONMENT}={quoted(job.variable[ENVIRONMENT])}"
-        overrides = [*self.fixed, *self.space.overrides(trial.params), environment]
+        overrides = [*self.fixed, *self.space.overrides(trial.params), job.override]
         try:
             (done,) = self.launcher.launch([overrides], initial_job_idx=trial.number)
         except Exception as error:  # a launcher's worker that died, a cluster that refuses

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import (
     IntervalSweep,
     Override,
-    Quote,
     QuotedString,
     RangeSweep,
 )
@@ -26,26 +24,8 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
+from snnexp.config import quoted
 from snnexp.errors import UserError
-
-
-def quoted(value: Any) -> str:
-    """`value` as the text of an override, which reads back as the same value. Strings are always quoted: Hydra's
-    own encoder drops quotes, and then `a,b` is a sweep and `'1'` a number.
-
-    The string `???` cannot be told from a missing value in OmegaConf, whatever its quotes.
-    """
-    if value is None:
-        return "null"
-    if isinstance(value, str):
-        # inside quotes, ${...} still is an interpolation: it is escaped, as are backslashes that lead up to it
-        escaped = re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + r"\${", value)
-        return QuotedString(escaped, Quote.single).with_quotes()
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(quoted(item) for item in value) + "]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(value)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from hydra_plugins.snnexp_optuna._loop import Loop
 from hydra_plugins.snnexp_optuna._owner import Owner
 from hydra_plugins.snnexp_optuna._report import report
 from hydra_plugins.snnexp_optuna._space import Space, space
-from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, listed
+from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, listed, without_hydra
 from snnexp.errors import UserError, integer, number
 from snnexp.sweep.parent import Parent
 from snnexp.trial.storage import exclusive, opened
@@ -53,7 +53,7 @@ def sweep(
     study = _opened(url, name, directions, identity)
     study.pruner = pruner
     folder = Path(str(config.hydra.sweep.dir)).absolute()
-    plain: dict[str, Any] = OmegaConf.to_container(_without_hydra(config), resolve=True)  # type: ignore[assignment]
+    plain = without_hydra(config, resolve=True)
     tags = {"task": "sweep", "sweep": "study", "study": name}
     parameters = {"n_trials": settings["n_trials"], **{f"space.{k}": v for k, v in searched.described().items()}}
     with (
@@ -174,13 +174,9 @@ def _made(name: str, node: Mapping[str, Any], kind: type) -> Any:
 
 def _base(config: DictConfig) -> dict[str, Any]:
     """What is the same in all trials of a study, unresolved, for folders differ between machines."""
-    plain = OmegaConf.to_container(_without_hydra(config), resolve=False)
-    flat = flatten({k: v for k, v in plain.items() if k not in NOT_THE_EXPERIMENT})  # type: ignore[union-attr, misc]
+    plain = without_hydra(config, resolve=False)
+    flat = flatten({k: v for k, v in plain.items() if k not in NOT_THE_EXPERIMENT})
     return {key: value for key, value in flat.items() if key not in NOT_THE_STUDY}
-
-
-def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def _name(config: DictConfig, identity: Mapping[str, Any]) -> str:

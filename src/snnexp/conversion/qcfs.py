@@ -6,10 +6,8 @@ theta = lam, v(0) = theta/2. With T = L and evenly arriving inputs it equals the
 
 from __future__ import annotations
 
-import torch
-
 from snnexp.conversion.neuron import ScaledIF
-from snnexp.conversion.thresholds import Placing, largest
+from snnexp.conversion.thresholds import Placing, bound
 from snnexp.conversion.walk import Layer
 from snnexp.errors import UserError
 from snnexp.neuron.clip import Bounded
@@ -26,5 +24,5 @@ class QCFS(Placing):
             raise UserError(f"conversion=qcfs takes its thresholds from the network's activations, and layer "
                             f"{layer.name} has a {type(layer.activation).__name__} without one: train it with "
                             "neuron=qcfs or clip, or choose another conversion")
-        theta = torch.ones_like(largest(layer)) * layer.activation.threshold
+        theta = bound(layer, layer.activation)
         return ScaledIF(theta, theta / 2)

@@ -8,10 +8,8 @@ and that serves every T at once. Made for sources with a clipped activation (`ne
 
 from __future__ import annotations
 
-import torch
-
 from snnexp.conversion.neuron import ScaledIF
-from snnexp.conversion.thresholds import Placing, largest
+from snnexp.conversion.thresholds import Placing, bound, largest
 from snnexp.conversion.walk import Layer
 from snnexp.errors import choice, number
 from snnexp.neuron.clip import Bounded
@@ -34,9 +32,10 @@ class ThresholdShift(Placing):
         return self.form == "bias"
 
     def place(self, layer: Layer) -> ScaledIF:
-        theta = largest(layer, self.percentile, self.per_channel)
         if isinstance(layer.activation, Bounded) and self.percentile == 100:
-            theta = torch.ones_like(theta) * layer.activation.threshold
+            theta = bound(layer, layer.activation)
+        else:
+            theta = largest(layer, self.percentile, self.per_channel)
         if self.form == "bias":
             return ScaledIF(theta, bias=theta / (2 * layer.T))
         return ScaledIF(theta, v_init=theta / 2)

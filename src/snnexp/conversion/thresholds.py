@@ -11,6 +11,7 @@ from snnexp.conversion.graph import MAXPOOL
 from snnexp.conversion.neuron import ScaledIF
 from snnexp.conversion.walk import Layer, along
 from snnexp.errors import choice, number, require
+from snnexp.neuron.clip import Bounded
 
 BINS = 2**12  # of a histogram; a quarter of it by channel
 VALUES = 2**16  # of a channel that go into a histogram
@@ -43,6 +44,12 @@ class Histogram(NamedTuple):
     x: Tensor
     counts: Tensor
     target: Tensor
+
+
+def bound(layer: Layer, activation: Bounded) -> Tensor:
+    """The bound of a site's activation, [1, C, 1, ...]."""
+    _, a = next(layer.activations())
+    return along(activation.threshold.to(a).expand(a.shape[1]), a.dim()).clone()
 
 
 def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) -> Tensor:

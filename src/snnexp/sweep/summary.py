@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from hydra.core.config_loader import ConfigLoader
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from snnexp.config import flatten
+from snnexp.config import flatten, without_hydra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,10 +33,8 @@ class Child:
     number: int
     name: str
     varied: Mapping[str, str]
-    status: str
     metrics: Mapping[str, float]
     overrides: Sequence[str]
-    folder: Path
     run_id: str | None = None
 
 
@@ -53,9 +51,8 @@ def _child(folder: Path) -> Child:
 
     job, number = read("job.json"), int(folder.name) if folder.name.isdigit() else 0
     folder = Path(job["folder"])  # with resume=true that of an earlier sweep's job
-    run = read("run.json")
-    return Child(number, job["name"], job["varied"], run.get("status", "FAILED"), read("result.json"),
-                 job["overrides"], folder, read("tracking.json").get("run_id"))  # fmt: skip
+    return Child(number, job["name"], job["varied"], read("result.json"), job["overrides"],
+                 read("tracking.json").get("run_id"))  # fmt: skip
 
 
 def minimized(metric: str) -> bool:
@@ -123,7 +120,7 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
     plain = loader.load_configuration(
         config_name=str(config.hydra.job.config_name), overrides=chosen, run_mode=RunMode.RUN, from_shell=False
     )
-    there, wanted = _flat(plain), _flat(job)
+    there, wanted = (flatten(without_hydra(made, resolve=False)) for made in (plain, job))
     values: dict[str, Any] = {}
     for key, value in wanted.items():
         if key not in there or there[key] != value:
@@ -135,12 +132,6 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
     defaults = {"defaults": [{f"override /{group}": option} for group, option in options.items()]}
     text = yaml.safe_dump(defaults, sort_keys=False) + (yaml.safe_dump(values, sort_keys=False) if values else "")
     return f"# @package _global_\n# {comment}\n{text}"
-
-
-def _flat(config: DictConfig) -> dict[str, Any]:
-    keys = [str(key) for key in config if key != "hydra"]
-    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=False)  # type: ignore[assignment]
-    return flatten(plain)
 
 
 def figure(found: Sequence[Child], metric: str) -> Figure:

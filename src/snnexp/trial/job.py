@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from snnexp.config import quoted
 from snnexp.errors import UserError
 
 ENVIRONMENT = "SNNEXP_SWEEP"
@@ -48,8 +49,9 @@ class Job:
         return cls(**known | {"trial": Address(**known["trial"]) if known["trial"] else None})
 
     @property
-    def variable(self) -> dict[str, str]:
-        return {ENVIRONMENT: json.dumps(asdict(self))}
+    def override(self) -> str:
+        """What tells a job's process of it: an override for Hydra's launchers."""
+        return f"++hydra.job.env_set.{ENVIRONMENT}={quoted(json.dumps(asdict(self)))}"
 
     def variation(self, overrides: Sequence[str]) -> dict[str, str]:
         """What varies, of a job's overrides."""

@@ -78,20 +78,11 @@ def exclusive(url: str) -> Iterator[None]:
             return
         _depth += 1
         try:
-            with _turn(url) if file(url) else _advisory(url):
+            path = file(url)
+            with locked(path.with_name(f".{path.name}.turn"), patience=120) if path else _advisory(url):
                 yield
         finally:
             _depth -= 1
-
-
-@contextmanager
-def _turn(url: str) -> Iterator[None]:
-    path = file(url)
-    if path is None:
-        yield
-        return
-    with locked(path.with_name(f".{path.name}.turn"), patience=120):
-        yield
 
 
 def _advisory(url: str) -> AbstractContextManager[None]:
