@@ -20,7 +20,7 @@ ROWS = (
     ("sweep",),
     ("task",),
     ("session",),
-    ("calibration",),
+    ("calibration", "mitigation"),
     ("conversion",),
     ("analysis",),
     ("evaluate",),

@@ -21,8 +21,8 @@ from snnexp.errors import InvalidValue, UserError
 from snnexp.surrogate.limits import check_arguments
 
 FOLDERS = ("outputs_dir", "data_dir", "cache_dir")
-GROUPS = ("task", "dataset", "model", "neuron", "surrogate", "conversion", "calibration", "loss", "optimizer",
-          "scheduler", "trainer", "tracking")  # fmt: skip
+GROUPS = ("task", "dataset", "model", "neuron", "surrogate", "conversion", "calibration", "mitigation", "loss",
+          "optimizer", "scheduler", "trainer", "tracking")  # fmt: skip
 KEYS = ("seed", "timesteps", "resume", "checkpoint", "objective", *FOLDERS)
 # What may differ between a run and its resumption: where things are, not what is computed.
 NOT_THE_EXPERIMENT = ("resume", "tracking", "objective", *FOLDERS)

@@ -34,8 +34,8 @@ from snnexp.training import METRICS, Metrics, Trainer
 from snnexp.trial.job import Job
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-TAGS = ("task", "model", "dataset", "neuron", "surrogate", "conversion", "calibration")
-CONVERTING = ("convert", "calibrate")  # tasks in which conversion and calibration have a part
+TAGS = ("task", "model", "dataset", "neuron", "surrogate", "conversion", "calibration", "mitigation")
+CONVERTING = ("convert", "calibrate", "dynamics", "unevenness", "mitigations")  # where the last three have a part
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Session:
         spiking = self.config["surrogate"]["_target_"] in flatten(self.config["neuron"]).values()
         absent = {"surrogate"} if not spiking else set()
         if self.choices["task"] not in CONVERTING:
-            absent |= {"conversion", "calibration"}
+            absent |= {"conversion", "calibration", "mitigation"}
         return {g: self.choices[g] for g in TAGS if self.choices.get(g) and g not in absent}
 
     def _tags(self) -> dict[str, str]:

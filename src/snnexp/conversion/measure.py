@@ -55,7 +55,9 @@ class LayerError:
         propagated = f(c) - f(z)
 
     (clipped and QCFS sources: quantisation = CF* - f(c), clipping = 0). `over`: share of neurons that fired too often
-    (v(T) < 0 after a spike), `under`: too seldom (v(T) >= theta, with a step to spare).
+    (v(T) < 0 after a spike), `under`: too seldom (v(T) >= theta, with a step to spare); `over_spikes` and
+    `under_spikes`: by how many spikes, a mean over all neurons. `zeros` and `saturated`: shares outside [0, theta)
+    without an error (v(T) < 0 and no spike; v(T) >= theta and a spike at each step).
     """
 
     layer: str
@@ -72,18 +74,24 @@ class LayerError:
     propagated: float = 0.0
     over: float = 0.0
     under: float = 0.0
+    over_spikes: float = 0.0
+    under_spikes: float = 0.0
+    zeros: float = 0.0
+    saturated: float = 0.0
 
 
 @dataclass
 class Account:
     """What one inference costs, on average: `spikes` in all, per neuron, synaptic operations (a spike times the layers
-    it reaches), and energy in nJ, with what is computed once per input counted as multiply-accumulates."""
+    it reaches), and energy in nJ, with what is computed once per input counted as multiply-accumulates. Rehearsals are
+    counted in all of them; `latency`: steps until the answer."""
 
     neurons: int
     spikes: float
     spikes_per_neuron: float
     synaptic_operations: float
     energy_nj: float
+    latency: int
     ann_macs: float
     ann_energy_nj: float
 
@@ -99,15 +107,12 @@ def examine(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) -> tuple[
         share = len(part) / len(x)
         values: dict[fx.Node, Any] = {ann.placeholder: part.to(device)}
         ann.run(ann.nodes[1:-1], values)
-        env: dict[fx.Node, Any] = {flow.placeholder: part.to(device)}
-        state: dict[fx.Node, Any] = {}
-        flow.run(flow.head[1:], env)
-        flow.run(flow.body + flow.tail, env, T, state)
+        env, state, before = snn.simulated(part.to(device), T)
         neurons = 0.0
         for site, twin in zip(flow.sites, ann.sites, strict=True):
             seen = _parts(flow, site, ann, twin, env, values, state, T)
             neurons += seen.count[0].numel()
-            spikes += float(seen.count.sum()) / len(x)
+            spikes += sum(float((train[site] != 0).sum()) for train in (env, *before)) / len(x)
             _add(layers[site], seen, share)
         for node in flow.nodes:
             module = flow.module(node)
@@ -115,11 +120,12 @@ def examine(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) -> tuple[
                 cost = _macs(module, env[node], len(part) * (T if node in flow.timed else 1))
                 macs += cost * share
                 if node in flow.timed:
-                    operations += cost * share * T * float((env[node.args[0]] != 0).float().mean())
+                    heard = [train[node.args[0]] for train in (env, *(before if node in flow.body else ()))]
+                    operations += cost * sum(len(h) * float((h != 0).float().mean()) for h in heard) / len(x)
                 else:
                     analog += cost * share
-    account = Account(int(neurons), spikes, spikes / neurons, operations, analog * MAC + operations * AC, macs,
-                      macs * MAC)
+    account = Account(int(neurons), spikes, spikes / neurons, operations, analog * MAC + operations * AC,
+                      snn.latency(T), macs, macs * MAC)
     return list(layers.values()), account
 
 
@@ -153,15 +159,19 @@ def _parts(flow: Flow, site: fx.Node, ann: Flow, twin: fx.Node, env: dict[fx.Nod
     current = unfold(env[before], T).mean(0) if before in flow.timed else env[before]
     phi = unfold(env[site], T).mean(0)
     count = (phi * T / neuron.theta).round()
-    parts = split_error(current + neuron.bias, values[twin.args[0]], state[site], count, neuron.theta, T, f)  # type: ignore[index]
-    return _Seen(values[twin], phi, count, state[site], neuron.theta, parts)
+    v = neuron.residual(state[site])
+    parts = split_error(current + neuron.bias, values[twin.args[0]], v, count, neuron.theta, T, f)  # type: ignore[index]
+    return _Seen(values[twin], phi, count, v, neuron.theta, parts)
 
 
 def _add(layer: LayerError, seen: _Seen, share: float) -> None:
     """Add the means over one batch, `share` of all images."""
     v, count, theta = seen.v, seen.count, seen.theta
+    over, under = (v < 0) & (count > 0), (v >= theta) & (count < layer.T)
+    spikes = seen.parts["unevenness"] * layer.T / theta
     means = {"ann_mean": seen.a, "snn_mean": seen.phi, "threshold": theta, "firing_rate": count / layer.T,
-             "silent": count == 0, "over": (v < 0) & (count > 0), "under": (v >= theta) & (count < layer.T)}
+             "silent": count == 0, "over": over, "under": under, "over_spikes": spikes.clamp(min=0),
+             "under_spikes": -spikes.clamp(max=0), "zeros": (v < 0) & ~over, "saturated": (v >= theta) & ~under}
     for name, value in means.items():
         setattr(layer, name, getattr(layer, name) + share * float(value.float().mean()))
     for name, value in seen.parts.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +14,15 @@ from snnexp.errors import integer
 from snnexp.timefold import unfold
 
 ROWS = {"cpu": 128, "cuda": 8192}  # images x steps in flight: on a CPU what the caches hold is fastest
+
+
+class Simulation(NamedTuple):
+    """Every node's value (`env`; trains are folded, [T*N, ...]) and every site's state after T steps; `before`: what
+    the nodes up to the sites carried in rehearsals, which costs and does not count."""
+
+    env: dict[fx.Node, Any]
+    state: dict[fx.Node, Any]
+    before: list[dict[fx.Node, Any]]
 
 
 class Converted(nn.Module):
@@ -57,11 +66,25 @@ class Converted(nn.Module):
         for part in torch.split(x, images):
             after = {t: y for t, y in self._running(part, _blocks(ends, block)) if t in ends}
             found.append([after[t] for t in steps])
-        return [_joined(parts) for parts in zip(*found, strict=True)]
+        return [joined(parts) for parts in zip(*found, strict=True)]
 
     def stream(self, x: Tensor) -> Iterator[Any]:
         """Step by step without end: after the t-th step the mean output so far, `snn(x, t)`. All of `x` at a time."""
         return (y for _, y in self._running(x, iter(lambda: 1, 0)))
+
+    def latency(self, T: int) -> int:
+        """Steps until the mean over T steps is there."""
+        return T
+
+    @torch.no_grad()
+    def simulated(self, x: Tensor, T: int) -> Simulation:
+        """T steps for inputs [N, ...], in one piece."""
+        flow = self.flow
+        state: dict[fx.Node, Any] = {}
+        env: dict[fx.Node, Any] = {flow.placeholder: x}
+        flow.run(flow.head, env)
+        flow.run(flow.body + flow.tail, env, T, state)
+        return Simulation(env, state, [])
 
     def _parts(self, T: int) -> tuple[int, int]:
         """(steps, images) computed at a time."""
@@ -112,13 +135,13 @@ def _blocks(ends: Sequence[int], block: int) -> Iterator[int]:
             yield steps
 
 
-def _joined(parts: Sequence[Any]) -> Any:
+def joined(parts: Sequence[Any]) -> Any:
     """Batches, or (nested) tuples, lists and dicts of batches, one after the other."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(list(parts))
     if isinstance(first, dict):
-        return {key: _joined([p[key] for p in parts]) for key in first}
+        return {key: joined([p[key] for p in parts]) for key in first}
     if isinstance(first, list | tuple):
-        return type(first)([_joined(values) for values in zip(*parts, strict=True)])
+        return type(first)([joined(values) for values in zip(*parts, strict=True)])
     return first

@@ -75,6 +75,10 @@ class ScaledIF(Stateful):
             v -= s
         return out, v
 
+    def residual(self, state: Any) -> Tensor:
+        """v(T) as from a start at `v_init`: v_init + the sum of all inputs - the sum of what was emitted."""
+        return state  # type: ignore[no-any-return]
+
     def extra_repr(self) -> str:
         return f"theta={float(self.theta.mean()):.4g} (mean of {self.theta.numel()})"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from snnexp.analysis import figures
 from snnexp.build import build
@@ -24,6 +24,7 @@ from snnexp.conversion.network import Converted
 from snnexp.conversion.walk import Method, Record, walk
 from snnexp.dataset.prepare import digest
 from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.mitigation.base import Mitigation
 from snnexp.rundir import write_json
 from snnexp.session import Session
 from snnexp.task.train import fit
@@ -46,7 +47,8 @@ def convert(session: Session, val_images: int | None, test_images: int | None, l
 
 
 class Conversion:
-    """One run of `task=convert` or `task=calibrate`: everything is checked when it is made."""
+    """An ANN on its way to being an SNN: everything is checked when it is made. `run` is `task=convert` and
+    `task=calibrate`; other tasks take an SNN apart that they have from `converted`."""
 
     def __init__(self, session: Session, val_images: int | None, test_images: int | None, layer_images: int) -> None:
         try:
@@ -63,6 +65,7 @@ class Conversion:
         self.source.check(["val/accuracy", "val/ann_accuracy", *(f"val/snn_accuracy_T{t}" for t in self.steps)])
         self.method: Method = build("conversion", session.config)
         self.calibration: Calibration = build("calibration", session.config)
+        self.mitigation: Mitigation = build("mitigation", session.config)
         self._check_network()
 
     def run(self) -> Metrics:
@@ -83,9 +86,22 @@ class Conversion:
         except InvalidValue as error:
             raise error.told(f"calibration.{error.name}") from error
         x = self.images[:2]
-        walk(*prepare(_still(net), x, self.method.maxpool), x, 1, self.method)
+        source, network = prepare(_still(net), x, self.method.maxpool)
+        walk(source, network, x, 1, self.method)
+        self.mitigation.applied(Converted(network, 1))
+        self.check_steps(self.mitigation, self.steps)
 
-    def _measured(self) -> Metrics:
+    @staticmethod
+    def check_steps(mitigation: Mitigation, steps: Sequence[int], key: str = "mitigation") -> None:
+        """Raises UserError where a mitigation needs more steps."""
+        try:
+            for t in steps:
+                mitigation.check(t)
+        except InvalidValue as error:
+            raise error.told(f"{key}.{error.name}") from error
+
+    def prepared(self) -> Metrics:
+        """Get the ANN, trained if need be, onto the device; its accuracies."""
         session, data = self.session, self.source.data
         torch.set_num_threads(session.trainer.threads or THREADS)
         fabric = session.trainer.fabric()
@@ -96,39 +112,43 @@ class Conversion:
         self.images = self.images.to(self.device)
         self.splits = (("val", data.val, self.val_images), ("test", data.test, self.test_images))
         size = session.trainer.eval_batch_size
-        result = {f"{split}/ann_accuracy": ann_accuracy(self.ann, part, size, self.device, images)
-                  for split, part, images in self.splits}
+        return {f"{split}/ann_accuracy": ann_accuracy(self.ann, part, size, self.device, images)
+                for split, part, images in self.splits}
+
+    def _measured(self) -> Metrics:
+        result = self.prepared()
         layers: list[LayerError] = []
         done: list[dict[str, Any]] = []
-        for steps in self._groups():
+        for steps in self.groups():
             if self.calibration.steps:
-                plain, _, _ = self._converted(steps[-1], calibrated=False)
-                result |= self._accuracies(plain, steps, "plain")
-            snn, source, records = self._converted(steps[-1], calibrated=True)
-            result |= self._accuracies(snn, steps, "snn")
+                plain, _, _ = self.converted(steps[-1], calibrated=False)
+                result |= self.accuracies(plain, steps, "plain")
+            snn, source, records = self.converted(steps[-1], calibrated=True)
+            result |= self.accuracies(snn, steps, "snn")
             for t in steps:
-                result |= self._examined(source, snn, t, layers)
+                result |= self.examined(source, snn, t, layers)
             done += [{"T": steps[-1], **asdict(record)} for record in records]
-            torch.save(snn.cpu(), session.run_dir / f"model_T{steps[-1]}.pt")
+            torch.save(snn.cpu(), self.session.run_dir / f"model_T{steps[-1]}.pt")
         result["val/accuracy"] = result[f"val/snn_accuracy_T{self.steps[-1]}"]  # the default objective
         self._report(result, layers, done)
         return result
 
-    def _groups(self) -> Iterator[list[int]]:
+    def groups(self) -> Iterator[list[int]]:
         """The T's that one network serves: all, unless what is placed depends on T."""
         if self.method.per_T or self.calibration.steps:
             yield from ([t] for t in self.steps)
         else:
             yield self.steps
 
-    def _converted(self, T: int, *, calibrated: bool) -> tuple[Converted, torch.fx.GraphModule, list[Record]]:
+    def converted(self, T: int, *, calibrated: bool) -> tuple[Converted, torch.fx.GraphModule, list[Record]]:
+        """(the SNN, with its mitigation; its source; what was done) for T steps."""
         corrections = self.calibration.corrections if calibrated else []
         source, network = prepare(self.ann, self.images[:2], self.method.maxpool)
         with LayerBar(f"{self.session.choices['task']} T={T}{'' if calibrated else ' (before)'}") as bar:
             records = walk(source, network, self.images, T, self.method, corrections, bar.report)
-        return Converted(network, T), source, records
+        return self.mitigation.applied(Converted(network, T)), source, records
 
-    def _accuracies(self, snn: Converted, steps: Sequence[int], what: str) -> Metrics:
+    def accuracies(self, snn: Converted, steps: Sequence[int], what: str) -> Metrics:
         """Accuracy at each of `steps` on both splits, logged with step = T."""
         size, found = self.session.trainer.eval_batch_size, {}
         for split, part, images in self.splits:
@@ -137,14 +157,19 @@ class Conversion:
                 found[f"{split}/{what}_accuracy_T{t}"] = accuracy
         return found
 
-    def _examined(self, source: torch.fx.GraphModule, snn: Converted, t: int, layers: list[LayerError]) -> Metrics:
-        """Errors by layer, added to `layers`, and the cost of an inference, on validation images."""
+    def seen(self) -> Tensor:
+        """The validation images of the table by layer."""
         val = self.source.data.val
         x, _ = next(val.batches(self.layer_images, spread(val, self.layer_images)))
-        errors, account = examine(source, snn, x.to(self.device), t)
+        return x.to(self.device)
+
+    def examined(self, source: torch.fx.GraphModule, snn: Converted, t: int, layers: list[LayerError]) -> Metrics:
+        """Errors by layer, added to `layers`, and the cost of an inference, on validation images."""
+        errors, account = examine(source, snn, self.seen(), t)
         layers += errors
         cost = {"spikes": account.spikes, "spikes_per_neuron": account.spikes_per_neuron,
-                "synaptic_operations": account.synaptic_operations, "energy_nj": account.energy_nj}
+                "synaptic_operations": account.synaptic_operations, "energy_nj": account.energy_nj,
+                "latency": account.latency}
         self.session.tracker.metrics({f"val/{name}": value for name, value in cost.items()}, step=t)
         return {f"val/{name}_T{t}": value for name, value in cost.items()} | {
             "neurons": account.neurons, "val/ann_macs": account.ann_macs, "val/ann_energy_nj": account.ann_energy_nj}

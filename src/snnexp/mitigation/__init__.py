@@ -1,0 +1,1 @@
+"""What can be done against unevenness, `mitigation=`, on top of any conversion: one module an option."""

@@ -1,0 +1,70 @@
+"""Offset spikes (COS): a rehearsal finds the neurons that fire too often or too seldom, and moves their start.
+
+Hao et al., "Bridging the Gap between ANNs and SNNs by Calibrating Offset Spikes", ICLR 2023: site by site, each hears
+the first `rehearse` steps of its input. Where v >= theta is left, v(0) rises; where v < 0 is left after a spike, it
+falls, by the smallest distance, at least theta, that adds or removes exactly one spike:
+
+    up   = max(theta, theta - max of v over steps without a spike),
+    down = max(theta, min of v before the reset over steps with a spike, less theta, and a little more)
+
+then the site runs from there. Sites below are done already: so the answer comes after depth x rehearse + T steps.
+Neurons that fired at each step stay as they are (the authors' code moves them, to no effect while T = rehearse).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from snnexp.conversion.neuron import ScaledIF
+from snnexp.errors import integer
+from snnexp.mitigation.base import Mitigation
+
+MARGIN = 1e-3  # of theta: beyond the distance at which a spike goes
+State = tuple[Tensor, Tensor]  # v [N, ...], and how far v(0) was moved
+
+
+class OffsetSpike(Mitigation):
+    """`rehearse` >= 1 of the T >= rehearse steps, `rounds` >= 1 times, each for one more spike. Raises InvalidValue."""
+
+    def __init__(self, rehearse: int, rounds: int = 1) -> None:
+        self.again = integer("rehearse", rehearse, at_least=1)
+        self.rounds = integer("rounds", rounds, at_least=1)
+
+    def neuron(self, placed: ScaledIF) -> ScaledIF:
+        return Offset(placed, self.again, self.rounds)
+
+
+class Offset(ScaledIF):
+    """Integrate-and-fire whose start is moved, for each input, by what a rehearsal shows."""
+
+    def __init__(self, placed: ScaledIF, rehearse: int, rounds: int) -> None:
+        super().__init__(placed.theta, placed.v_init, placed.bias)
+        self.rehearse, self.rounds = rehearse, rounds
+
+    def scan(self, x: Tensor, state: State | None, out: Tensor | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
+        if state is None:
+            moved = torch.zeros_like(x[0])
+            for _ in range(self.rounds):
+                moved = moved + self._shift(x[: self.rehearse], moved)
+            state = self.start(x[0]) + moved, moved
+        v, moved = state
+        out, v = super().scan(x, v, out)
+        return out, (v, moved)
+
+    def residual(self, state: State) -> Tensor:
+        return state[0] - state[1]
+
+    def _shift(self, x: Tensor, moved: Tensor) -> Tensor:
+        """How far v(0) moves further, [N, ...], for the input x [rehearse, N, ...]."""
+        start = self.start(x[0]) + moved
+        out, left = super().scan(x, start.clone())
+        fired, theta = out > 0, self.theta
+        v = start + (x + self.bias).cumsum(0) - out.cumsum(0) + out  # before the reset
+        up = theta - v.masked_fill(fired, -torch.inf).amax(0)
+        down = v.masked_fill(~fired, torch.inf).amin(0) - theta
+        left = left - moved
+        seldom, often = (left >= theta) & ~fired.all(0), (left < 0) & fired.any(0)
+        margin = MARGIN * theta
+        return torch.where(seldom, (up + margin).maximum(theta), 0) - torch.where(often, (down + margin).maximum(theta),
+                                                                                  0)

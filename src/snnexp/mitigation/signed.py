@@ -1,0 +1,49 @@
+"""Signed spikes: a neuron that has fired too often takes a spike back.
+
+Wang et al., "Signed Neuron with Memory", IJCAI 2022: where v is down at -theta after charging, and there are spikes
+to take back, it emits -theta and v rises by theta. Here the level is -`level` theta, and v below it: `level=0` takes a
+spike back as soon as v < 0, so that v ends in [0, theta) wherever there is time enough.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from snnexp.conversion.neuron import ScaledIF
+from snnexp.errors import number
+from snnexp.mitigation.base import Mitigation
+
+State = tuple[Tensor, Tensor]  # v [N, ...], and the spikes that can be taken back
+
+
+class Signed(Mitigation):
+    """`level` >= 0, in units of theta. Raises InvalidValue."""
+
+    def __init__(self, level: float) -> None:
+        self.level = number("level", level, "a number >= 0, in units of the threshold", at_least=0)
+
+    def neuron(self, placed: ScaledIF) -> ScaledIF:
+        return SignedIF(placed, self.level)
+
+
+class SignedIF(ScaledIF):
+    """Integrate-and-fire that emits theta, 0 or -theta, and never less than 0 in total."""
+
+    def __init__(self, placed: ScaledIF, level: float) -> None:
+        super().__init__(placed.theta, placed.v_init, placed.bias)
+        self.level = level
+
+    def scan(self, x: Tensor, state: State | None, out: Tensor | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
+        v, total = (self.start(x[0]), torch.zeros_like(x[0])) if state is None else state
+        out = torch.empty_like(x) if out is None else out
+        for current, s in zip(x, out, strict=True):
+            v = v + current + self.bias
+            spike = (v >= self.theta).to(v) - ((v < -self.level * self.theta) & (total > 0)).to(v)
+            total = total + spike
+            torch.mul(spike, self.theta, out=s)
+            v = v - s
+        return out, (v, total)
+
+    def residual(self, state: State) -> Tensor:
+        return state[0]
