@@ -257,7 +257,7 @@ class Layer:
         else:
             for a, current in self.trains():
                 out, _ = neuron.scan(current, None)
-                yield a, out.mean(0), _packed(out)
+                yield a, mean_over_time(out), _packed(out)
 
 
 class _Walk:
@@ -300,7 +300,7 @@ class _Walk:
             return self.activations[node][rows].to(self.device)
         theta = self.snn.module(node).theta  # type: ignore[union-attr]
         train = _unpacked(self.trains[node][:, rows].to(self.device), self.T, theta.dtype)  # type: ignore[arg-type]
-        return train.mean(0).mul_(theta) if mode == "mean" else train.mul_(theta).flatten(0, 1)  # type: ignore[arg-type]
+        return mean_over_time(train).mul_(theta) if mode == "mean" else train.mul_(theta).flatten(0, 1)  # type: ignore[arg-type]
 
     def store(self, site: fx.Node, current: fx.Node, activation: nn.Module, neuron: ScaledIF, train: Tensor) -> None:
         """Place `neuron` at `site` with what it and the ANN emit there, and forget what nobody needs any more."""
@@ -337,6 +337,14 @@ def per_channel(x: Tensor) -> Tensor:
     return x.mean(dim=[d for d in range(x.dim()) if d != 1])
 
 
+def mean_over_time(train: Tensor) -> Tensor:
+    """[T, ...] -> [...]; step by step: a reduction over the first axis is slow where channels come last."""
+    total = train[0].clone()
+    for step in train[1:]:
+        total += step
+    return total / len(train)
+
+
 def along(values: Tensor, dims: int, at: int = 1) -> Tensor:
     """[C] as a tensor of `dims` dimensions that varies along dimension `at`."""
     return values.view([-1 if d == at else 1 for d in range(dims)])
@@ -357,7 +365,7 @@ def carrier(flow: Flow, current: fx.Node) -> fx.Node | None:
 
 
 def _room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An empty CPU tensor [bytes, N, C, ...], channels last, in memory or, if it is large, in a file that goes with it."""
+    """An empty CPU tensor [bytes, N, C, ...], channels last; in memory or, if large, in a file that goes with it."""
     if math.prod(shape) * dtype.itemsize <= IN_MEMORY:
         return _channels_last(shape, dtype)
     kind = torch.empty(0, dtype=dtype).numpy().dtype
@@ -372,10 +380,14 @@ def _channels_last(shape: Sequence[int], dtype: torch.dtype, device: torch.devic
 
 def _packed(out: Tensor) -> Tensor:
     """[T, n, ...] of 0 or theta -> bits uint8 [ceil(T/8), n, ...], step t in bit t % 8 of byte t // 8."""
-    spikes = (out > 0).view(torch.uint8)
-    bits = torch.zeros_like(spikes[: -(-len(out) // 8)])
-    for t, s in enumerate(spikes):
-        bits[t // 8].add_(s, alpha=1 << t % 8)
+    bits = torch.empty_like(out[: -(-len(out) // 8)], dtype=torch.uint8)
+    spike = torch.empty_like(out[0])
+    for byte, steps in zip(bits, torch.split(out, 8), strict=True):
+        value = torch.zeros_like(spike)
+        for emitted in reversed(steps.unbind()):
+            torch.gt(emitted, 0, out=spike)  # as floats, which is far faster than a comparison to bool
+            torch.add(spike, value, alpha=2, out=value)
+        byte.copy_(value)
     return bits
 
 
@@ -383,7 +395,7 @@ def _unpacked(bits: Tensor, T: int, dtype: torch.dtype) -> Tensor:
     """The inverse: [T, n, ...] of 0 or 1."""
     train = _channels_last((T, *bits.shape[1:]), dtype, bits.device)
     for t in range(T):
-        torch.ne(bits[t // 8] & (1 << t % 8), 0, out=train[t])
+        train[t] = (bits[t // 8] >> t % 8) & 1
     return train
 
 
