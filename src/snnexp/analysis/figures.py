@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from snnexp.surrogate import curve
 
 if TYPE_CHECKING:
+    from snnexp.analysis.tables import Rows
+    from snnexp.analysis.unevenness import Orders
     from snnexp.conversion.measure import LayerError
 
-BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#8a8a8a"
+BLUE, ORANGE, GREY, PURPLE, GREEN, BLACK = "#2a6f97", "#e07a1f", "#8a8a8a", "#7a4f9a", "#4f8f4f", "#222222"
 
 
 def write(figures: Mapping[str, Figure], folder: Path) -> None:
@@ -138,7 +141,7 @@ def layers(table: Sequence[LayerError]) -> Figure:
     rates_axes.plot([layer.firing_rate for layer in table], names, "o", color=BLUE, label="firing rate")
     rates_axes.plot([layer.silent for layer in table], names, "o", color=ORANGE, label="silent neurons")
     rates_axes.set(xlabel="share")
-    kinds = {"unevenness": ORANGE, "quantisation": BLUE, "clipping": GREY, "propagated": "#7a4f9a"}
+    kinds = {"unevenness": ORANGE, "quantisation": BLUE, "clipping": GREY, "propagated": PURPLE}
     for kind, color in kinds.items():
         parts.plot([getattr(layer, kind) / max(layer.ann_mean, 1e-12) ** 2 for layer in table], names, "o", color=color,
                    label=kind, markersize=4)
@@ -149,6 +152,134 @@ def layers(table: Sequence[LayerError]) -> Figure:
     means.invert_yaxis()
     figure.suptitle(f"layers after T = {table[0].T} steps")
     return figure
+
+
+def dynamics(rows: Rows) -> Figure:
+    """By layer, a line for each T: how far the two sides of the relation are apart, and its last term."""
+    figure = Figure(figsize=(9, 1.6 + 0.26 * len(_column(rows, "layer"))), layout="constrained")
+    residual, remainder = figure.subplots(1, 2, sharey=True)
+    steps = _column(rows, "T")
+    for T, color in zip(steps, _shades(len(steps)), strict=True):
+        at = [row for row in rows if row["T"] == T]
+        names = [row["layer"] for row in at]
+        residual.plot([max(row["residual"], 1e-17) for row in at], names, ".-", color=color, linewidth=0.8)
+        remainder.plot([row["remainder"] for row in at], names, ".-", color=color, linewidth=0.8, label=f"T = {T}")
+    residual.set(xscale="log", xlabel="largest difference of the two sides / θ", title="the relation holds")
+    remainder.set(xscale="log", xlabel="root mean square of (v(T) − v(0)) / (T θ)", title="what it leaves open")
+    residual.invert_yaxis()
+    figure.legend(*remainder.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    for axes in (residual, remainder):
+        _plain(axes)
+    return figure
+
+
+def orders(found: Sequence[Orders]) -> Figure:
+    """Small neurons: the share of the orders of their spikes (log) that give each error, a panel for each neuron."""
+    panels: dict[str, dict[int, dict[int, float]]] = {}
+    for each in found:
+        row = each.row()
+        title = f"weights {row['weights']}\nθ = {row['theta']:g}, v(0) = {row['start']:g} θ"
+        panels.setdefault(title, {})[each.neuron.T] = each.share
+    columns = min(5, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.7 * lines), layout="constrained")
+    axes_all = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in axes_all.flat[len(panels) :]:
+        axes.remove()
+    for axes, (title, shares) in zip(axes_all.flat, panels.items(), strict=False):
+        for T, color in zip(shares, _shades(len(shares)), strict=True):
+            errors = sorted(shares[T])
+            axes.plot(errors, [shares[T][e] for e in errors], "o-", color=color, markersize=3, label=f"T = {T}")
+        axes.axvline(0, color=GREY, linewidth=0.6)
+        axes.set_yscale("log")
+        axes.set_title(title, size=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _plain(axes)
+    axes_all[0, 0].legend(frameon=False, fontsize=8)
+    figure.supxlabel("spikes too many (above 0: over-firing, below: under-firing)")
+    figure.supylabel("share of all orders")
+    return figure
+
+
+def kinds(rows: Rows) -> Figure:
+    """By layer, a panel for each T: shares of the neurons whose residual lies outside [0, θ), by what follows."""
+    steps, names = _column(rows, "T"), _column(rows, "layer")
+    figure = Figure(figsize=(2.2 + 1.9 * len(steps), 1.8 + 0.24 * len(names)), layout="constrained")
+    colors = {"over": ORANGE, "under": BLUE, "zeros": "#d9d9d9", "saturated": GREY}
+    labels = {"over": "over-firing", "under": "under-firing", "zeros": "outside, correct zero",
+              "saturated": "outside, correctly saturated"}
+    panels = figure.subplots(1, len(steps), sharey=True, squeeze=False)[0]
+    for axes, T in zip(panels, steps, strict=True):
+        at, left = [row for row in rows if row["T"] == T], [0.0] * len(names)
+        for kind, color in colors.items():
+            axes.barh(names, [row[kind] for row in at], left=left, color=color, label=labels[kind])
+            left = [a + row[kind] for a, row in zip(left, at, strict=True)]
+        axes.set(title=f"T = {T}", xlim=(0, 1))
+        _plain(axes)
+    panels[0].invert_yaxis()
+    figure.supxlabel("share of neurons (the rest ends in [0, θ))")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def arrivals(rows: Rows) -> Figure:
+    """By layer, at the largest T: the unevenness error when the same spikes arrive in other orders, and how far the
+    input current swings."""
+    T = max(row["T"] for row in rows)
+    at = [row for row in rows if row["T"] == T]
+    figure = Figure(figsize=(10, 1.6 + 0.26 * len(_column(at, "layer"))), layout="constrained")
+    uneven, swing, trend = figure.subplots(1, 3, sharey=True)
+    names = _column(at, "arrival")
+    for name, color in zip(names, (BLACK, BLUE, ORANGE, GREEN, GREY), strict=True):
+        of = [row for row in at if row["arrival"] == name]
+        layers_ = [row["layer"] for row in of]
+        for axes, key in ((uneven, "uneven"), (swing, "swing"), (trend, "trend")):
+            axes.plot([row[key] for row in of], layers_, ".-", color=color, label=name, linewidth=0.8)
+    uneven.set(xlabel="unevenness error, spikes (rms)")
+    swing.set(xlabel="swing of the current over time / θ")
+    trend.set(xlabel="later less earlier current / θ (rms)")
+    uneven.invert_yaxis()
+    uneven.legend(title="spikes arrive", frameon=False, fontsize=8)
+    for axes in (uneven, swing, trend):
+        axes.set_xlim(left=0)
+        _plain(axes)
+    figure.suptitle(f"the same spikes in other orders, T = {T}")
+    return figure
+
+
+def mitigations(rows: Rows, ann: float) -> Figure:
+    """Test accuracy against the steps for which each neuron works, against latency, and against energy."""
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    axes_all = figure.subplots(1, 3, sharey=True)
+    keys = {"steps": "steps a neuron works", "latency": "steps until the answer", "energy_nj": "energy, µJ"}
+    names = _column(rows, "mitigation")
+    for name, marker, color in zip(names, "osv^DPX*", (BLACK, BLUE, PURPLE, ORANGE, "#b5402a", GREY, GREEN, BLUE),
+                                   strict=False):
+        of = [row for row in rows if row["mitigation"] == name]
+        for axes, key in zip(axes_all, keys, strict=True):
+            unit = 1e-3 if key == "energy_nj" else 1
+            axes.plot([row[key] * unit for row in of], [row["test_accuracy"] for row in of], marker=marker,
+                      color=color, label=name.replace("_", " "), linewidth=0.8, markersize=5)
+    for axes, (key, label) in zip(axes_all, keys.items(), strict=True):
+        axes.axhline(ann, color=GREY, linestyle="--", label="ANN")
+        axes.set(xlabel=label)
+        if key != "energy_nj":
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
+        _plain(axes)
+    axes_all[0].set(ylabel="test accuracy")
+    figure.legend(*axes_all[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+def _column(rows: Rows, key: str) -> list[Any]:
+    """The different values of a column, in order."""
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def _shades(n: int) -> list[Any]:
+    """`n` colours from light to dark."""
+    return [tuple(v) for v in colormaps["viridis_r"](torch.linspace(0.1, 1, n).numpy())]
 
 
 def _plain(axes: Axes) -> None:

@@ -133,11 +133,16 @@ def split_error(c: Tensor, z: Tensor, v: Tensor, count: Tensor, theta: Tensor, T
                 f: nn.Module) -> dict[str, Tensor]:
     """The parts of phi - a (see `LayerError`) by neuron: from mean input c [N, ...], the ANN's input z, the potential v
     after the last reset, the spike count, and the source's activation f."""
-    even = theta / T * (count + torch.floor(v / theta)).clamp(0, T)
+    even = theta / T * even_count(count, v, theta, T)
     phi, reached = theta / T * count, f(c)
     clipped = c.clamp(min=0).minimum(theta) if type(f) is nn.ReLU else reached
     return {"error": phi - f(z), "unevenness": phi - even, "quantisation": even - clipped,
             "clipping": clipped - reached, "propagated": reached - f(z)}
+
+
+def even_count(count: Tensor, v: Tensor, theta: Tensor, T: int) -> Tensor:
+    """Spikes for the same input arriving evenly, from the count and the potential that is left: T/theta CF*."""
+    return (count + torch.floor(v / theta)).clamp(0, T)
 
 
 @dataclass

@@ -89,18 +89,13 @@ class Conversion:
         source, network = prepare(_still(net), x, self.method.maxpool)
         walk(source, network, x, 1, self.method)
         self.mitigation.applied(Converted(network, 1))
-        self.check_steps(self.mitigation, self.steps)
-
-    @staticmethod
-    def check_steps(mitigation: Mitigation, steps: Sequence[int], key: str = "mitigation") -> None:
-        """Raises UserError where a mitigation needs more steps."""
         try:
-            for t in steps:
-                mitigation.check(t)
+            for t in self.steps:
+                self.mitigation.check(t)
         except InvalidValue as error:
-            raise error.told(f"{key}.{error.name}") from error
+            raise error.told(f"mitigation.{error.name}") from error
 
-    def prepared(self) -> Metrics:
+    def prepare(self) -> Metrics:
         """Get the ANN, trained if need be, onto the device; its accuracies."""
         session, data = self.session, self.source.data
         torch.set_num_threads(session.trainer.threads or THREADS)
@@ -110,13 +105,13 @@ class Conversion:
         net = Session(self.source.config | {"checkpoint": str(checkpoint)}, session.choices, session.run_dir).network()
         self.ann = _still(net).eval().to(self.device)
         self.images = self.images.to(self.device)
-        self.splits = (("val", data.val, self.val_images), ("test", data.test, self.test_images))
+        self.splits = {"val": (data.val, self.val_images), "test": (data.test, self.test_images)}
         size = session.trainer.eval_batch_size
         return {f"{split}/ann_accuracy": ann_accuracy(self.ann, part, size, self.device, images)
-                for split, part, images in self.splits}
+                for split, (part, images) in self.splits.items()}
 
     def _measured(self) -> Metrics:
-        result = self.prepared()
+        result = self.prepare()
         layers: list[LayerError] = []
         done: list[dict[str, Any]] = []
         for steps in self.groups():
@@ -148,11 +143,16 @@ class Conversion:
             records = walk(source, network, self.images, T, self.method, corrections, bar.report)
         return self.mitigation.applied(Converted(network, T)), source, records
 
+    def accuracy(self, snn: Converted, split: str, steps: Sequence[int]) -> dict[int, float]:
+        """Accuracy on a split at each of `steps`."""
+        data, images = self.splits[split]
+        return accuracies(snn, data, steps, self.session.trainer.eval_batch_size, self.device, images)
+
     def accuracies(self, snn: Converted, steps: Sequence[int], what: str) -> Metrics:
         """Accuracy at each of `steps` on both splits, logged with step = T."""
-        size, found = self.session.trainer.eval_batch_size, {}
-        for split, part, images in self.splits:
-            for t, accuracy in accuracies(snn, part, steps, size, self.device, images).items():
+        found = {}
+        for split in self.splits:
+            for t, accuracy in self.accuracy(snn, split, steps).items():
                 self.session.tracker.metrics({f"{split}/{what}_accuracy": accuracy}, step=t)
                 found[f"{split}/{what}_accuracy_T{t}"] = accuracy
         return found

@@ -1,0 +1,139 @@
+"""Unevenness in the smallest neurons there are: step by step, and over all orders in which spikes can arrive.
+
+A neuron (IF, soft reset) with k inputs hears W x(t), x(t) in {0, 1}^k, for T steps. For the same number of spikes on
+each input, another order can give another count. What is expected is the count for input that arrives evenly,
+
+    n* = clip(n + floor(v(T)/theta), 0, T),
+
+and the error is n - n* spikes. It is above 0 only where v(T) < 0 after a spike (over-firing), below 0 only where
+v(T) >= theta with a step to spare (under-firing), and then of the size of ceil(-v(T)/theta) or floor(v(T)/theta), at
+most what there is of spikes or of steps. Bu et al., ICLR 2022; snnexp.conversion.measure has the same for layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snnexp.dynamics import if_step
+from snnexp.errors import integer, number, require
+
+MOST = 20  # inputs x steps: 2^20 orders
+DECIMALS = 9  # potentials are rounded to: sums of decimal weights then meet multiples of theta
+
+
+@dataclass
+class Neuron:
+    """`weights` of the inputs, threshold `theta` > 0, v(0) = `start` x theta, `T` >= 1 steps. Raises InvalidValue."""
+
+    weights: Sequence[float]
+    theta: float = 1.0
+    start: float = 0.0
+    T: int = 8
+
+    def __post_init__(self) -> None:
+        require(bool(self.weights), "weights", list(self.weights), "a list of numbers, one an input")
+        self.weights = [number("weights", w, "a list of numbers") for w in self.weights]
+        self.theta = number("theta", self.theta, "a number > 0", above=0)
+        self.start = number("start", self.start, "a share of the threshold, from 0 to 1", at_least=0, at_most=1)
+        self.T = integer("T", self.T, at_least=1)
+
+    def run(self, spikes: Tensor) -> tuple[Tensor, Tensor]:
+        """Input [k, T, ...] of 0 and 1 to (counts, v(T)), [...] in double precision."""
+        v = torch.full(spikes.shape[2:], self.start * self.theta, dtype=torch.float64)
+        n, w = torch.zeros_like(v), torch.tensor(self.weights, dtype=torch.float64)
+        for t in range(self.T):
+            s, v = if_step(torch.tensordot(w, spikes[:, t].double(), 1), v, self.theta)
+            v = v.round(decimals=DECIMALS)
+            n += s
+        return n, v
+
+    def expected(self, n: Tensor, v: Tensor) -> Tensor:
+        """n* from count and residual."""
+        return (n + torch.floor(v / self.theta)).clamp(0, self.T)
+
+
+@dataclass
+class Orders:
+    """All 2^(kT) inputs of a neuron: the `share` of each `error` (spikes too many), shares that over- and under-fire,
+    the share outside [0, theta) without an error, the widest range of counts for one and the same mean input, and the
+    worst inputs as text, a word an input, a digit a step (empty: there are none)."""
+
+    neuron: Neuron
+    orders: int
+    share: dict[int, float]
+    over: float
+    under: float
+    harmless: float
+    widest: int
+    worst_over: str
+    worst_under: str
+
+    @property
+    def worst(self) -> tuple[int, int]:
+        """The most spikes too few, and too many: (<= 0, >= 0)."""
+        return min(self.share), max(self.share)
+
+    def row(self) -> dict[str, Any]:
+        """For the table."""
+        few, many = self.worst
+        return {"weights": " ".join(f"{w:g}" for w in self.neuron.weights), "theta": self.neuron.theta,
+                "start": self.neuron.start, "T": self.neuron.T, "orders": self.orders, "over": self.over,
+                "under": self.under, "harmless": self.harmless, "most_over": many, "most_under": -few,
+                "widest": self.widest, "worst_over": self.worst_over, "worst_under": self.worst_under}
+
+
+def search(neuron: Neuron) -> Orders:
+    """Every input of 0 and 1 that `neuron` can get, at once. Raises InvalidValue for more than 2^20 of them."""
+    k, T = len(neuron.weights), neuron.T
+    require(k * T <= MOST, "T", T, f"at most {MOST // k} for {k} inputs (2^{MOST} orders)")
+    number_ = torch.arange(2 ** (k * T))
+    spikes = torch.stack([number_ >> bit & 1 for bit in range(k * T)]).view(k, T, -1)
+    n, v = neuron.run(spikes)
+    error = (n - neuron.expected(n, v)).long()
+    values, counts = torch.unique(error, return_counts=True)
+    outside = (v < 0) | (v >= neuron.theta)
+    counted = (spikes.sum(1) * (T + 1) ** torch.arange(k).view(-1, 1)).sum(0)  # which orders have the same mean input
+    zeros = torch.zeros((T + 1) ** k, dtype=n.dtype)
+    most = zeros.scatter_reduce(0, counted, n, "amax", include_self=False)
+    least = zeros.scatter_reduce(0, counted, n, "amin", include_self=False)
+
+    def text(order: Tensor) -> str:
+        words = spikes[:, :, int(order)].tolist()
+        return "" if error[order] == 0 else " ".join("".join(map(str, word)) for word in words)
+
+    share = {int(e): int(c) / len(error) for e, c in zip(values, counts, strict=True)}
+    return Orders(neuron, len(error), share, float((error > 0).double().mean()), float((error < 0).double().mean()),
+                  float((outside & (error == 0)).double().mean()), int((most - least).max()),
+                  text(error.argmax()), text(error.argmin()))
+
+
+def trace(neuron: Neuron, trains: Sequence[str]) -> list[dict[str, Any]]:
+    """One input step by step, as rows of a table; the last row says what was expected. `trains`: a word of 0 and 1 for
+    each input, T digits long. Raises InvalidValue."""
+    fit = len(trains) == len(neuron.weights) and all(len(w) == neuron.T and set(w) <= set("01") for w in trains)
+    require(fit, "trains", list(trains), f"{len(neuron.weights)} words of {neuron.T} digits 0 or 1")
+    v, n, rows = neuron.start * neuron.theta, 0, []
+    for t in range(neuron.T):
+        current = sum(w * int(train[t]) for w, train in zip(neuron.weights, trains, strict=True))
+        charged = round(v + current, DECIMALS)
+        fired = int(charged >= neuron.theta)
+        n += fired
+        v = round(charged - fired * neuron.theta, DECIMALS)
+        rows.append({"t": t + 1, "input": " ".join(train[t] for train in trains), "current": current,
+                     "charged": charged, "spike": fired, "v": v})
+    even = int(neuron.expected(torch.tensor(float(n)), torch.tensor(v)))
+    return [row | {"spikes": n, "expected": even, "kind": kind(n, v, neuron)} for row in rows]
+
+
+def kind(n: int, v: float, neuron: Neuron) -> str:
+    """What the residual says about a neuron: inside, over-firing, under-firing, correct zero or saturated."""
+    if 0 <= v < neuron.theta:
+        return "inside"
+    if v < 0:
+        return "over-firing" if n > 0 else "correct zero"
+    return "under-firing" if n < neuron.T else "saturated"

@@ -1,0 +1,129 @@
+"""What the order of spikes does at a layer: each site again, with the same spikes arriving at other times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from snnexp.conversion.measure import even_count
+from snnexp.conversion.network import Converted
+from snnexp.conversion.neuron import ScaledIF
+from snnexp.conversion.walk import ROWS
+from snnexp.timefold import fold, unfold
+
+Order = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def as_it_is(train: Tensor, random: torch.Generator) -> Tensor:
+    return train
+
+
+def steps_permuted(train: Tensor, random: torch.Generator) -> Tensor:
+    """The steps in another order, the same for all neurons of an image: what came together still does."""
+    random.manual_seed(random.initial_seed())  # and for all sites that are heard
+    order = torch.rand(train.shape[:2], generator=random).argsort(0).to(train.device)
+    return train.gather(0, order.view(*order.shape, *[1] * (train.dim() - 2)).expand_as(train))
+
+
+def shuffled(train: Tensor, random: torch.Generator) -> Tensor:
+    """Each neuron's spikes at times of their own."""
+    return train.gather(0, torch.rand(train.shape, generator=random).argsort(0).to(train.device))
+
+
+def evenly(train: Tensor, random: torch.Generator) -> Tensor:
+    """Each neuron's spikes as evenly as T steps allow, at a phase of its own."""
+    return _spread(train, torch.rand(train.shape[1:], generator=random).to(train))
+
+
+def in_step(train: Tensor, random: torch.Generator) -> Tensor:
+    """Each neuron's spikes as evenly as T steps allow, all at the same phase: as many spikes, the same times."""
+    return _spread(train, torch.zeros_like(train[0]))
+
+
+def _spread(train: Tensor, phase: Tensor) -> Tensor:
+    T, theta = len(train), train.amax(0)
+    n = (train / theta.clamp(min=torch.finfo(train.dtype).tiny)).sum(0).round()
+    by = torch.stack([torch.floor(n * t / T + phase) for t in range(T + 1)])
+    by[T] = by[0] + n  # whatever rounding does
+    return by.diff(dim=0) * theta
+
+
+ORDERS: dict[str, Order] = {"as it is": as_it_is, "steps permuted": steps_permuted, "shuffled": shuffled,
+                            "evenly": evenly, "in step": in_step}
+
+
+@dataclass
+class Arrival:
+    """One site whose input trains arrive in one order, over images and neurons.
+
+    `depth`: sites below it on the longest way; `sources`: sites that it hears directly (more than one: residual
+    joins); `channels` and `side` of its maps; `over`, `under`: shares of neurons; `uneven`: root mean square of
+    n - n*, in spikes; `swing`: of the current around its own mean over time, in units of theta; `trend`: mean current
+    of the later half less that of the earlier half, in units of theta, root mean square.
+    """
+
+    layer: str
+    T: int
+    arrival: str
+    depth: int
+    sources: int
+    channels: int
+    side: int
+    theta: float
+    over: float = 0.0
+    under: float = 0.0
+    uneven: float = 0.0
+    swing: float = 0.0
+    trend: float = 0.0
+
+
+@torch.no_grad()
+def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
+    """Every site after the first in each order of `ORDERS`, for inputs [N, ...]; what is below it stays as it is, so
+    each neuron's mean input is the same in all orders. For networks of `ScaledIF` without a mitigation; T >= 2."""
+    flow, found = snn.flow, dict[tuple[str, str], Arrival]()
+    depth: dict[fx.Node, int] = {}
+    for node in flow.nodes:
+        depth[node] = max((depth[n] + (n in flow.sites) for n in node.all_input_nodes), default=0)
+    device = next(snn.buffers()).device
+    for part in torch.split(x, max(1, ROWS[device.type] // T)):
+        seed += 1
+        env, _, _ = snn.simulated(part.to(device), T)
+        for site in flow.sites:
+            current = site.args[0]
+            if not isinstance(current, fx.Node) or current not in flow.timed:
+                continue
+            others = [n for n in flow.sites if n is not site]
+            inside, known = flow.segment([current], [*others, *flow.head])
+            sources = [n for n in known if n in others]
+            for name, order in ORDERS.items():
+                random = torch.Generator().manual_seed(seed)
+                values: dict[fx.Node, Any] = {n: env[n] for n in known}
+                values |= {n: fold(order(unfold(env[n], T), random)) for n in sources}
+                flow.run(inside, values, T)
+                neuron, c = flow.module(site), unfold(values[current], T)
+                assert isinstance(neuron, ScaledIF)
+                row = found.setdefault((str(site.target), name), Arrival(
+                    str(site.target), T, name, depth[site], len(sources), c.shape[2], c.shape[-1] if c.dim() > 3 else 1,
+                    float(neuron.theta.mean())))
+                _add(row, neuron, c, len(part) / len(x))
+    for row in found.values():
+        row.uneven, row.swing, row.trend = math.sqrt(row.uneven), math.sqrt(row.swing), math.sqrt(row.trend)
+    return list(found.values())
+
+
+def _add(row: Arrival, neuron: ScaledIF, c: Tensor, share: float) -> None:
+    out, state = neuron.scan(c, None)
+    v, n, T = neuron.residual(state), (out.sum(0) / neuron.theta).round(), row.T
+    error = n - even_count(n, v, neuron.theta, T)
+    scaled = c / neuron.theta
+    values = {"over": (error > 0).float(), "under": (error < 0).float(), "uneven": error.square(),
+              "swing": scaled.var(0, unbiased=False),
+              "trend": (scaled[(T + 1) // 2 :].mean(0) - scaled[: T // 2].mean(0)).square()}
+    for name, value in values.items():
+        setattr(row, name, getattr(row, name) + share * float(value.mean()))

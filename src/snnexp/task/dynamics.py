@@ -1,0 +1,81 @@
+"""`task=dynamics`: mean postsynaptic potentials of neighbouring layers, their relation checked on every layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from snnexp.analysis import figures, tables
+from snnexp.conversion.network import Converted
+from snnexp.conversion.neuron import ScaledIF
+from snnexp.conversion.walk import ROWS
+from snnexp.errors import UserError
+from snnexp.session import Session
+from snnexp.task.convert import Conversion
+from snnexp.terminal import rows_table
+from snnexp.timefold import unfold
+from snnexp.training import Metrics
+
+
+def dynamics(session: Session, layer_images: int) -> Metrics:
+    """Convert, and compare both sides of phi^l = W^l phi^(l-1) + b^l - (v^l(T) - v^l(0))/T; see docs/lab2.md.
+
+    Returns the largest differences. Raises UserError as `task=convert` does, and with a mitigation.
+    """
+    if session.choices["mitigation"] != "none":
+        raise UserError("task=dynamics checks integrate-and-fire neurons as they are: choose mitigation=none")
+    conversion = Conversion(session, layer_images, layer_images, layer_images)
+    return session.tracked(lambda: _checked(conversion))
+
+
+def _checked(conversion: Conversion) -> Metrics:
+    session, rows = conversion.session, list[dict[str, Any]]()
+    conversion.prepare()
+    for steps in conversion.groups():
+        snn, _, _ = conversion.converted(steps[-1], calibrated=True)
+        for t in steps:
+            rows += residuals(snn, conversion.seen(), t)
+    result: Metrics = {}
+    for t in conversion.steps:
+        at = [row for row in rows if row["T"] == t]
+        result |= {f"val/residual_T{t}": max(row["residual"] for row in at),
+                   f"val/remainder_T{t}": max(row["remainder"] for row in at)}
+        session.tracker.metrics({"val/residual": result[f"val/residual_T{t}"]}, step=t)
+    tables.write({"dynamics": rows}, session.run_dir / "tables")
+    figures.write({"dynamics": figures.dynamics(rows)}, session.run_dir / "figures")
+    session.tracker.artifact(session.run_dir / "tables")
+    session.tracker.artifact(session.run_dir / "figures")
+    rows_table("largest difference of the two sides, in units of theta", [
+        {"layer": name} | {f"T={row['T']}": row["residual"] for row in rows if row["layer"] == name}
+        for name in dict.fromkeys(row["layer"] for row in rows)])
+    return result
+
+
+@torch.no_grad()
+def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
+    """Both sides of the relation on every site after T steps, for inputs [N, ...]; in units of theta.
+
+    `residual`: the largest difference over images and neurons; `remainder`: root mean square of (v(T) - v(0))/T. The
+    right side has phi^(l-1), the means of the sites below, through the layers between: nothing of the simulation but
+    what was emitted, and the potentials.
+    """
+    flow = snn.flow
+    found: dict[fx.Node, dict[str, Any]] = {
+        site: {"layer": str(site.target), "T": T, "residual": 0.0, "remainder": 0.0} for site in flow.sites}
+    for part in torch.split(x, max(1, ROWS[x.device.type] // T)):
+        env, state, _ = snn.simulated(part, T)
+        phi = {site: unfold(env[site], T).mean(0) for site in flow.sites}
+        for site, row in found.items():
+            neuron, current = flow.module(site), site.args[0]
+            assert isinstance(neuron, ScaledIF)
+            assert isinstance(current, fx.Node)
+            inside, known = flow.segment([current], [n for n in (*flow.sites, *flow.head) if n is not site])
+            values = {n: phi[n] if n in phi else env[n] for n in known}
+            flow.run(inside, values)
+            remainder = (state[site] - neuron.v_init) / T
+            difference = phi[site] - (values[current] + neuron.bias - remainder)
+            row["residual"] = max(row["residual"], float((difference.abs() / neuron.theta).max()))
+            row["remainder"] += len(part) / len(x) * float((remainder / neuron.theta).square().mean())
+    return [row | {"remainder": row["remainder"] ** 0.5} for row in found.values()]
