@@ -47,7 +47,8 @@ class Neuron:
         v = torch.full(spikes.shape[2:], self.start * self.theta, dtype=torch.float64)
         n, w = torch.zeros_like(v), torch.tensor(self.weights, dtype=torch.float64)
         for t in range(self.T):
-            s, v = if_step(torch.tensordot(w, spikes[:, t].double(), 1), v, self.theta)
+            charged = (v + torch.tensordot(w, spikes[:, t].double(), 1)).round(decimals=DECIMALS)
+            s, v = if_step(torch.zeros_like(v), charged, self.theta)
             v = v.round(decimals=DECIMALS)
             n += s
         return n, v

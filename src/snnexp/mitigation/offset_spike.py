@@ -20,7 +20,7 @@ from snnexp.conversion.neuron import ScaledIF
 from snnexp.errors import integer
 from snnexp.mitigation.base import Mitigation
 
-MARGIN = 1e-3  # of theta: beyond the distance at which a spike goes
+MARGIN = 2**-10  # of theta: beyond the distance at which a spike goes; a power of 2 adds no rounding
 State = tuple[Tensor, Tensor]  # v [N, ...], and how far v(0) was moved
 
 
