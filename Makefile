@@ -6,7 +6,8 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui sweep-alpha sweep-threshold test test-slow test-cluster lint format bench wheel clean
+.PHONY: help setup run ui sweep-alpha sweep-threshold lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet \
+        test test-slow test-cluster lint format bench wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +33,24 @@ sweep-alpha: $(READY)  ## a small Optuna sweep over the surrogate's alpha on the
 
 sweep-threshold: $(READY)  ## the same over the neuron's threshold
 	$(BIN)/snnexp -m +sweep=neuron_threshold hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
+
+# The computer lab, part II (docs/lab2.md). IMAGES: real images for DATA=real; ARGS='checkpoint=FILE' spares the training.
+DATA    ?= embedded
+IMAGES  ?= dataset=cifar10 data_dir=$(DATA_DIR)
+lab2_of  = $(if $(filter real,$(DATA)),experiment=cifar10_$(1)_qcfs $(IMAGES),experiment=digits_$(2)_qcfs trainer.threads=1)
+lab2_run = conversion=qcfs tracking.experiment=$@
+
+lab2-dynamics: $(READY)  ## the relation of neighbouring layers' potentials on every layer (DATA=real DATA_DIR=...: CIFAR-10)
+	$(BIN)/snnexp task=dynamics $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,resnet20,wrn) $(ARGS)
+
+lab2-unevenness: $(READY)  ## small neurons over all orders of spikes, then a network: who fires too often, too seldom
+	$(BIN)/snnexp task=unevenness $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,resnet20,convnet) $(ARGS)
+
+lab2-mitigation: $(READY)  ## what helps against unevenness, and what it costs, at equal total steps
+	$(BIN)/snnexp task=mitigations $(lab2_run) 'timesteps=[4,8,16]' $(call lab2_of,resnet20,wrn) $(ARGS)
+
+lab2-wideresnet: $(READY)  ## a wide residual network, trained, converted, and its unevenness layer by layer
+	$(BIN)/snnexp task=unevenness $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,wrn,wrn) $(ARGS)
 
 test: $(READY)  ## run the tests (minutes)
 	$(BIN)/pytest -m 'not slow' $(ARGS)

@@ -424,7 +424,7 @@ def test_the_three_tasks_write_their_tables_and_figures(snnexp: Callable[..., Do
     (["task=dynamics", "mitigation=signed"], ["mitigation=none"]),
     (["task=mitigations", "mitigation=signed"], ["mitigation=none"]),
     (["task=unevenness", "task.T=[11]"], ["task.T=11", "at most 10"]),
-    (["task=unevenness", "task.cases={bad:{weights:[1.0],trains:['12']}}"], ["trains", "0 or 1"]),
+    (["task=unevenness", "+task.cases.bad={weights:[1.0],trains:['12']}"], ["task.cases.bad.trains", "0 or 1"]),
 ])
 def test_wrong_requests_are_refused(snnexp: Callable[..., Done], arguments: list[str], words: list[str]) -> None:
     done = snnexp(arguments[0], *TINY, *arguments[1:])
