@@ -53,7 +53,7 @@ lab2-wideresnet: $(READY)  ## a wide residual network, trained, converted, and i
 	$(BIN)/snnexp task=unevenness $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,wrn,wrn) $(ARGS)
 
 test: $(READY)  ## run the tests (minutes)
-	$(BIN)/pytest -m 'not slow' $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -m 'not slow' $(ARGS)
 
 test-slow: $(READY)  ## run the tests that take minutes each: kills, servers, the wheel
 	$(BIN)/pytest -m slow $(ARGS)
