@@ -386,11 +386,16 @@ def _fold_norms(graph: fx.GraphModule) -> None:
 def _finish(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         node.type = None  # annotations that are text cannot be pickled
+        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
+            node.target = "reshape"  # of any memory layout
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.graph.lint()  # type: ignore[no-untyped-call]
     graph.recompile()
     graph.eval().requires_grad_(False)
+    for module in graph.modules():  # the layout in which convolutions are fast, on CPU and GPU; what follows keeps it
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
