@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -81,6 +81,16 @@ def closing_table(title: str, metrics: Mapping[str, float], places: Mapping[str,
     out.print(table)
     for name, place in places.items():
         out.print(f"{name:>9}  {place}")
+
+
+def rows_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows with the same keys under their names, to stdout."""
+    table = Table(title=title, title_justify="left")
+    for name in rows[0] if rows else ():
+        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console(highlight=False, soft_wrap=True, width=1000).print(table)  # as wide as it is
 
 
 class LayerBar(_Bar):
