@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui sweep-alpha sweep-threshold test test-slow test-cluster lint format bench wheel clean
+.PHONY: help setup run ui sweep-alpha sweep-threshold lab2-dvs test test-slow test-cluster lint format bench wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,12 @@ sweep-alpha: $(READY)  ## a small Optuna sweep over the surrogate's alpha on the
 
 sweep-threshold: $(READY)  ## the same over the neuron's threshold
 	$(BIN)/snnexp -m +sweep=neuron_threshold hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
+
+# The computer lab, part II (docs/lab2_dvs.md).
+DATA ?= embedded
+
+lab2-dvs: $(READY)  ## QCFS on event recordings, beside a directly trained SNN (DATA=real DATA_DIR=folder with cifar10_dvs/)
+	$(BIN)/snnexp experiment=lab2_dvs$(if $(filter real,$(DATA)),_real dataset.root=$(DATA_DIR)/cifar10_dvs) tracking.experiment=$@ $(ARGS)
 
 test: $(READY)  ## run the tests (minutes)
 	$(BIN)/pytest -m 'not slow' $(ARGS)
