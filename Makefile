@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui sweep-alpha sweep-threshold lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet \
+.PHONY: help setup run ui sweep-alpha sweep-threshold lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet lab2-dvs \
         test test-slow test-cluster lint format bench wheel clean
 
 help:  ## list the targets
@@ -34,7 +34,7 @@ sweep-alpha: $(READY)  ## a small Optuna sweep over the surrogate's alpha on the
 sweep-threshold: $(READY)  ## the same over the neuron's threshold
 	$(BIN)/snnexp -m +sweep=neuron_threshold hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
 
-# The computer lab, part II (docs/lab2.md). IMAGES: real images for DATA=real; ARGS='checkpoint=FILE' spares the training.
+# The computer lab, part II (docs/lab2.md, docs/lab2_dvs.md). IMAGES: real images for DATA=real; ARGS='checkpoint=FILE' spares the training.
 DATA    ?= embedded
 IMAGES  ?= dataset=cifar10 data_dir=$(DATA_DIR)
 lab2_of  = $(if $(filter real,$(DATA)),experiment=cifar10_$(1)_qcfs $(IMAGES),experiment=digits_$(2)_qcfs trainer.threads=1)
@@ -51,6 +51,9 @@ lab2-mitigation: $(READY)  ## what helps against unevenness, and what it costs, 
 
 lab2-wideresnet: $(READY)  ## a wide residual network, trained, converted, and its unevenness layer by layer
 	$(BIN)/snnexp task=unevenness $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,wrn,wrn) $(ARGS)
+
+lab2-dvs: $(READY)  ## QCFS on event recordings, beside a directly trained SNN (DATA=real DATA_DIR=folder with cifar10_dvs/)
+	$(BIN)/snnexp experiment=lab2_dvs$(if $(filter real,$(DATA)),_real dataset.root=$(DATA_DIR)/cifar10_dvs) tracking.experiment=$@ $(ARGS)
 
 test: $(READY)  ## run the tests (minutes)
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -m 'not slow' $(ARGS)

@@ -574,7 +574,7 @@ def test_every_preset_says_what_to_expect_and_can_be_made(path: Path) -> None:
         "like cifar10", split, split, split, shape=(3, 32, 32), classes=tuple("0123456789"), temporal=False)
     session.check()
     net = session.network()
-    spiking = path.stem.startswith("nmnist")
+    spiking = path.stem.startswith("nmnist") or "dspike" in path.stem
     assert bool(net.sites()) == spiking
     assert (session.config["timesteps"] if spiking else 1) == net.T
 

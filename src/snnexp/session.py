@@ -28,7 +28,7 @@ from snnexp.dataset.prepare import prepare
 from snnexp.errors import InvalidValue, Pruned, UserError, integer
 from snnexp.rundir import RunDir, write_json
 from snnexp.terminal import closing_table
-from snnexp.timefold import Normalize, TimeFold
+from snnexp.timefold import Normalize, TimeFold, TimeMean
 from snnexp.tracking import WEIGHTS, Status, Tracker
 from snnexp.training import METRICS, Metrics, Trainer
 from snnexp.trial.job import Job
@@ -206,7 +206,7 @@ class Session:
         if not isinstance(net, nn.Module):
             raise UserError(f"model ({self.config['model']['_target_']}) must give a torch module, not a "
                             f"{type(net).__name__}")
-        front = Normalize(*data.normalize) if data.normalize else None
+        front = Normalize(*data.normalize) if data.normalize else TimeMean() if data.averaged else None
         folded = TimeFold(net, self.config["timesteps"], temporal=data.temporal, front=front)
         if self._checkpoint:
             load_into(folded, self._checkpoint)

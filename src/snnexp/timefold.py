@@ -88,6 +88,13 @@ class Normalize(nn.Module):
         return (x * scale).sub_(self.mean / self.std)
 
 
+class TimeMean(nn.Module):
+    """[N, T, ...], any dtype, to its mean over time [N, ...]: a recording as one image, for a network without time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1, dtype=torch.get_default_dtype())
+
+
 class TimeFold(nn.Module):
     """The one owner of T: feeds a network of time-folded layers and returns its output per step.
 

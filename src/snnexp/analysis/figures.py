@@ -130,6 +130,34 @@ def accuracy_against_t(curves: Mapping[str, Mapping[int, float]], ann: float) ->
     return figure
 
 
+def ways(table: Sequence[Mapping[str, Any]]) -> Figure:
+    """Ways to train a network for event recordings (`task=dvs`): accuracy against steps, and what training took."""
+    names = list(dict.fromkeys(row["way"] for row in table))
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    accuracy, cost = figure.subplots(1, 2, width_ratios=(2, 1))
+    for name, color in zip(names, (ORANGE, BLUE, "#8ab6d6", "#7a4f9a"), strict=True):
+        snn = [row for row in table if row["way"] == name and row["network"] == "SNN"]
+        accuracy.errorbar([r["steps"] for r in snn], [r["accuracy"] for r in snn], [r["sd"] for r in snn], fmt="o-",
+                          color=color, capsize=3, label=f"{name}: SNN")
+        for row in table:
+            if row["way"] == name and row["network"] == "ANN":
+                accuracy.axhline(row["accuracy"], color=color, linestyle="--", label=f"{name}: ANN")
+        if "no reset" not in name:  # its weights are those of another way
+            cost.bar_label(cost.barh(name, snn[0]["train_s"], color=color, height=0.6), fmt=" %.0f")
+    steps = sorted({row["steps"] for row in table if row["network"] == "SNN"})
+    accuracy.set_xscale("log", base=2)
+    accuracy.set_xticks(steps, [str(t) for t in steps])
+    accuracy.minorticks_off()
+    accuracy.set(xlabel="time steps for one recording", ylabel="test accuracy (mean, s.d. over seeds)")
+    accuracy.legend(frameon=False, fontsize=8)
+    cost.invert_yaxis()
+    cost.margins(x=0.15)
+    cost.set(xlabel="processor time of one training, s")
+    for axes in (accuracy, cost):
+        _plain(axes)
+    return figure
+
+
 def layers(table: Sequence[LayerError]) -> Figure:
     """By layer: mean activation of ANN and SNN, firing rate and silent share, and the parts of the squared error."""
     names = [layer.layer for layer in table]

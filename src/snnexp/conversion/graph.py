@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from snnexp.conversion.neuron import MaxGate, Stateful
+from snnexp.conversion.neuron import Frames, MaxGate, Stateful
 from snnexp.errors import UserError, choice
 from snnexp.neuron.clip import Bounded
-from snnexp.timefold import Dropout, Normalize, fold, unfold
+from snnexp.timefold import Dropout, Normalize, TimeMean, fold, unfold
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -69,6 +69,9 @@ def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None) -> tupl
     finish(source)
     _same_answers(original, source, example)
     network = copy.deepcopy(source)
+    for name, module in source.named_modules():
+        if isinstance(module, TimeMean):
+            network.set_submodule(name, Frames())
     flow = Flow(network)
     if not flow.sites:
         raise UserError("there is nothing to convert: the network has no ReLU, clipped or QCFS activation")
@@ -80,8 +83,9 @@ def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None) -> tupl
 class Flow:
     """A graph in execution order, and what of it varies in time.
 
-    `sites`: calls of an activation or a neuron; `timed`: all nodes after a site; `head`: those before; `body`: timed
-    nodes that lead to a site, and the sites; `tail`: the rest up to `output`, linear in what the body emits.
+    `sites`: calls of an activation or a neuron; `timed`: all nodes after a site, or after a recording's frames; `head`:
+    those before; `body`: timed nodes that lead to a site, and the sites; `tail`: the rest up to `output`, linear in
+    what the body emits.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -92,7 +96,7 @@ class Flow:
         self.placeholder = self.nodes[0]
         self.sites = [n for n in self.nodes if self._is_site(n)]
         self.data = _after(self.nodes, [self.placeholder])  # nodes with a batch axis, but for sizes
-        self.timed = _after(self.nodes, self.sites)
+        self.timed = _after(self.nodes, [*self.sites, *(n for n in self.nodes if isinstance(self.module(n), Frames))])
         leading = _before(self.nodes, self.sites)
         self.head = [n for n in self.nodes if n not in self.timed and n is not self.output]
         self.body = [n for n in self.nodes if n in self.timed and n in leading]
@@ -223,7 +227,8 @@ class _Tracer(fx.Tracer):
         self.place = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (*ACTIVATIONS, Dropout, Normalize)) or super().is_leaf_module(m, module_qualified_name)
+        ours = (*ACTIVATIONS, Dropout, Normalize, TimeMean)
+        return isinstance(m, ours) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         path = self.path_of_module(m)
@@ -422,7 +427,7 @@ def _check_linear(flow: Flow, maxpool: str | None) -> None:
     sizes = _sizes(flow.nodes)
     for node in flow.body + flow.tail:
         module, name = flow.module(node), "" if node.op == "call_module" else function_name(node)
-        if node in flow.sites or node in sizes or isinstance(module, AFFINE):
+        if node in flow.sites or node in sizes or isinstance(module, (*AFFINE, Frames)):
             if isinstance(module, NORMS) and module.running_mean is None:
                 raise UserError(f"layer {where(node)} normalises by its own batch (track_running_stats=False), which "
                                 "no spiking network can: train it with running statistics")

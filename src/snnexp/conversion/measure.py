@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from snnexp.conversion.frames import PerFrame
 from snnexp.conversion.graph import CONVS, Flow
 from snnexp.conversion.network import Converted
 from snnexp.conversion.neuron import ScaledIF
@@ -19,7 +20,7 @@ from snnexp.timefold import unfold
 MAC, AC = 4.6e-3, 0.9e-3  # nJ of a multiply-accumulate and of an accumulate, 45 nm: Horowitz, ISSCC 2014
 
 
-def accuracies(snn: Converted, split: Split, steps: Sequence[int], batch_size: int, device: torch.device,
+def accuracies(snn: Converted | PerFrame, split: Split, steps: Sequence[int], batch_size: int, device: torch.device,
                images: int | None = None) -> dict[int, float]:
     """Accuracy after each of `steps`, from one simulation of the longest; on `images` spread over the split."""
     correct, order = dict.fromkeys(steps, 0), spread(split, images)

@@ -107,6 +107,21 @@ class Readout(nn.Module):
         return Readout(torch.where(better.view(1, -1, *[1] * (other.bias.dim() - 2)), other.bias, self.bias))
 
 
+class Frames(Stateful):
+    """A recording, frame by frame: stands for `TimeMean` in front of a network, [N, F, ...] -> [N, ...] a step.
+
+    After the last frame the first comes again, so that the mean over any multiple of F steps is the recording's.
+    """
+
+    def scan(self, x: Tensor, state: int | None) -> tuple[Tensor, int]:
+        start, dtype = state or 0, torch.get_default_dtype()
+        return torch.stack([r[:, (start + t) % r.shape[1]].to(dtype) for t, r in enumerate(x)]), start + len(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean over time, [N, ...]."""
+        return x.mean(1, dtype=torch.get_default_dtype())
+
+
 class MaxGate(Stateful):
     """Max pooling of trains: a spike passes when it raises the largest count in its window so far.
 

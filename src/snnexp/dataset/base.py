@@ -35,7 +35,8 @@ class Split:
 @dataclass(frozen=True)
 class Data:
     """A prepared dataset. `shape` is one step's (C, H, W); `temporal` says whether x has a time axis after the batch
-    axis ([n, T, C, H, W]) or is shown unchanged at each step ([n, C, H, W]).
+    axis ([n, T, C, H, W]) or is shown unchanged at each step ([n, C, H, W]). `averaged`: x has a time axis, but what is
+    shown unchanged is its mean over time (`temporal` is then false).
 
     `augment(x [b, ...], seed)` changes a training batch, on whatever device it is, as a function of `seed`.
     `normalize`: (mean, std) per channel in units of 255: becomes part of the network, which takes images of 0..255.
@@ -48,6 +49,7 @@ class Data:
     shape: tuple[int, ...]
     classes: tuple[str, ...]
     temporal: bool
+    averaged: bool = False
     augment: Callable[[Tensor, int], Tensor] | None = None
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 

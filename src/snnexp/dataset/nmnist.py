@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from snnexp.dataset.base import Data
-from snnexp.dataset.recordings import Archive, Binning, Folder, Source, load
+from snnexp.dataset.recordings import Archive, Binning, Folder, load
 from snnexp.errors import UserError, integer
 
 PAGE = "https://www.garrickorchard.com/datasets/n-mnist"
@@ -32,7 +32,7 @@ def limit(name: str, value: int | None, at_least: int) -> int | None:
     return None if value is None else integer(name, value, at_least=at_least)
 
 
-def _source(root: Path, split: str, limit: int | None) -> Source:
+def _source(root: Path, split: str, limit: int | None) -> Archive | Folder:
     # An archive first: it is whole or refused, while a folder beside it may stem from an interrupted extraction.
     for archive in (root / f"{split}.zip", root / "download" / f"{split}.zip"):
         if archive.exists() and (source := Archive(archive, limit)).labels:

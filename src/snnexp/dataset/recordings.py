@@ -1,4 +1,5 @@
-"""Recordings in N-MNIST files, in folders or in zip archives -> `Data`: binned once, memory-mapped, split by seed."""
+"""Recordings in files, in folders or in zip archives -> `Data`: binned once, memory-mapped, split by seed. `Folder` and
+`Archive` are those of N-MNIST."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from snnexp.dataset.prepare import digest, in_order, prepare, progress
 from snnexp.errors import UserError, choice, integer
 
 log = logging.getLogger(__name__)
-CHUNK = 64  # recordings binned at a time
+CHUNK = 64 * events.HEIGHT * events.WIDTH  # pixels binned at a time, of all recordings of a chunk together
 MEMBER = re.compile(r"(?:^|/)(\d)/(\d+)\.bin$")
 DIGITS = tuple("0123456789")
 
@@ -62,41 +64,63 @@ class Folder:
         return events.read(self.files[k])
 
 
-class Archive:
-    """The same in the zip file `path`, read in place: nothing is extracted that could be left half done."""
+class Zip:
+    """The zip file `path`, read in place by any thread: nothing is extracted that could be left half done.
 
-    def __init__(self, path: Path, limit: int | None = None) -> None:
+    Raises UserError for an archive that is not complete.
+    """
+
+    def __init__(self, path: Path) -> None:
         self.path, self.lock = path, threading.Lock()
         try:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
             raise UserError(f"{path} is no complete zip archive ({error}): download it again") from error
-        found = sorted((int(m[2]), m.string, int(m[1])) for m in map(MEMBER.search, self.zip.namelist())
-                       if m and "__MACOSX" not in m.string)[:limit]
+        self.names = [name for name in self.zip.namelist() if "__MACOSX" not in name]
+
+    def identity(self) -> list[object]:
+        """What changes when the archive does: path, size and time of last change."""
+        stat = self.path.stat()
+        return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of the member `name`. Raises UserError if it is damaged."""
+        try:
+            with self.lock:
+                return self.zip.read(name)
+        except (zipfile.BadZipFile, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+            raise UserError(f"{self.path}:{name} is damaged ({error}): download the archive again") from error
+
+
+class Archive:
+    """The same as `Folder` in the zip file `path`."""
+
+    def __init__(self, path: Path, limit: int | None = None) -> None:
+        self.zip = Zip(path)
+        found = sorted((int(m[2]), m.string, int(m[1])) for m in map(MEMBER.search, self.zip.names) if m)[:limit]
         self.names, self.labels = [name for _, name, _ in found], [label for _, _, label in found]
 
     def identity(self) -> list[object]:
-        """What changes when the archive does: path, size, time of last change, and how many recordings are used."""
-        stat = self.path.stat()
-        return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns, len(self.names)]
+        """What changes when the archive does, and how many recordings are used."""
+        return [*self.zip.identity(), len(self.names)]
 
     def read(self, k: int) -> events.Events:
         """Recording `k` of the list."""
-        name = f"{self.path}:{self.names[k]}"
-        try:
-            with self.lock:
-                data = self.zip.read(self.names[k])
-        except (zipfile.BadZipFile, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
-            raise UserError(f"{name} is damaged ({error}): download the archive again") from error
-        return events.decode(events.not_empty(data, name), name=name)
+        name = f"{self.zip.path}:{self.names[k]}"
+        return events.decode(events.not_empty(self.zip.read(self.names[k]), name), name=name)
 
 
-Source = Folder | Archive
+class Source(Protocol):
+    """Recordings: their labels, and `read(k)`, the k-th one's events."""
+
+    labels: list[int]
+
+    def read(self, k: int) -> events.Events: ...
 
 
 def load(name: str, train: Source, test: Source, identity: object, cache: str | Path, binning: Binning,
-         validation: float, seed: int, classes: tuple[str, ...] = DIGITS) -> Data:
-    """`Data` with x uint8 [n, T, 2, 34, 34] (channel 0 OFF, 1 ON), memory-mapped from `cache`, binned there if needed.
+         validation: float, seed: int, classes: tuple[str, ...] = DIGITS, side: int = events.HEIGHT) -> Data:
+    """`Data` with x uint8 [n, T, 2, side, side] (channel 0 OFF, 1 ON), memory-mapped from `cache`, binned if needed.
 
     `identity` names the recordings: with the binning it keys the cache. `validation`, a share between 0 and 1, of the
     training recordings are set apart by `seed`; test recordings never validate. Raises UserError (EventFileError)
@@ -104,7 +128,8 @@ def load(name: str, train: Source, test: Source, identity: object, cache: str | 
     """
     validation_share(validation)
     key = digest(identity=identity, binning=vars(binning))
-    directory = prepare(Path(cache).expanduser() / name / f"frames-{key}", partial(_bin, name, (train, test), binning))
+    folder = Path(cache).expanduser() / name
+    directory = prepare(folder / f"frames-{key}", partial(_bin, name, (train, test), binning, side))
     meta = json.loads((directory / "meta.json").read_text())
     if meta["saturated"]:
         log.warning("%s: %d cells hold more than 255 events and were cut at 255", name, meta["saturated"])
@@ -118,20 +143,20 @@ def load(name: str, train: Source, test: Source, identity: object, cache: str | 
                 classes=classes, temporal=True)
 
 
-def _bin(name: str, sources: Sequence[Source], binning: Binning, directory: Path) -> None:
+def _bin(name: str, sources: Sequence[Source], binning: Binning, side: int, directory: Path) -> None:
     """Bin `sources`, in order, into `directory`: frames.npy, labels.npy, meta.json."""
-    chunks = [(source, range(start, min(start + CHUNK, len(source.labels))))
-              for source in sources for start in range(0, len(source.labels), CHUNK)]
+    size = max(1, CHUNK // side**2)
+    chunks = [(source, range(start, min(start + size, len(source.labels))))
+              for source in sources for start in range(0, len(source.labels), size)]
 
     def binned(chunk: tuple[Source, range]) -> tuple[NDArray[np.uint8], int]:
         source, rows = chunk
         recordings = [source.read(k) for k in rows]
-        counts = frames.count(recordings, binning.timesteps, binning.bins, binning.duration,
-                              events.HEIGHT, events.WIDTH)
+        counts = frames.count(recordings, binning.timesteps, binning.bins, binning.duration, side, side)
         return frames.to_bytes(counts, binning.values)
 
     labels = np.array([label for source in sources for label in source.labels], np.int64)
-    shape = (len(labels), binning.timesteps, frames.POLARITIES, events.HEIGHT, events.WIDTH)
+    shape = (len(labels), binning.timesteps, frames.POLARITIES, side, side)
     saturated = 0
     with (directory / "frames.npy").open("wb") as file:  # written, not mapped: a full disk is an error, not a SIGBUS
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from snnexp.analysis import figures
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
+from snnexp.conversion.frames import PerFrame, stills
 from snnexp.conversion.graph import prepare
 from snnexp.conversion.measure import LayerError, accuracies, ann_accuracy, columns, examine, spread
 from snnexp.conversion.network import Converted
@@ -60,7 +61,7 @@ class Conversion:
             raise error.told(f"task.{error.name}") from error
         self.session, self.val_images, self.test_images = session, val_images, test_images
         self.steps = _steps(session.config["timesteps"])
-        ann = session.config | {"timesteps": 1}
+        ann = session.config | {"timesteps": session.config["dataset"].get("timesteps", 1)}  # of recordings: the frames
         self.source = Session(ann, session.choices, session.run_dir)
         self.source.check(["val/accuracy", "val/ann_accuracy", *(f"val/snn_accuracy_T{t}" for t in self.steps)])
         self.method: Method = build("conversion", session.config)
@@ -73,11 +74,7 @@ class Conversion:
 
     def _check_network(self) -> None:
         """Convert the untrained network for two images: what cannot be converted is told before anything is trained."""
-        data = self.source.data
-        if data.temporal:
-            raise UserError(f"conversion shows the same input at each step, and dataset={data.name} is a recording "
-                            "over time: choose a dataset of images, such as dataset=digits")
-        net = self.source.network()
+        data, net = self.source.data, self.source.network()
         if net.sites():
             raise UserError(f"neuron={self.session.choices['neuron']} spikes already: conversion starts from an ANN "
                             "(neuron=relu, clip or qcfs)")
@@ -85,6 +82,11 @@ class Conversion:
             self.images = self.calibration.sample(data.train)
         except InvalidValue as error:
             raise error.told(f"calibration.{error.name}") from error
+        if data.averaged:
+            self._check_frames(data.train.x.shape[1])
+        if data.temporal:  # each frame is an image; of each recording one calibrates, in turn
+            turn = torch.arange(len(self.images))
+            self.images = self.images[turn, turn % self.images.shape[1]].float()
         x = self.images[:2]
         source, network = prepare(_still(net), x, self.method.maxpool)
         walk(source, network, x, 1, self.method)
@@ -94,6 +96,18 @@ class Conversion:
                 self.mitigation.check(t)
         except InvalidValue as error:
             raise error.told(f"mitigation.{error.name}") from error
+
+    def _check_frames(self, frames: int) -> None:
+        """Raises UserError unless the recording that is seen frame by frame is seen whole."""
+        for t in [steps[-1] for steps in self.groups()]:
+            if t % frames:
+                raise UserError(f"timesteps={t} is not allowed: the network is shown the {frames} frames of a "
+                                f"recording one after the other, so T must be a multiple of {frames} (only "
+                                "conversions that are one network for all T may stop before, at a smaller T of a list)")
+
+    def _whole(self, network: nn.Module) -> Any:
+        """`network`, which takes images or averaged recordings, for what a split holds."""
+        return PerFrame(network) if self.source.data.temporal else network
 
     def prepare(self) -> Metrics:
         """Get the ANN, trained if need be, onto the device; its accuracies."""
@@ -107,7 +121,7 @@ class Conversion:
         self.images = self.images.to(self.device)
         self.splits = {"val": (data.val, self.val_images), "test": (data.test, self.test_images)}
         size = session.trainer.eval_batch_size
-        return {f"{split}/ann_accuracy": ann_accuracy(self.ann, part, size, self.device, images)
+        return {f"{split}/ann_accuracy": ann_accuracy(self._whole(self.ann), part, size, self.device, images)
                 for split, (part, images) in self.splits.items()}
 
     def _measured(self) -> Metrics:
@@ -146,7 +160,7 @@ class Conversion:
     def accuracy(self, snn: Converted, split: str, steps: Sequence[int]) -> dict[int, float]:
         """Accuracy on a split at each of `steps`."""
         data, images = self.splits[split]
-        return accuracies(snn, data, steps, self.session.trainer.eval_batch_size, self.device, images)
+        return accuracies(self._whole(snn), data, steps, self.session.trainer.eval_batch_size, self.device, images)
 
     def accuracies(self, snn: Converted, steps: Sequence[int], what: str) -> Metrics:
         """Accuracy at each of `steps` on both splits, logged with step = T."""
@@ -161,18 +175,21 @@ class Conversion:
         """The validation images of the table by layer."""
         val = self.source.data.val
         x, _ = next(val.batches(self.layer_images, spread(val, self.layer_images)))
-        return x.to(self.device)
+        return (stills(x) if self.source.data.temporal else x).to(self.device)
 
     def examined(self, source: torch.fx.GraphModule, snn: Converted, t: int, layers: list[LayerError]) -> Metrics:
         """Errors by layer, added to `layers`, and the cost of an inference, on validation images."""
+        data = self.source.data
+        runs = data.val.x.shape[1] if data.temporal else 1  # of the network a recording
         errors, account = examine(source, snn, self.seen(), t)
         layers += errors
-        cost = {"spikes": account.spikes, "spikes_per_neuron": account.spikes_per_neuron,
-                "synaptic_operations": account.synaptic_operations, "energy_nj": account.energy_nj,
-                "latency": account.latency}
+        cost = {"spikes": account.spikes * runs, "spikes_per_neuron": account.spikes_per_neuron * runs,
+                "synaptic_operations": account.synaptic_operations * runs, "energy_nj": account.energy_nj * runs,
+                "latency": account.latency * runs}
         self.session.tracker.metrics({f"val/{name}": value for name, value in cost.items()}, step=t)
         return {f"val/{name}_T{t}": value for name, value in cost.items()} | {
-            "neurons": account.neurons, "val/ann_macs": account.ann_macs, "val/ann_energy_nj": account.ann_energy_nj}
+            "neurons": account.neurons, "val/ann_macs": account.ann_macs * runs,
+            "val/ann_energy_nj": account.ann_energy_nj * runs}
 
     def _report(self, result: Metrics, layers: Sequence[LayerError], done: list[dict[str, Any]]) -> None:
         session, folder = self.session, self.session.run_dir

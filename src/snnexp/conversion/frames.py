@@ -1,0 +1,34 @@
+"""A network of still images on the frames of a recording, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def stills(x: Tensor) -> Tensor:
+    """All frames of recordings [N, F, ...], any dtype, as images [N F, ...]."""
+    return x.flatten(0, 1).to(torch.get_default_dtype())
+
+
+class PerFrame(nn.Module):
+    """`network`, an ANN or a `Converted`, on each frame, every time from its start, and the mean of its answers:
+    [N, F, ...] -> [N, K]. As an SNN it takes F times the steps of one frame."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._mean(self.network(stills(x)), x)
+
+    def at(self, x: Tensor, steps: Sequence[int]) -> list[Any]:
+        """As `Converted.at`, for so many `steps` a frame."""
+        return [self._mean(y, x) for y in self.network.at(stills(x), steps)]  # type: ignore[operator]
+
+    @staticmethod
+    def _mean(y: Tensor, x: Tensor) -> Tensor:
+        return y.unflatten(0, x.shape[:2]).mean(1)  # type: ignore[no-untyped-call, no-any-return]

@@ -1,0 +1,221 @@
+"""CIFAR10-DVS: 10,000 images of CIFAR-10 that move on a screen, recorded by a DVS128 (H. Li et al., Frontiers in
+Neuroscience 2017); and recordings of the same kind by the simulated camera."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+from torch import Tensor
+
+from snnexp.dataset import aedat, dvs128, standard
+from snnexp.dataset import digits as bundled
+from snnexp.dataset.augment import Augment
+from snnexp.dataset.base import Data
+from snnexp.dataset.events import Events
+from snnexp.dataset.image_folder import image_folder
+from snnexp.dataset.images import files
+from snnexp.dataset.prepare import digest, in_order, prepare, progress
+from snnexp.dataset.recordings import Binning, Zip, load
+from snnexp.errors import UserError, choice, integer, number, require
+
+PAGE = "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671/2"
+CLASSES = tuple(standard.CIFAR10.split())
+SOURCES = ("digits", "cifar10", "image_folder")
+NUMBERED = re.compile(r"(\d+)\.aedat$")
+CHUNK = 8  # images the camera sees at a time: its arrays then stay in the cache
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both datasets let the user choose; see conf/dataset/cifar10_dvs.yaml. Raises InvalidValue.
+
+    `size`: frames are size x size cells of 128/size x 128/size pixels. `average`: the network is shown the mean of the
+    frames as one image. `samples`: use only the first so many recordings of each class. `test`: share of each class's
+    recordings that tests, drawn once, whatever the `seed`; `validation`: share of the others that validates, drawn by
+    `seed`. `crop`, `flip`: of training recordings, all frames alike (`Augment`). The rest: `Binning`.
+    """
+
+    cache: str | Path
+    timesteps: int
+    size: int = aedat.SIDE
+    average: bool = False
+    bins: str = "count"
+    values: str = "count"
+    duration: int = 1_200_000
+    samples: int | None = None
+    test: float = 0.1
+    validation: float = 0.1
+    seed: int = 0
+    crop: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        Binning(self.timesteps, self.bins, self.values, self.duration)
+        whole = isinstance(self.size, int) and 0 < self.size <= aedat.SIDE and aedat.SIDE % self.size == 0
+        require(whole, "size", self.size, "a divisor of 128, so that all cells are alike: 128, 64, 32, 16, ...")
+        require(isinstance(self.average, bool), "average", self.average, "true or false")
+        if self.samples is not None:
+            integer("samples", self.samples, at_least=3)
+        number("test", self.test, "a share between 0 and 1, both excluded", above=0, below=1)
+        Augment(crop=self.crop, flip=self.flip)
+
+
+def cifar10_dvs(root: str | Path, classes: Sequence[str] | None = None, **options: object) -> Data:
+    """The real recordings below `root`: of each class an archive `<class>.zip` as downloaded, or a folder `<class>`.
+
+    `classes`: only these (null: all ten). Any part of each class will do. Nothing is written to `root`. Other arguments
+    and what is returned: `Options`, `recordings.load`. Raises UserError that names the folder and the download page if
+    there is nothing to read, EventFileError for a file that is no recording of a DVS128, and InvalidValue.
+    """
+    chosen, known = Options(**options), tuple(CLASSES if classes is None else classes)  # type: ignore[arg-type]
+    require(len(known) > 1 and set(known) <= set(CLASSES), "classes", list(known), f"null, or some of {list(CLASSES)}")
+    return _loaded("cifar10_dvs", Path(root).expanduser(), known, chosen)
+
+
+def cifar10_saccade(source: str, root: str | Path, camera: dvs128.DVS128 | None = None, download: bool = False,
+                    **options: object) -> Data:
+    """Images that move before the simulated `camera`, recorded once into AEDAT files below `cache` and read as the real
+    ones are.
+
+    `source`: `digits`, scikit-learn's (root is not used); `cifar10`, torchvision's below `root`, which `download` lets
+    it fetch; `image_folder`, any images in `root/train/<class>/`. `samples` of each class are recorded, of those that
+    train; images are seen as grey, 32 x 32. Other arguments: `cifar10_dvs`. Raises UserError and InvalidValue.
+    """
+    chosen, camera = Options(**options), camera or dvs128.DVS128()  # type: ignore[arg-type]
+    x, y, classes = _images(choice("source", source, SOURCES), root, download, chosen)
+    seen = hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
+    key = digest(version=dvs128.VERSION, images=[source, seen, list(classes)], camera=asdict(camera))
+    directory = prepare(Path(chosen.cache).expanduser() / "cifar10_saccade" / f"recordings-{key}",
+                        lambda to: film(camera, x, y, classes, to))
+    return _loaded("cifar10_saccade", directory, classes, chosen)
+
+
+@dataclass
+class Recordings:
+    """Recordings in files, or in members of archives, in cells of `cell` x `cell` pixels, from the first event on."""
+
+    cell: int
+    places: list[tuple[Path | Zip, str]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+
+    def read(self, k: int) -> Events:
+        """Recording `k` of the list. Raises EventFileError."""
+        place, member = self.places[k]
+        name = f"{place.path}:{member}" if isinstance(place, Zip) else str(place)
+        t, x, y, p = aedat.decode(place.read(member) if isinstance(place, Zip) else place.read_bytes(), name)
+        if not len(t):
+            raise UserError(f"{name}: the file holds no event")
+        return Events(t - t[0], x // self.cell, y // self.cell, p)
+
+
+@dataclass(frozen=True)
+class OfRecordings:
+    """An `Augment` that changes all frames of a recording alike."""
+
+    augment: Augment
+
+    def __call__(self, x: Tensor, seed: int) -> Tensor:
+        """uint8 [N, T, C, H, W] -> the same."""
+        return self.augment(x.flatten(1, 2), seed).view_as(x)
+
+
+def film(camera: dvs128.DVS128, x: NDArray[np.uint8], y: NDArray[np.int64], classes: Sequence[str],
+         directory: Path) -> None:
+    """Record images x [n, 32, 32] of labels y into `directory/<class>/cifar10_<class>_<k>.aedat`, k from 0 by class."""
+    for name in classes:
+        (directory / name).mkdir()
+    place = [int((y[:k] == label).sum()) for k, label in enumerate(y)]
+
+    def shoot(start: int) -> int:
+        rows = range(start, min(start + CHUNK, len(y)))
+        for k, recording in zip(rows, camera.record(x[rows.start : rows.stop], rows), strict=True):
+            name = classes[y[k]]
+            aedat.write(directory / name / f"cifar10_{name}_{place[k]}.aedat", recording)
+        return len(rows)
+
+    with threadpool_limits(1):  # a thread a core is at work already
+        for _ in progress(in_order(shoot, range(0, len(y), CHUNK)), "cifar10_saccade: recording", len(y), int):
+            pass
+
+
+def _images(source: str, root: str | Path, download: bool,
+            options: Options) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
+    """(grey images [n, 32, 32], labels [n], classes): the first `samples` of each class."""
+    if source == "digits":
+        train, test = bundled.read()
+        small, labels = (torch.from_numpy(np.concatenate(parts)) for parts in ((train.x, test.x), (train.y, test.y)))
+        large = torch.nn.functional.interpolate(small[:, None].float() / 16, size=(24, 24), mode="bicubic")
+        grey = torch.nn.functional.pad(large[:, 0].clamp(0, 1), 4 * [4]) * 255
+        classes = bundled.CLASSES
+    else:
+        data = standard.cifar10(root, download, cache=options.cache) if source == "cifar10" else \
+            image_folder(root, size=32, cache=options.cache)
+        rows = torch.cat([data.train.index, data.val.index]).sort().values
+        labels, classes = data.train.y[rows], data.classes
+        kept = _first(labels, len(classes), options.samples)
+        rows, labels = rows[kept], labels[kept]
+        grey = (data.train.x[rows].float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)  # ITU-R BT.601
+    kept = _first(labels, len(classes), options.samples)
+    return grey[kept].round().byte().numpy(), labels[kept].numpy(), tuple(classes)
+
+
+def _first(labels: Tensor, classes: int, samples: int | None) -> Tensor:
+    """Rows of the first `samples` of each class (None: all), in order."""
+    return torch.cat([(labels == label).nonzero().flatten()[:samples] for label in range(classes)]).sort().values
+
+
+def _loaded(name: str, root: Path, classes: tuple[str, ...], options: Options) -> Data:
+    """`Data` of the recordings below `root`, split by class."""
+    train, test = (Recordings(aedat.SIDE // options.size) for _ in range(2))
+    identity: list[object] = [options.size, options.test]
+    for label, wanted in enumerate(classes):
+        found, seen = _found(root, wanted, options.samples)
+        identity.append(seen)
+        rows = np.random.default_rng((0, label)).permutation(len(found))
+        cut = max(1, round(options.test * len(found)))
+        if cut >= len(found):
+            raise UserError(f"{len(found)} recordings of the class {wanted} with dataset.test={options.test} leave "
+                            "none to train with")
+        for part, kept in ((test, rows[:cut]), (train, rows[cut:])):
+            part.places += [found[k] for k in np.sort(kept)]
+            part.labels += [label] * len(kept)
+    binning = Binning(options.timesteps, options.bins, options.values, options.duration)
+    data = load(name, train, test, identity, options.cache, binning, options.validation, options.seed, classes,
+                options.size)
+    augment = OfRecordings(Augment(crop=options.crop, flip=options.flip)) if options.crop or options.flip else None
+    return replace(data, augment=augment, temporal=not options.average, averaged=options.average)
+
+
+def _found(root: Path, name: str, samples: int | None) -> tuple[list[tuple[Path | Zip, str]], object]:
+    """(the first `samples` recordings of the class `name` by number, what changes when they do)."""
+    # an archive first: it is whole or refused, while a folder beside it may stem from an interrupted extraction
+    for path in (root / f"{name}.zip", root / "download" / f"{name}.zip"):
+        if path.exists():
+            archive = Zip(path)
+            inside = _by_number(archive.names)[:samples]
+            if inside:
+                return [(archive, member) for member in inside], [*archive.identity(), len(inside)]
+    for folder in (root / name, root / "extract" / name):
+        paths = [Path(p) for p in _by_number([str(p) for p in folder.glob("*.aedat")])][:samples]
+        if paths:
+            return [(path, "") for path in paths], files(paths)
+        if any(folder.glob("*.aedat4")):
+            raise UserError(f"{folder} holds AEDAT 4 files: this reads the AEDAT 2.0 files of {PAGE}")
+    raise UserError(
+        f"no CIFAR10-DVS recordings of the class {name} in {root.resolve()}: looked for {name}.zip and "
+        f"{name}/*_<number>.aedat. Download airplane.zip ... truck.zip from {PAGE} into that folder (extracted or "
+        "not), point dataset.root at the folder that holds them, or name the classes that you have: "
+        "dataset.classes=[airplane,...]. dataset=cifar10_saccade needs no download")
+
+
+def _by_number(names: Sequence[str]) -> list[str]:
+    """Those of `names` that end as a recording's does, by their numbers."""
+    return [m.string for m in sorted(filter(None, map(NUMBERED.search, names)), key=lambda m: (int(m[1]), m.string))]
