@@ -6,11 +6,10 @@ spikes", Nature Machine Intelligence 2021; the neuron: `snnexp.few_spike.table`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snnexp.conversion.graph import Curve
 from snnexp.conversion.neuron import FewSpike as Neuron

@@ -33,8 +33,8 @@ class Curve(nn.Sequential):
 
 
 ACTIVATIONS = (nn.ReLU, nn.Hardtanh, Bounded, Curve)  # what a site's source is after preparation; Hardtanh from 0 up
-CURVES = (nn.SiLU, nn.Sigmoid, nn.GELU, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.LeakyReLU, nn.Mish, nn.Softplus,
-          nn.SELU, nn.CELU, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Hardtanh)
+CURVES = (nn.SiLU, nn.Sigmoid, nn.GELU, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.LeakyReLU, nn.Mish,
+          nn.Softplus, nn.SELU, nn.CELU, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Hardtanh)
 CURVE_FUNCTIONS = {"silu": nn.SiLU, "sigmoid": nn.Sigmoid, "gelu": nn.GELU, "tanh": nn.Tanh, "hardswish": nn.Hardswish,
                    "hardsigmoid": nn.Hardsigmoid, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "mish": nn.Mish,
                    "softplus": nn.Softplus}
@@ -68,7 +68,8 @@ def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None,
     place, or several times through one module become modules; dropout goes; BatchNorm is folded into the layer before
     where that has no other use. `maxpool` after a site: `average`, `gate`, or None, which refuses it. With `decoded`
     layers hand on numbers, not trains: any elementwise activation is a site, max pooling and products stay what they
-    are. The caller's network is not touched. Raises UserError, naming the layer, for what cannot be converted faithfully.
+    are. The caller's network is not touched. Raises UserError, naming the layer, for what cannot be converted
+    faithfully.
     """
     if maxpool is not None:
         choice("maxpool", maxpool, MAXPOOL)

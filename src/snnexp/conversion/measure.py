@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -86,6 +86,7 @@ class Account:
     energy_nj: float
     ann_macs: float
     ann_energy_nj: float
+    more: dict[str, float] = field(default_factory=dict)  # what a kind of network has to tell besides
 
 
 @torch.no_grad()
@@ -112,7 +113,7 @@ def examine(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) -> tuple[
         for node in flow.nodes:
             module = flow.module(node)
             if isinstance(module, (nn.Linear, *CONVS)):
-                cost = _macs(module, env[node], len(part) * (T if node in flow.timed else 1))
+                cost = macs_of_row(module, env[node], len(part) * (T if node in flow.timed else 1))
                 macs += cost * share
                 if node in flow.timed:
                     operations += cost * share * T * float((env[node.args[0]] != 0).float().mean())
@@ -168,7 +169,7 @@ def _add(layer: LayerError, seen: _Seen, share: float) -> None:
         setattr(layer, name, getattr(layer, name) + share * float(value.square().mean()))
 
 
-def _macs(module: nn.Module, output: Tensor, rows: int) -> float:
+def macs_of_row(module: nn.Module, output: Tensor, rows: int) -> float:
     """Multiply-accumulates of one row: each output of a convolution or linear layer has a fan-in of its own."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)

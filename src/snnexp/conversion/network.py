@@ -110,8 +110,8 @@ class Decoded(Converted):
 
     @torch.no_grad()
     def stream(self, x: Tensor) -> Iterator[Any]:
-        """A pipeline: the inputs x [N, ...] enter one a slot of K steps, and while one is in a layer, those before are in
-        the layers above. The answers [1, ...] in the same order, the first after `depth` slots."""
+        """A pipeline: the inputs x [N, ...] enter one a slot of K steps, and while one is in a layer, those before it
+        are in the layers above. The answers [1, ...] in the same order, the first after `depth` slots."""
         flow, levels = self.flow, self.levels
         stages = [[n for n in flow.nodes[1:-1] if max(levels[n], 1) == k + 1] for k in range(self.depth)]
         inside: list[tuple[int, dict[fx.Node, Any]]] = []  # (layers passed, values), those that came first at the front

@@ -10,7 +10,7 @@ comparison.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,14 @@ from torch import Tensor
 from snnexp.few_spike.table import FUNCTIONS, Fitted, Table, measured
 
 Density = Callable[[Tensor], Tensor]  # of the inputs; needs no norm
-STAGES = ((400, 0.6), (800, 0.28), (2400, 0.12))  # points of the grid, share of the rounds
-CHAINS, MUTANTS = 32, 256  # chains at the start, candidates a round
+POINTS = (500, 1500, 4000)
+GROWING, MIDDLE = 0.8, 0.15
+CYCLES, CYCLING = 24, 0.5
+TRIED = 1024
+CHAINS, MUTANTS = 16, 64  # chains at the start, candidates a round
+TOGETHER = 2**17  # candidates x points simulated at a time: what the caches hold
 RIDGE = 1e-6
-SMALLEST_MOVE, LARGEST_MOVE = 3e-4, 0.5  # of the interval
+SMALLEST_MOVE, LARGEST_MOVE = 5e-5, 0.5  # of the interval; the largest shrinks as the search cools
 TOO_MANY = 6.0  # log error that a spike beyond the limit costs
 Report = Callable[[int, int], None]  # (rounds done, rounds in all)
 
@@ -47,15 +51,21 @@ class Target:
     def project(self, T: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """The best d [B, K] for each of B pairs T, h [B, K], and their costs [B]: log mean squared error, and more
         where there are too many spikes."""
-        z = _trains(self.x, T, h)
-        gram = torch.bmm(z * self.w, z.transpose(1, 2)).double()
-        moment = ((z * self.w) @ self.y).double()
+        size = max(1, TOGETHER // len(self.x))
+        parts = [self._moments(*pair) for pair in zip(T.split(size), h.split(size), strict=True)]
+        gram, moment = (torch.cat(part).double() for part in zip(*parts, strict=True))
         factor, _ = torch.linalg.cholesky_ex(gram + RIDGE * torch.eye(T.shape[1], dtype=torch.float64))
         d = torch.cholesky_solve(moment.unsqueeze(2), factor).squeeze(2)
         square = (self.w * self.y.square()).sum().double()
         mse = square - 2 * (moment * d).sum(1) + torch.einsum("bi,bij,bj->b", d, gram, d)
         over = gram.diagonal(dim1=1, dim2=2).sum(1) - self.limit
         return d, (mse.clamp(min=1e-12).log() + TOO_MANY * over.clamp(min=0)).nan_to_num(nan=torch.inf)
+
+    def _moments(self, T: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of z z' [B, K, K] and of z y [B, K] over the inputs."""
+        z = _trains(self.x, T, h)
+        weighted = z * self.w
+        return torch.bmm(weighted, z.transpose(1, 2)), weighted @ self.y
 
 
 def fit(activation: str, interval: tuple[float, float], K: int, limit: float, *, rounds: int, seed: int = 0,
@@ -65,18 +75,82 @@ def fit(activation: str, interval: tuple[float, float], K: int, limit: float, *,
     Inputs count by `density` (None: uniformly). `rounds` of the search; a function of `seed`.
     """
     generator = torch.Generator().manual_seed(seed)
-    low, high = interval
-    start = high * 2.0 ** -torch.arange(1, K + 1)
-    T, h = (start + 0.025 * (high - low) * torch.randn(CHAINS, K, generator=generator) for _ in range(2))
-    done = 0
-    for points, share in STAGES:
-        target = Target.on(FUNCTIONS[activation], interval, points, limit, density)
-        last = done + round(share * rounds)
-        T, h = _searched(target, T, h, range(done, last), rounds, high - low, generator, report)
-        done = last
-    d, cost = target.project(T, h)
+    f, low, high = FUNCTIONS[activation], *interval
+    coarse, middle, fine = (Target.on(f, interval, points, limit, density) for points in POINTS)
+    T = high * torch.rand(CHAINS, 1, generator=generator)
+    search = _Search(high - low, rounds, generator, report)
+    h = T.clone()
+    for k in range(2, K + 1):
+        T, h = _grown(coarse, T, h, high - low, generator)
+        T, h = search(coarse, T, h, round(GROWING * rounds * k / (K * K)), CHAINS, 1.0)
+    for c in range(CYCLES):
+        _, cost = coarse.project(T, h)
+        T2, h2 = _shrunk(coarse, T, h, generator)
+        T2, h2 = _grown(coarse, T2, h2, high - low, generator)
+        T2, h2 = search(coarse, T2, h2, round(CYCLING * rounds / CYCLES), CHAINS, 0.5 * (1 - c / CYCLES))
+        _, cost2 = coarse.project(T2, h2)
+        b = (cost2 < cost)[:, None]
+        if (c + 1) % (CYCLES // 4) == 0:
+            pass
+        T, h = torch.where(b, T2, T), torch.where(b, h2, h)
+        worst, bestc = int(torch.minimum(cost, cost2).argmax()), int(torch.minimum(cost, cost2).argmin())
+        if c % 4 == 3:
+            T[worst], h[worst] = T[bestc], h[bestc]
+    T, h = search(middle, T, h, round(MIDDLE * rounds), 3, 0.5)
+    T, h = search(fine, T, h, round((1 - GROWING - MIDDLE) * rounds), 1, 0.2)
+    d, cost = fine.project(T, h)
     best = int(cost.argmin())
     return measured(activation, interval, Table(T[best], h[best], d[best]))
+
+
+def _shrunk(target, T, h, generator):
+    I, K = T.shape
+    keep = torch.stack([torch.cat([torch.arange(i), torch.arange(i + 1, K)]) for i in range(K)])  # [K, K-1]
+    index = keep.repeat(I, 1)
+    T, h = T.repeat_interleave(K, 0).gather(1, index), h.repeat_interleave(K, 0).gather(1, index)
+    _, cost = target.project(T, h)
+    row = torch.arange(I) * K + (cost.view(I, K) + torch.randn(I, K, generator=generator)).argmin(1)
+    return T[row], h[row]
+
+
+def _grown(target, T, h, span, generator):
+    I, k = T.shape
+    M = TRIED // I
+    T, h = T.repeat_interleave(M, 0), h.repeat_interleave(M, 0)
+    B = len(T)
+    at = torch.randint(0, k + 1, (B, 1), generator=generator)
+    model = torch.randint(0, k, (B, 1), generator=generator)
+    new_T = T.gather(1, model) + 0.15 * span * torch.randn(B, 1, generator=generator)
+    new_h = h.gather(1, model) * 2 * torch.rand(B, 1, generator=generator) + 0.02 * span * torch.randn(B, 1, generator=generator)
+    order = torch.cat([torch.arange(k).expand(B, k).float(), at - 0.5], 1).argsort(1)
+    T, h = torch.cat([T, new_T], 1).gather(1, order), torch.cat([h, new_h], 1).gather(1, order)
+    _, cost = target.project(T, h)
+    row = torch.arange(I) * M + cost.view(I, M).argmin(1)
+    return T[row], h[row]
+
+
+class _Search:
+    def __init__(self, span, rounds, generator, report):
+        self.span, self.rounds, self.g, self.report, self.done = span, rounds, generator, report, 0
+
+    def __call__(self, target, T, h, rounds, chains, heat):
+        _, cost = target.project(T, h)
+        kept = cost.argsort()[:chains]
+        T, h, cost = T[kept], h[kept], cost[kept]
+        best, bT, bh = cost.clone(), T.clone(), h.clone()
+        M = MUTANTS // len(T)
+        for turn in range(rounds):
+            cool = heat * (1 - turn / rounds)
+            nT, nh = _mutated(T, h, M, self.span, cool, self.g)
+            _, found = target.project(nT, nh)
+            least, which = found.view(len(T), M).min(1)
+            row = torch.arange(len(T)) * M + which
+            taken = least < cost + 0.2 * cool**2 * torch.rand(len(T), generator=self.g) ** 3
+            T = torch.where(taken[:, None], nT[row], T); h = torch.where(taken[:, None], nh[row], h)
+            cost = torch.where(taken, least, cost)
+            b = cost < best
+            best = torch.where(b, cost, best); bT = torch.where(b[:, None], T, bT); bh = torch.where(b[:, None], h, bh)
+        return bT, bh
 
 
 def _searched(target: Target, T: Tensor, h: Tensor, turns: range, rounds: int, span: float,
@@ -87,7 +161,7 @@ def _searched(target: Target, T: Tensor, h: Tensor, turns: range, rounds: int, s
     for turn in turns:
         cooling = 1 - turn / rounds
         mutants = MUTANTS // len(T)
-        new_T, new_h = _mutated(T, h, mutants, span, generator)
+        new_T, new_h = _mutated(T, h, mutants, span, cooling, generator)
         _, found = target.project(new_T, new_h)
         least, which = found.view(len(T), mutants).min(1)
         row = torch.arange(len(T)) * mutants + which
@@ -106,7 +180,8 @@ def _searched(target: Target, T: Tensor, h: Tensor, turns: range, rounds: int, s
     return torch.cat([state[0], T]), torch.cat([state[1], h])
 
 
-def _mutated(T: Tensor, h: Tensor, mutants: int, span: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _mutated(T: Tensor, h: Tensor, mutants: int, span: float, cooling: float,
+             generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """`mutants` of each chain [I, K]: [I * mutants, K], each changed by one move."""
     T, h = T.repeat_interleave(mutants, 0), h.repeat_interleave(mutants, 0)
     B, K = T.shape
@@ -117,7 +192,8 @@ def _mutated(T: Tensor, h: Tensor, mutants: int, span: float, generator: torch.G
 
     move = torch.randint(0, 8, (B,), generator=generator)
     step, other = torch.randint(0, K, (2, B), generator=generator)
-    size = span * LARGEST_MOVE * (SMALLEST_MOVE / LARGEST_MOVE) ** uniform(B)
+    largest = 0.02 + LARGEST_MOVE * cooling**2
+    size = span * largest * (SMALLEST_MOVE / largest) ** uniform(B)
     a, b = size * torch.randn(2, B, generator=generator)
     zero = torch.zeros(B)
     shift_T, shift_h = torch.zeros(B, K), torch.zeros(B, K)

@@ -18,9 +18,10 @@ from torch import nn
 from snnexp.analysis import figures
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
+from snnexp.conversion import slots
 from snnexp.conversion.graph import prepare
 from snnexp.conversion.measure import LayerError, accuracies, ann_accuracy, columns, examine, spread
-from snnexp.conversion.network import Converted
+from snnexp.conversion.network import Converted, Decoded, converted
 from snnexp.conversion.walk import Method, Record, walk
 from snnexp.dataset.prepare import digest
 from snnexp.errors import InvalidValue, UserError, integer
@@ -83,16 +84,17 @@ class Conversion:
         except InvalidValue as error:
             raise error.told(f"calibration.{error.name}") from error
         x = self.images[:2]
-        walk(*prepare(_still(net), x, self.method.maxpool), x, 1, self.method)
+        for T in self.steps if self.method.decoded else [1]:
+            walk(*prepare(still(net), x, self.method.maxpool, self.method.decoded), x, T, self.method)
 
     def _measured(self) -> Metrics:
         session, data = self.session, self.source.data
         torch.set_num_threads(session.trainer.threads or THREADS)
         fabric = session.trainer.fabric()
         self.device = fabric.device
-        checkpoint = session.config["checkpoint"] or _trained(self.source)
+        checkpoint = session.config["checkpoint"] or trained(self.source)
         net = Session(self.source.config | {"checkpoint": str(checkpoint)}, session.choices, session.run_dir).network()
-        self.ann = _still(net).eval().to(self.device)
+        self.ann = still(net).eval().to(self.device)
         self.images = self.images.to(self.device)
         self.splits = (("val", data.val, self.val_images), ("test", data.test, self.test_images))
         size = session.trainer.eval_batch_size
@@ -110,6 +112,9 @@ class Conversion:
                 result |= self._examined(source, snn, t, layers)
             done += [{"T": steps[-1], **asdict(record)} for record in records]
             torch.save(snn.cpu(), session.run_dir / f"model_T{steps[-1]}.pt")
+            if isinstance(snn, Decoded):
+                slots.export(snn, session.run_dir / "tables" / f"coefficients_T{snn.T}.csv")
+                session.tracker.artifact(session.run_dir / "tables")
         result["val/accuracy"] = result[f"val/snn_accuracy_T{self.steps[-1]}"]  # the default objective
         self._report(result, layers, done)
         return result
@@ -123,10 +128,10 @@ class Conversion:
 
     def _converted(self, T: int, *, calibrated: bool) -> tuple[Converted, torch.fx.GraphModule, list[Record]]:
         corrections = self.calibration.corrections if calibrated else []
-        source, network = prepare(self.ann, self.images[:2], self.method.maxpool)
+        source, network = prepare(self.ann, self.images[:2], self.method.maxpool, self.method.decoded)
         with LayerBar(f"{self.session.choices['task']} T={T}{'' if calibrated else ' (before)'}") as bar:
             records = walk(source, network, self.images, T, self.method, corrections, bar.report)
-        return Converted(network, T), source, records
+        return converted(network, T), source, records
 
     def _accuracies(self, snn: Converted, steps: Sequence[int], what: str) -> Metrics:
         """Accuracy at each of `steps` on both splits, logged with step = T."""
@@ -141,10 +146,11 @@ class Conversion:
         """Errors by layer, added to `layers`, and the cost of an inference, on validation images."""
         val = self.source.data.val
         x, _ = next(val.batches(self.layer_images, spread(val, self.layer_images)))
-        errors, account = examine(source, snn, x.to(self.device), t)
+        x = x.to(self.device)
+        errors, account = slots.examine(source, snn, x) if isinstance(snn, Decoded) else examine(source, snn, x, t)
         layers += errors
         cost = {"spikes": account.spikes, "spikes_per_neuron": account.spikes_per_neuron,
-                "synaptic_operations": account.synaptic_operations, "energy_nj": account.energy_nj}
+                "synaptic_operations": account.synaptic_operations, "energy_nj": account.energy_nj, **account.more}
         self.session.tracker.metrics({f"val/{name}": value for name, value in cost.items()}, step=t)
         return {f"val/{name}_T{t}": value for name, value in cost.items()} | {
             "neurons": account.neurons, "val/ann_macs": account.ann_macs, "val/ann_energy_nj": account.ann_energy_nj}
@@ -181,12 +187,12 @@ def _steps(timesteps: object) -> list[int]:
         raise error.told("timesteps") from error
 
 
-def _still(net: TimeFold) -> nn.Module:
+def still(net: TimeFold) -> nn.Module:
     """A network without time as a module from [N, ...] to [N, K]."""
     return nn.Sequential(OrderedDict(front=net.front, network=net.network))
 
 
-def _trained(session: Session) -> Path:
+def trained(session: Session) -> Path:
     """Weights of the ANN of this config: trained once, then found again, whatever is converted how often.
 
     An interrupted training is taken up; a second process that wants the same waits.
