@@ -6,6 +6,7 @@ spikes", Nature Machine Intelligence 2021; the neuron: `snnexp.few_spike.table`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -42,15 +43,15 @@ class FewSpike:
         self.per_channel, self.tables = per_channel, None if tables is None else Path(tables)
 
     def place(self, layer: Layer) -> Neuron:
-        seen, channels, dims = _seen(layer, self.per_channel)
+        seen = _seen(layer, self.per_channel)
         if isinstance(layer.activation, Curve):
             name = type(layer.activation[0]).__name__.lower().replace("leakyrelu", "leaky_relu")
             table = _regressed(seen, self._candidates(name, layer))
         else:
             table = _widest(seen, layer.T)
-        shape = [-1, 1, table.T.shape[1], *[1] * (dims - 2)]
-        at = Table(*(part.view(shape).to(seen.x) for part in table))
-        return Neuron(at, torch.zeros_like(along(seen.x.new_zeros(channels), dims)))
+        _, a = next(layer.activations())
+        at = Table(*(part.view(len(part), 1, -1, *[1] * (a.dim() - 2)).to(a) for part in table))
+        return Neuron(at, along(a.new_zeros(a.shape[1]), a.dim()))
 
     def _candidates(self, name: str, layer: Layer) -> list[Table]:
         fitted = load(name, self.tables)
@@ -64,28 +65,30 @@ class FewSpike:
         return found
 
 
-def _seen(layer: Layer, per_channel: bool) -> tuple[Histogram, int, int]:
-    """The inputs that arrive, by channel or in one row, and the ANN's mean activation at each; channels, dimensions."""
+def _seen(layer: Layer, per_channel: bool) -> Histogram:
+    """The inputs that arrive, by channel or all in one row, and the ANN's mean activation at each."""
     low = high = None
-    for _, c in layer.means():
-        rows = c.transpose(0, 1).flatten(1)
-        low = rows.amin(1) if low is None else torch.minimum(low, rows.amin(1))
-        high = rows.amax(1) if high is None else torch.maximum(high, rows.amax(1))
-        dims = c.dim()
+    for _, c in _rows(layer, per_channel):
+        least, most = c.amin((0, 2)), c.amax((0, 2))
+        low = least if low is None else torch.minimum(low, least)
+        high = most if high is None else torch.maximum(high, most)
     assert low is not None
     assert high is not None
-    if not per_channel:
-        low, high = low.min().expand_as(low), high.max().expand_as(high)
     width = ((high - low) / BINS).clamp(min=SMALLEST / BINS)
     counts = torch.zeros(len(low), BINS, device=low.device)
     total = torch.zeros_like(counts)
-    for a, c in layer.means():
+    for a, c in _rows(layer, per_channel):
         counts += counted(c, low, width, BINS)
         total += counted(c, low, width, BINS, a)
     centres = low.unsqueeze(1) + width.unsqueeze(1) * (torch.arange(BINS, device=low.device) + 0.5)
-    if not per_channel:
-        centres, counts, total = centres[:1], counts.sum(0, keepdim=True), total.sum(0, keepdim=True)
-    return Histogram(centres, counts, total / counts.clamp(min=1)), len(low), dims
+    return Histogram(centres, counts, total / counts.clamp(min=1))
+
+
+def _rows(layer: Layer, per_channel: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """(a, c) of `Layer.means` as [n, C, places], or [n, 1, all]."""
+    for pair in layer.means():
+        a, c = (x.reshape(len(x), x.shape[1] if per_channel else 1, -1) for x in pair)
+        yield a, c
 
 
 def _widest(seen: Histogram, K: int) -> Table:

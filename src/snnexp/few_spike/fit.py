@@ -3,30 +3,34 @@ always the best ones.
 
 With T and h given, the spikes z(t; x) are given, and y = sum d(t) z(t) is linear in d: d is a least-squares solution
 (variable projection). What is left, the error as a function of (T, h), is rough: a step function of T. It is searched
-by many chains at once that mutate single steps, shift what follows a step, and move or replace steps; ever fewer chains
-go on, first on a coarse grid of inputs, then on finer ones. `descend` is the gradient descent of the paper, for
-comparison.
+by a few chains at once, which take the best of many mutants a round, or one a little worse while it is hot:
+
+1. grow: from one step to K; of many random new steps the best is put in;
+2. renew: take a step out that is missed little, put the best of many new ones in, search around; kept if better;
+3. refine the best chains with ever smaller moves on finer grids of inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from snnexp.few_spike.table import FUNCTIONS, Fitted, Table, measured
 
 Density = Callable[[Tensor], Tensor]  # of the inputs; needs no norm
-POINTS = (500, 1500, 4000)
-GROWING, MIDDLE = 0.8, 0.15
-CYCLES, CYCLING = 24, 0.5
-TRIED = 1024
-CHAINS, MUTANTS = 16, 64  # chains at the start, candidates a round
+POINTS = (500, 1500, 4000)  # of the grids
+GROWING, RENEWING, REFINING = 0.15, 0.6, (0.12, 0.13)  # shares of the rounds
+CHAINS, MUTANTS, NEW = 8, 128, 1024  # candidates a round, and for a new step, of all chains together
+CYCLE = 6  # rounds after a renewed step
 TOGETHER = 2**17  # candidates x points simulated at a time: what the caches hold
 RIDGE = 1e-6
 SMALLEST_MOVE, LARGEST_MOVE = 5e-5, 0.5  # of the interval; the largest shrinks as the search cools
+SLACK = 0.2  # log error by which a hot chain may become worse
 TOO_MANY = 6.0  # log error that a spike beyond the limit costs
 Report = Callable[[int, int], None]  # (rounds done, rounds in all)
 
@@ -61,6 +65,9 @@ class Target:
         over = gram.diagonal(dim1=1, dim2=2).sum(1) - self.limit
         return d, (mse.clamp(min=1e-12).log() + TOO_MANY * over.clamp(min=0)).nan_to_num(nan=torch.inf)
 
+    def chains(self, T: Tensor, h: Tensor) -> _Chains:
+        return _Chains(T, h, self.project(T, h)[1])
+
     def _moments(self, T: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Means of z z' [B, K, K] and of z y [B, K] over the inputs."""
         z = _trains(self.x, T, h)
@@ -74,146 +81,122 @@ def fit(activation: str, interval: tuple[float, float], K: int, limit: float, *,
 
     Inputs count by `density` (None: uniformly). `rounds` of the search; a function of `seed`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    f, low, high = FUNCTIONS[activation], *interval
+    f = FUNCTIONS[activation]
     coarse, middle, fine = (Target.on(f, interval, points, limit, density) for points in POINTS)
-    T = high * torch.rand(CHAINS, 1, generator=generator)
-    search = _Search(high - low, rounds, generator, report)
-    h = T.clone()
+    search = _Search(interval, torch.Generator().manual_seed(seed), rounds, report)
+    T = interval[1] * torch.rand(CHAINS, 1, generator=search.generator)
+    chains = coarse.chains(T, T)
     for k in range(2, K + 1):
-        T, h = _grown(coarse, T, h, high - low, generator)
-        T, h = search(coarse, T, h, round(GROWING * rounds * k / (K * K)), CHAINS, 1.0)
-    for c in range(CYCLES):
-        _, cost = coarse.project(T, h)
-        T2, h2 = _shrunk(coarse, T, h, generator)
-        T2, h2 = _grown(coarse, T2, h2, high - low, generator)
-        T2, h2 = search(coarse, T2, h2, round(CYCLING * rounds / CYCLES), CHAINS, 0.5 * (1 - c / CYCLES))
-        _, cost2 = coarse.project(T2, h2)
-        b = (cost2 < cost)[:, None]
-        if (c + 1) % (CYCLES // 4) == 0:
-            pass
-        T, h = torch.where(b, T2, T), torch.where(b, h2, h)
-        worst, bestc = int(torch.minimum(cost, cost2).argmax()), int(torch.minimum(cost, cost2).argmin())
-        if c % 4 == 3:
-            T[worst], h[worst] = T[bestc], h[bestc]
-    T, h = search(middle, T, h, round(MIDDLE * rounds), 3, 0.5)
-    T, h = search(fine, T, h, round((1 - GROWING - MIDDLE) * rounds), 1, 0.2)
-    d, cost = fine.project(T, h)
-    best = int(cost.argmin())
-    return measured(activation, interval, Table(T[best], h[best], d[best]))
+        chains = search.around(coarse, search.grown(coarse, chains), round(GROWING * rounds * 2 * k / K**2), 1.0)
+    cycles = round(RENEWING * rounds / CYCLE)
+    for turn in range(cycles):
+        renewed = search.grown(coarse, search.shrunk(coarse, chains))
+        chains = chains.or_better(search.around(coarse, renewed, CYCLE, 0.5 * (1 - turn / cycles)))
+        if turn % 4 == 3:
+            chains = chains.without_worst()
+    chains = search.around(middle, chains.best(middle, 3), round(REFINING[0] * rounds), 0.5)
+    chains = search.around(fine, chains.best(fine, 1), round(REFINING[1] * rounds), 0.2)
+    d, _ = fine.project(chains.T, chains.h)
+    return measured(activation, interval, Table(chains.T[0], chains.h[0], d[0]))
 
 
-def _shrunk(target, T, h, generator):
-    I, K = T.shape
-    keep = torch.stack([torch.cat([torch.arange(i), torch.arange(i + 1, K)]) for i in range(K)])  # [K, K-1]
-    index = keep.repeat(I, 1)
-    T, h = T.repeat_interleave(K, 0).gather(1, index), h.repeat_interleave(K, 0).gather(1, index)
-    _, cost = target.project(T, h)
-    row = torch.arange(I) * K + (cost.view(I, K) + torch.randn(I, K, generator=generator)).argmin(1)
-    return T[row], h[row]
+class _Chains(NamedTuple):
+    """T and h [I, K] of I chains, and their costs [I]."""
+
+    T: Tensor
+    h: Tensor
+    cost: Tensor
+
+    def or_better(self, other: _Chains, slack: float | Tensor = 0.0) -> _Chains:
+        """Each chain, or the other one where that is better, or worse by less than `slack`."""
+        better = other.cost < self.cost + slack
+        return _Chains(*(torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old)
+                         for new, old in zip(other, self, strict=True)))
+
+    def rows(self, row: Tensor) -> _Chains:
+        return _Chains(*(part[row] for part in self))
+
+    def without_worst(self) -> _Chains:
+        """The best once more in place of the worst."""
+        row = torch.arange(len(self.cost))
+        row[self.cost.argmax()] = self.cost.argmin()
+        return self.rows(row)
+
+    def best(self, target: Target, count: int) -> _Chains:
+        """The best by `target`."""
+        chains = target.chains(self.T, self.h)
+        return chains.rows(chains.cost.argsort()[:count])
 
 
-def _grown(target, T, h, span, generator):
-    I, k = T.shape
-    M = TRIED // I
-    T, h = T.repeat_interleave(M, 0), h.repeat_interleave(M, 0)
-    B = len(T)
-    at = torch.randint(0, k + 1, (B, 1), generator=generator)
-    model = torch.randint(0, k, (B, 1), generator=generator)
-    new_T = T.gather(1, model) + 0.15 * span * torch.randn(B, 1, generator=generator)
-    new_h = h.gather(1, model) * 2 * torch.rand(B, 1, generator=generator) + 0.02 * span * torch.randn(B, 1, generator=generator)
-    order = torch.cat([torch.arange(k).expand(B, k).float(), at - 0.5], 1).argsort(1)
-    T, h = torch.cat([T, new_T], 1).gather(1, order), torch.cat([h, new_h], 1).gather(1, order)
-    _, cost = target.project(T, h)
-    row = torch.arange(I) * M + cost.view(I, M).argmin(1)
-    return T[row], h[row]
-
-
+@dataclass
 class _Search:
-    def __init__(self, span, rounds, generator, report):
-        self.span, self.rounds, self.g, self.report, self.done = span, rounds, generator, report, 0
+    interval: tuple[float, float]
+    generator: torch.Generator
+    rounds: int
+    report: Report | None
+    done: int = 0
 
-    def __call__(self, target, T, h, rounds, chains, heat):
-        _, cost = target.project(T, h)
-        kept = cost.argsort()[:chains]
-        T, h, cost = T[kept], h[kept], cost[kept]
-        best, bT, bh = cost.clone(), T.clone(), h.clone()
-        M = MUTANTS // len(T)
+    @property
+    def span(self) -> float:
+        return self.interval[1] - self.interval[0]
+
+    def around(self, target: Target, chains: _Chains, rounds: int, heat: float) -> _Chains:
+        """The best that each chain has met in some rounds; `heat` in [0, 1] cools down to 0."""
+        best, mutants = chains, MUTANTS // len(chains.T)
         for turn in range(rounds):
-            cool = heat * (1 - turn / rounds)
-            nT, nh = _mutated(T, h, M, self.span, cool, self.g)
-            _, found = target.project(nT, nh)
-            least, which = found.view(len(T), M).min(1)
-            row = torch.arange(len(T)) * M + which
-            taken = least < cost + 0.2 * cool**2 * torch.rand(len(T), generator=self.g) ** 3
-            T = torch.where(taken[:, None], nT[row], T); h = torch.where(taken[:, None], nh[row], h)
-            cost = torch.where(taken, least, cost)
-            b = cost < best
-            best = torch.where(b, cost, best); bT = torch.where(b[:, None], T, bT); bh = torch.where(b[:, None], h, bh)
-        return bT, bh
+            hot = heat * (1 - turn / rounds)
+            found = self._best_of(target.chains(*self._mutated(chains, mutants, hot)), mutants)
+            slack = SLACK * hot**2 * torch.rand(len(found.cost), generator=self.generator) ** 3
+            chains = chains.or_better(found, slack)
+            best = best.or_better(chains)
+            self.done += 1
+            if self.report:
+                self.report(min(self.done, self.rounds), self.rounds)
+        return best
 
+    def grown(self, target: Target, chains: _Chains) -> _Chains:
+        """[I, K + 1]: each with the best of many random steps put in somewhere."""
+        T, h = (part.repeat_interleave(NEW // len(part), 0) for part in chains[:2])
+        B, k = T.shape
+        at, model = (torch.randint(0, high, (B, 1), generator=self.generator) for high in (k + 1, k))
+        new_T = T.gather(1, model) + 0.15 * self.span * self._normal(B, 1)
+        scale = 2 * torch.rand(B, 1, generator=self.generator)
+        new_h = scale * h.gather(1, model) + 0.02 * self.span * self._normal(B, 1)
+        order = torch.cat([torch.arange(k).expand(B, k).float(), at - 0.5], 1).argsort(1)
+        T, h = (torch.cat(pair, 1).gather(1, order) for pair in ((T, new_T), (h, new_h)))
+        return self._best_of(target.chains(T, h), B // len(chains.T))
 
-def _searched(target: Target, T: Tensor, h: Tensor, turns: range, rounds: int, span: float,
-              generator: torch.Generator, report: Report | None) -> tuple[Tensor, Tensor]:
-    """Chains [I, K] after some rounds, the best state seen first: each takes its best mutant, or one a little worse."""
-    _, cost = target.project(T, h)
-    best, state = float("inf"), (T[:1], h[:1])
-    for turn in turns:
-        cooling = 1 - turn / rounds
-        mutants = MUTANTS // len(T)
-        new_T, new_h = _mutated(T, h, mutants, span, cooling, generator)
-        _, found = target.project(new_T, new_h)
-        least, which = found.view(len(T), mutants).min(1)
-        row = torch.arange(len(T)) * mutants + which
-        slack = 0.3 * cooling**2 * torch.rand(len(T), generator=generator) ** 3
-        taken = least < cost + slack
-        T = torch.where(taken[:, None], new_T[row], T)
-        h = torch.where(taken[:, None], new_h[row], h)
-        cost = torch.where(taken, least, cost)
-        if float(cost.min()) < best:
-            first = int(cost.argmin())
-            best, state = float(cost[first]), (T[first : first + 1].clone(), h[first : first + 1].clone())
-        kept = cost.argsort()[: int(CHAINS * cooling**1.3) + 1]
-        T, h, cost = T[kept], h[kept], cost[kept]
-        if report:
-            report(turn + 1, rounds)
-    return torch.cat([state[0], T]), torch.cat([state[1], h])
+    def shrunk(self, target: Target, chains: _Chains) -> _Chains:
+        """[I, K - 1]: each without a step that is missed little, drawn by how little."""
+        K = chains.T.shape[1]
+        others = torch.stack([torch.arange(K - 1) + (torch.arange(K - 1) >= i) for i in range(K)])  # [K, K - 1]
+        T, h = (part.repeat_interleave(K, 0).gather(1, others.repeat(len(part), 1)) for part in chains[:2])
+        without = target.chains(T, h)
+        return self._best_of(without._replace(cost=without.cost + self._normal(len(without.cost))), K)
 
+    def _best_of(self, candidates: _Chains, each: int) -> _Chains:
+        """The best of every `each` candidates in a row."""
+        which = candidates.cost.view(-1, each).argmin(1)
+        return candidates.rows(torch.arange(len(which)) * each + which)
 
-def _mutated(T: Tensor, h: Tensor, mutants: int, span: float, cooling: float,
-             generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`mutants` of each chain [I, K]: [I * mutants, K], each changed by one move."""
-    T, h = T.repeat_interleave(mutants, 0), h.repeat_interleave(mutants, 0)
-    B, K = T.shape
-    rows = torch.arange(B)
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator)
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    move = torch.randint(0, 8, (B,), generator=generator)
-    step, other = torch.randint(0, K, (2, B), generator=generator)
-    largest = 0.02 + LARGEST_MOVE * cooling**2
-    size = span * largest * (SMALLEST_MOVE / largest) ** uniform(B)
-    a, b = size * torch.randn(2, B, generator=generator)
-    zero = torch.zeros(B)
-    shift_T, shift_h = torch.zeros(B, K), torch.zeros(B, K)
-    shift_T[rows, step] += torch.where((move <= 1) | (move == 3) | (move == 4) | (move == 5), a, zero)  # a threshold,
-    shift_h[rows, step] += torch.where((move == 2) | (move == 3), b, torch.where(move == 4, a, zero))   # a reset, both
-    shift_h[rows, other] += torch.where(move == 5, b, zero)                                # or resets of two steps
-    later = torch.arange(K) > step[:, None]
-    shift_T += torch.where(move == 6, a, zero)[:, None] * later  # what fired moves on together with all that follows
-    shift_h[rows, step] -= torch.where(move == 6, a, zero)
-    T, h = T + shift_T, h + shift_h
-    order = torch.arange(K).expand(B, K).float().clone()  # a step goes to another place, often as a new one
-    aside = other + torch.where(other > step, 0.5, -0.5)
-    order[rows, step] = torch.where(move == 7, aside, step.float())
-    place = order.argsort(1)
-    T, h = T.gather(1, place), h.gather(1, place)
-    new = (place == step[:, None]) & ((move == 7) & (uniform(B) < 0.6))[:, None]
-    model = torch.randint(0, K, (B,), generator=generator)
-    T = torch.where(new, (T[rows, model] + 0.1 * span * torch.randn(B, generator=generator))[:, None], T)
-    h = torch.where(new, (h[rows, model] * (0.3 + uniform(B)))[:, None], h)
-    return T, h
+    def _mutated(self, chains: _Chains, mutants: int, hot: float) -> tuple[Tensor, Tensor]:
+        """`mutants` of each chain [I, K]: [I * mutants, K], each changed by one move: of a threshold, of a reset, of
+        both at a step (apart or together), of a threshold here and a reset there, or of what fires at a step against
+        all thresholds after it."""
+        T, h = (part.repeat_interleave(mutants, 0) for part in chains[:2])
+        B, K = T.shape
+        move = torch.randint(0, 6, (B, 1), generator=self.generator)
+        step, other = one_hot(torch.randint(0, K, (2, B), generator=self.generator), K)
+        largest = 0.02 + LARGEST_MOVE * hot**2
+        size = self.span * largest * (SMALLEST_MOVE / largest) ** torch.rand(B, 1, generator=self.generator)
+        a, b = size * self._normal(2, B, 1)
+        later = step.cumsum(1) - step
+        T = T + a * torch.where(move == 5, later, step * (move != 1))
+        h = h + b * (step * ((move == 1) | (move == 2)) + other * (move == 4))
+        return T, h + a * step * ((move == 3).int() - (move == 5).int())
 
 
 def _trains(x: Tensor, T: Tensor, h: Tensor) -> Tensor:

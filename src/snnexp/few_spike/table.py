@@ -88,10 +88,10 @@ def relu(K: int, top: float | Tensor) -> Table:
     return Table(h - h[-1:] / 2, h, h)
 
 
-def measured(activation: str, interval: tuple[float, float], table: Table) -> Fitted:
-    """`table` with its errors."""
+def measured(activation: str, interval: tuple[float, float], table: Table, points: int = POINTS) -> Fitted:
+    """`table` with its errors at so many uniformly spaced points."""
     table = Table(*(part.double() for part in table))
-    x = torch.linspace(*interval, POINTS, dtype=torch.float64)
+    x = torch.linspace(*interval, points, dtype=torch.float64)
     y, count = torch.zeros_like(x), torch.zeros_like(x)
     for z, d in zip(spikes(x, table), table.d, strict=True):
         y += d * z
