@@ -4,9 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
+DATA   ?= embedded
+IMAGES ?= dataset=cifar10 data_dir=$(DATA_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui sweep-alpha sweep-threshold test test-slow test-cluster lint format bench wheel clean
+.PHONY: help setup run ui sweep-alpha sweep-threshold few-spike few-spike-coefficients test test-slow test-cluster lint format bench wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +34,17 @@ sweep-alpha: $(READY)  ## a small Optuna sweep over the surrogate's alpha on the
 
 sweep-threshold: $(READY)  ## the same over the neuron's threshold
 	$(BIN)/snnexp -m +sweep=neuron_threshold hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
+
+FEW_SPIKE = tracking.experiment=few-spike $(ARGS)
+FEW_SPIKE_embedded = dataset=digits dataset.augment.crop=1 optimizer.lr=0.05 trainer.epochs=15
+FEW_SPIKE_real = $(IMAGES) dataset.augment.crop=4 dataset.augment.flip=true optimizer.lr=0.1 trainer.epochs=100
+
+few-spike: $(READY)  ## few-spike neurons: coefficients, figures and the paper's table (DATA=real DATA_DIR=... for CIFAR-10)
+	$(BIN)/snnexp task=fit_few_spike activation=relu K=[2,4,6,8,10] $(FEW_SPIKE)
+	$(BIN)/snnexp task=fit_few_spike activation=silu K=[6,8,10,12,16] range=[-8,12] task.rounds=400 $(FEW_SPIKE)
+	$(BIN)/snnexp task=fit_few_spike activation=sigmoid K=[6,8,10,12] range=[-10,10] task.rounds=400 $(FEW_SPIKE)
+	$(BIN)/snnexp task=few_spike conversion=few_spike model=resnet20 neuron=relu timesteps=10 task.depths=[8,14,20,50] \
+	  loss=cross_entropy optimizer=sgd optimizer.weight_decay=1e-4 scheduler=cosine $(FEW_SPIKE_$(DATA)) $(FEW_SPIKE)
 
 test: $(READY)  ## run the tests (minutes)
 	$(BIN)/pytest -m 'not slow' $(ARGS)

@@ -30,6 +30,7 @@ CYCLE = 6  # rounds after a renewed step
 TOGETHER = 2**17  # candidates x points simulated at a time: what the caches hold
 RIDGE = 1e-6
 SMALLEST_MOVE, LARGEST_MOVE = 5e-5, 0.5  # of the interval; the largest shrinks as the search cools
+SLK=0.15;WW=8
 SLACK = 0.2  # log error by which a hot chain may become worse
 TOO_MANY = 6.0  # log error that a spike beyond the limit costs
 Report = Callable[[int, int], None]  # (rounds done, rounds in all)
@@ -88,12 +89,16 @@ def fit(activation: str, interval: tuple[float, float], K: int, limit: float, *,
     chains = coarse.chains(T, T)
     for k in range(2, K + 1):
         chains = search.around(coarse, search.grown(coarse, chains), round(GROWING * rounds * 2 * k / K**2), 1.0)
-    cycles = round(RENEWING * rounds / CYCLE)
+    best, cycles = chains, round(RENEWING * rounds / CYCLE)
     for turn in range(cycles):
+        hot = 1 - turn / cycles
         renewed = search.grown(coarse, search.shrunk(coarse, chains))
-        chains = chains.or_better(search.around(coarse, renewed, CYCLE, 0.5 * (1 - turn / cycles)))
-        if turn % 4 == 3:
+        renewed = search.around(coarse, renewed, CYCLE, 0.5 * hot)
+        chains = chains.or_better(renewed, SLK * hot * torch.rand(CHAINS, generator=search.generator))
+        best = best.or_better(chains)
+        if turn % WW == WW - 1:
             chains = chains.without_worst()
+    chains = best
     chains = search.around(middle, chains.best(middle, 3), round(REFINING[0] * rounds), 0.5)
     chains = search.around(fine, chains.best(fine, 1), round(REFINING[1] * rounds), 0.2)
     d, _ = fine.project(chains.T, chains.h)

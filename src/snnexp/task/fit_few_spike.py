@@ -106,7 +106,7 @@ def _density(distribution: str) -> Density | None:
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"distribution={distribution} is not allowed: it must be uniform, or a CSV file with columns x "
                         f"and weight ({error})") from error
-    x, weight = torch.tensor(rows, dtype=torch.float32).T
+    x, weight = torch.tensor(rows, dtype=torch.float32).T.contiguous()
     if len(rows) < 2 or bool((weight < 0).any()) or not float(weight.sum()) > 0:
         raise UserError(f"distribution={distribution}: it needs two rows or more, with weights of at least 0")
 
