@@ -4,10 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
+DATA   ?= embedded
+IMAGES ?= dataset=cifar10 data_dir=$(DATA_DIR)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run ui sweep-alpha sweep-threshold lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet lab2-dvs \
-        test test-slow test-cluster lint format bench wheel clean
+        few-spike few-spike-coefficients test test-slow test-cluster lint format bench wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,8 +37,6 @@ sweep-threshold: $(READY)  ## the same over the neuron's threshold
 	$(BIN)/snnexp -m +sweep=neuron_threshold hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
 
 # The computer lab, part II (docs/lab2.md, docs/lab2_dvs.md). IMAGES: real images for DATA=real; ARGS='checkpoint=FILE' spares the training.
-DATA    ?= embedded
-IMAGES  ?= dataset=cifar10 data_dir=$(DATA_DIR)
 lab2_of  = $(if $(filter real,$(DATA)),experiment=cifar10_$(1)_qcfs $(IMAGES),experiment=digits_$(2)_qcfs trainer.threads=1)
 lab2_run = conversion=qcfs tracking.experiment=$@
 
@@ -54,6 +54,17 @@ lab2-wideresnet: $(READY)  ## a wide residual network, trained, converted, and i
 
 lab2-dvs: $(READY)  ## QCFS on event recordings, beside a directly trained SNN (DATA=real DATA_DIR=folder with cifar10_dvs/)
 	$(BIN)/snnexp experiment=lab2_dvs$(if $(filter real,$(DATA)),_real dataset.root=$(DATA_DIR)/cifar10_dvs) tracking.experiment=$@ $(ARGS)
+
+FEW_SPIKE = tracking.experiment=few-spike $(ARGS)
+FEW_SPIKE_embedded = dataset=digits dataset.augment.crop=1 optimizer.lr=0.05 trainer.epochs=15
+FEW_SPIKE_real = $(IMAGES) dataset.augment.crop=4 dataset.augment.flip=true optimizer.lr=0.1 trainer.epochs=100
+
+few-spike: $(READY)  ## few-spike neurons: coefficients, figures and the paper's table (DATA=real DATA_DIR=... for CIFAR-10)
+	$(BIN)/snnexp task=fit_few_spike activation=relu K=[2,4,6,8,10] $(FEW_SPIKE)
+	$(BIN)/snnexp task=fit_few_spike activation=silu K=[6,8,10,12,16] range=[-8,12] task.rounds=400 $(FEW_SPIKE)
+	$(BIN)/snnexp task=fit_few_spike activation=sigmoid K=[6,8,10,12] range=[-10,10] task.rounds=400 $(FEW_SPIKE)
+	$(BIN)/snnexp task=few_spike conversion=few_spike model=resnet20 neuron=relu timesteps=10 task.depths=[8,14,20,50] \
+	  loss=cross_entropy optimizer=sgd optimizer.weight_decay=1e-4 scheduler=cosine $(FEW_SPIKE_$(DATA)) $(FEW_SPIKE)
 
 test: $(READY)  ## run the tests (minutes)
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -m 'not slow' $(ARGS)

@@ -28,7 +28,7 @@ ROWS = (
     ("journal", "trial"),
     ("rundir",),
     ("build", "config", "address"),
-    ("model", "loss"),
+    ("model", "loss", "few_spike"),
     ("neuron", "dataset"),
     ("surrogate", "dynamics", "timefold", "checkpoint"),
     ("errors",),

@@ -413,7 +413,7 @@ def test_max_threshold_is_spikingjellys_rate_coding_spike_for_spike(make: Callab
 # Contract -------------------------------------------------------------------------------------------------------------
 
 def test_the_groups_are_complete() -> None:
-    assert CONVERSIONS == ["adaptive_threshold", "max_threshold", "qcfs", "threshold_shift"]
+    assert CONVERSIONS == ["adaptive_threshold", "few_spike", "max_threshold", "qcfs", "threshold_shift"]
     assert CALIBRATIONS == ["advanced", "best", "bias", "light", "none", "potential", "weights"]
 
 

@@ -26,7 +26,18 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, Dropout)
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-ACTIVATIONS = (nn.ReLU, nn.Hardtanh, Bounded)  # what a site's source is after preparation; Hardtanh from 0 up
+
+
+class Curve(nn.Sequential):
+    """Any other elementwise activation, for which few-spike neurons can stand."""
+
+
+ACTIVATIONS = (nn.ReLU, nn.Hardtanh, Bounded, Curve)  # what a site's source is after preparation; Hardtanh from 0 up
+CURVES = (nn.SiLU, nn.Sigmoid, nn.GELU, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.LeakyReLU, nn.Mish,
+          nn.Softplus, nn.SELU, nn.CELU, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Hardtanh)
+CURVE_FUNCTIONS = {"silu": nn.SiLU, "sigmoid": nn.Sigmoid, "gelu": nn.GELU, "tanh": nn.Tanh, "hardswish": nn.Hardswish,
+                   "hardsigmoid": nn.Hardsigmoid, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "mish": nn.Mish,
+                   "softplus": nn.Softplus}
 # Layers that commute with the time mean: linear, or affine with a constant that each step adds once.
 AFFINE = (nn.Linear, *CONVS, *NORMS, Normalize, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
           nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d,
@@ -41,6 +52,7 @@ LINEAR = {"add", "sub", "rsub", "neg", "pos", "cat", "concat", "concatenate", "s
           "pixel_unshuffle", "channel_shuffle", "pad", "interpolate", "upsample"}  # fmt: skip
 LINEAR_IN_ONE = {"mul", "multiply", "truediv", "div", "matmul", "bmm", "conv1d", "conv2d", "conv3d", "linear",
                  "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}  # fmt: skip
+PRODUCTS = {"mul", "multiply", "matmul", "bmm"}  # of two signals: of numbers only, not of trains
 COMMUTING = {"mul", "multiply", "matmul"}  # of these, those that are linear in the other argument as well
 READOUTS = {"sigmoid", "softmax", "log_softmax", "tanh"}  # at the very end they are applied to the time mean
 MAXPOOL = ("average", "gate")
@@ -48,13 +60,16 @@ SHOWN_WAYS_OUT = "conversion.maxpool=gate (spikes pass that raise the window's l
                  "conversion.maxpool=average (another network: check its accuracy)"
 
 
-def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None) -> tuple[fx.GraphModule, fx.GraphModule]:
+def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None,
+            decoded: bool = False) -> tuple[fx.GraphModule, fx.GraphModule]:
     """(source, network to convert) of `ann`: copies in evaluation mode whose sites are module calls, each its own.
 
     `example` [N, ...] is shown to both `ann` and the source, which must agree. Activations called as functions, in
     place, or several times through one module become modules; dropout goes; BatchNorm is folded into the layer before
-    where that has no other use. `maxpool` after a site: `average`, `gate`, or None, which refuses it. The caller's
-    network is not touched. Raises UserError, naming the layer, for what cannot be converted faithfully.
+    where that has no other use. `maxpool` after a site: `average`, `gate`, or None, which refuses it. With `decoded`
+    layers hand on numbers, not trains: any elementwise activation is a site, max pooling and products stay what they
+    are. The caller's network is not touched. Raises UserError, naming the layer, for what cannot be converted
+    faithfully.
     """
     if maxpool is not None:
         choice("maxpool", maxpool, MAXPOOL)
@@ -62,7 +77,7 @@ def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None) -> tupl
     source = _traced(copy.deepcopy(original))
     _single_input(source)
     _out_of_place(source)
-    _place_sites(source)
+    _place_sites(source, decoded)
     drop_dropout(source)
     _pools_as_modules(source)
     fold_norms(source)
@@ -75,8 +90,9 @@ def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None) -> tupl
     flow = Flow(network)
     if not flow.sites:
         raise UserError("there is nothing to convert: the network has no ReLU, clipped or QCFS activation")
-    _check_linear(flow, maxpool)
-    _replace_pools(network, flow, maxpool)
+    _check_linear(flow, maxpool, decoded)
+    if not decoded:
+        _replace_pools(network, flow, maxpool)
     return source, network
 
 
@@ -279,12 +295,13 @@ def _out_of_place(graph: fx.GraphModule) -> None:
             module.inplace = False  # type: ignore[assignment]
 
 
-def _place_sites(graph: fx.GraphModule) -> None:
+def _place_sites(graph: fx.GraphModule, decoded: bool) -> None:
     """Every call of an activation becomes the call of a module of its own, named after what it was."""
     taken: set[str] = {name for name, _ in graph.named_modules()}
     called: set[str] = set()
     for node in list(graph.graph.nodes):
-        if (activation := _activation(graph, node)) is None:
+        activation = _activation(graph, node) or (_curve(graph, node) if decoded else None)
+        if activation is None:
             continue
         name = str(node.target) if node.op == "call_module" else f"{_owner(node)}.{function_name(node)}".lstrip(".")
         free = name if node.op == "call_module" and name not in called else next(
@@ -320,6 +337,17 @@ def _activation(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     if name == "clamp_min":
         return _bounded(args[0] if args else kwargs["min"], None)
     return None
+
+
+def _curve(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """What `node` applies, if that is another elementwise activation."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        return Curve(copy.deepcopy(module)) if isinstance(module, CURVES) else None
+    if node.op == "get_attr" or (kind := CURVE_FUNCTIONS.get(function_name(node))) is None:
+        return None
+    settings = {key: value for key, value in node.kwargs.items() if key not in ("inplace", "input")}
+    return Curve(kind(*node.args[1:], **settings))
 
 
 def _bounded(low: Any, high: Any) -> nn.Module | None:
@@ -421,8 +449,9 @@ def _leaves(value: Any) -> list[Tensor]:
     return [leaf for v in values for leaf in _leaves(v)]
 
 
-def _check_linear(flow: Flow, maxpool: str | None) -> None:
-    """Raise UserError for a node after a site that does not commute with the time mean."""
+def _check_linear(flow: Flow, maxpool: str | None, decoded: bool) -> None:
+    """Raise UserError for a node after a site that does not commute with the time mean, or, of numbers (`decoded`), is
+    nothing that spikes can bring about."""
     weighty = _before(flow.nodes, [n for n in flow.nodes if isinstance(flow.module(n), (nn.Linear, *CONVS))])
     sizes = _sizes(flow.nodes)
     for node in flow.body + flow.tail:
@@ -431,6 +460,8 @@ def _check_linear(flow: Flow, maxpool: str | None) -> None:
             if isinstance(module, NORMS) and module.running_mean is None:
                 raise UserError(f"layer {where(node)} normalises by its own batch (track_running_stats=False), which "
                                 "no spiking network can: train it with running statistics")
+            continue
+        if decoded and (isinstance(module, MAX_POOLS) or name in PRODUCTS):
             continue
         if isinstance(module, MAX_POOLS):
             if maxpool is None:
@@ -444,6 +475,9 @@ def _check_linear(flow: Flow, maxpool: str | None) -> None:
         kind = type(module).__name__ if module is not None else name
         if kind.lower().replace("logs", "log_s") in READOUTS and node in flow.tail and node not in weighty:
             continue
+        if decoded:
+            raise UserError(f"layer {where(node)} ({kind}) cannot be converted: few-spike neurons serve elementwise "
+                            "activations, and between them linear layers, pooling and products")
         raise UserError(
             f"layer {where(node)} ({kind}) cannot be converted: it is neither linear nor a ReLU, clipped or QCFS "
             "activation, so it does not commute with the mean over time. Ways out: train the network with one of "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -95,6 +95,7 @@ class Account:
     latency: int
     ann_macs: float
     ann_energy_nj: float
+    more: dict[str, float] = field(default_factory=dict)  # what a kind of network has to tell besides
 
 
 @torch.no_grad()
@@ -118,7 +119,7 @@ def examine(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) -> tuple[
         for node in flow.nodes:
             module = flow.module(node)
             if isinstance(module, (nn.Linear, *CONVS)):
-                cost = _macs(module, env[node], len(part) * (T if node in flow.timed else 1))
+                cost = macs_of_row(module, env[node], len(part) * (T if node in flow.timed else 1))
                 macs += cost * share
                 if node in flow.timed:
                     heard = [train[node.args[0]] for train in (env, *(before if node in flow.body else ()))]
@@ -184,7 +185,7 @@ def _add(layer: LayerError, seen: _Seen, share: float) -> None:
         setattr(layer, name, getattr(layer, name) + share * float(value.square().mean()))
 
 
-def _macs(module: nn.Module, output: Tensor, rows: int) -> float:
+def macs_of_row(module: nn.Module, output: Tensor, rows: int) -> float:
     """Multiply-accumulates of one row: each output of a convolution or linear layer has a fan-in of its own."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from snnexp.conversion.graph import Flow, prepare
+from snnexp.conversion.neuron import FewSpike
 from snnexp.conversion.walk import Correction, Method, Record, Report, walk
-from snnexp.errors import integer
+from snnexp.errors import integer, require
 from snnexp.timefold import unfold
 
 ROWS = {"cpu": 128, "cuda": 8192}  # images x steps in flight: on a CPU what the caches hold is fastest
@@ -113,6 +115,55 @@ class Converted(nn.Module):
             yield t, fx.map_arg(flow.output.args[0], env.__getitem__)
 
 
+class Decoded(Converted):
+    """A network of few-spike neurons, one slot of K = T steps a layer: `snn(x)` is its answer, and K is part of it.
+
+    A layer needs all spikes of those below before it fires its first, so layers hand on what K spikes mean, and this
+    is what is computed for a batch. `stream` runs the layers side by side, step by step.
+    """
+
+    def at(self, x: Tensor, steps: Sequence[int]) -> list[Any]:
+        """The answer, for each of `steps`; InvalidValue for another than K."""
+        for t in steps:
+            require(t == self.T, "T", t, f"{self.T}, the steps of the neurons placed (another K is another network)")
+        _, images = self._parts(1)
+        with torch.no_grad():
+            answer = joined([self.network(part) for part in torch.split(x, images)])
+        return [answer] * len(steps)
+
+    @torch.no_grad()
+    def stream(self, x: Tensor) -> Iterator[Any]:
+        """A pipeline: the inputs x [N, ...] enter one a slot of K steps, and while one is in a layer, those before it
+        are in the layers above. The answers [1, ...] in the same order, the first after `depth` slots."""
+        flow, levels = self.flow, self.levels
+        stages = [[n for n in flow.nodes[1:-1] if max(levels[n], 1) == k + 1] for k in range(self.depth)]
+        inside: list[tuple[int, dict[fx.Node, Any]]] = []  # (layers passed, values), those that came first at the front
+        for new in chain(x.split(1), repeat(None)):
+            if new is not None:
+                inside.append((0, {flow.placeholder: new}))
+            for layer, values in inside:
+                flow.run(stages[layer], values)
+            inside = [(layer + 1, values) for layer, values in inside]
+            if inside[0][0] == self.depth:
+                yield fx.map_arg(flow.output.args[0], inside.pop(0)[1].__getitem__)
+            if not inside:
+                return
+
+    @property
+    def levels(self) -> dict[fx.Node, int]:
+        """How many sites each value has passed on its longest way."""
+        found: dict[fx.Node, int] = {}
+        for node in self.flow.nodes:
+            below = max((found[n] for n in node.all_input_nodes), default=0)
+            found[node] = below + (node in self.flow.sites)
+        return found
+
+    @property
+    def depth(self) -> int:
+        """Sites on the longest way to the output: an answer takes `depth` slots."""
+        return self.levels[self.flow.output]
+
+
 def convert(ann: nn.Module, images: Tensor, method: Method, T: int, corrections: Sequence[Correction] = (),
             report: Report | None = None) -> tuple[Converted, list[Record]]:
     """The spiking network of `ann` by `method` for T steps, calibrated on `images` [N, ...], and what was done where.
@@ -120,9 +171,15 @@ def convert(ann: nn.Module, images: Tensor, method: Method, T: int, corrections:
     The caller's network is not touched, and shares nothing with the result. Raises UserError (`graph.prepare`) for
     what cannot be converted faithfully, and what the method refuses.
     """
-    source, network = prepare(ann, images[:2], method.maxpool)
+    source, network = prepare(ann, images[:2], method.maxpool, method.decoded)
     records = walk(source, network, images, T, method, corrections, report)
-    return Converted(network, T), records
+    return converted(network, T), records
+
+
+def converted(network: fx.GraphModule, T: int) -> Converted:
+    """The network that the walk has made as a module that runs it."""
+    few_spike = any(isinstance(module, FewSpike) for module in network.modules())
+    return Decoded(network, T) if few_spike else Converted(network, T)
 
 
 def _blocks(ends: Sequence[int], block: int) -> Iterator[int]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snnexp.errors import InvalidValue
+from snnexp.few_spike.table import Table, decoded, spikes
 
 
 class Stateful(nn.Module):
@@ -50,7 +51,7 @@ class ScaledIF(Stateful):
         return ScaledIF(self.theta if theta is None else theta, self.v_init if v_init is None else v_init,
                         self.bias if bias is None else bias)
 
-    def mixed(self, better: Tensor, other: ScaledIF | Readout) -> ScaledIF:
+    def mixed(self, better: Tensor, other: ScaledIF | FewSpike | Readout) -> ScaledIF:
         """A neuron with the values of `other` in the channels `better` [C]."""
         assert isinstance(other, ScaledIF)
         at = better.view(1, -1, *[1] * (self.theta.dim() - 2))
@@ -89,6 +90,54 @@ class ScaledIF(Stateful):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+class FewSpike(Stateful):
+    """Few-spike neuron: its time is its own. It gets its whole input at once, fires in the K steps of its slot, and
+    what it hands on, `forward`, is what its spikes mean (`snnexp.few_spike.table`), an approximation of the activation.
+
+    `T`, `h`, `d` [K, 1, C or 1, 1, ...] and `bias` [1, C, 1, ...], which is added to the input, are buffers.
+    """
+
+    site = True
+    T: Tensor
+    h: Tensor
+    d: Tensor
+    bias: Tensor
+
+    def __init__(self, table: Table, bias: Tensor) -> None:
+        super().__init__()
+        for name, values in table._asdict().items():
+            self.register_buffer(name, values)
+        self.register_buffer("bias", bias)
+
+    @property
+    def table(self) -> Table:
+        return Table(self.T, self.h, self.d)
+
+    @property
+    def theta(self) -> Tensor:
+        """The thresholds of all steps."""
+        return self.T
+
+    def changed(self, bias: Tensor) -> FewSpike:
+        """A copy with another bias."""
+        return FewSpike(self.table, bias)
+
+    def mixed(self, better: Tensor, other: ScaledIF | FewSpike | Readout) -> FewSpike:
+        """With the bias of `other` in the channels `better` [C]."""
+        return self.changed(torch.where(better.view(1, -1, *[1] * (self.bias.dim() - 2)), other.bias, self.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs [N, C, ...] to what the spikes mean."""
+        return decoded(x + self.bias, self.table)
+
+    def spikes(self, x: Tensor) -> Tensor:
+        """The K spikes of each neuron: [N, C, ...] to [K, N, C, ...]."""
+        return torch.stack(list(spikes(x + self.bias, self.table)))
+
+    def extra_repr(self) -> str:
+        return f"K={len(self.T)}"
+
+
 class Readout(nn.Module):
     """What the walk has at the output, where nothing fires: a correction `bias` [1, C, ...] to the mean."""
 
@@ -102,7 +151,7 @@ class Readout(nn.Module):
         """A copy with another bias."""
         return Readout(bias)
 
-    def mixed(self, better: Tensor, other: ScaledIF | Readout) -> Readout:
+    def mixed(self, better: Tensor, other: ScaledIF | FewSpike | Readout) -> Readout:
         """With the bias of `other` in the channels `better` [C]."""
         return Readout(torch.where(better.view(1, -1, *[1] * (other.bias.dim() - 2)), other.bias, self.bias))
 

@@ -21,6 +21,8 @@ SMALLEST = 1e-6  # threshold of a layer or channel that is never active
 class Placing:
     """Options of every method: thresholds `per_channel` or per layer, `start` v(0)/theta in [0, 1], `maxpool`."""
 
+    decoded = False
+
     def __init__(self, per_channel: bool, start: float, maxpool: str | None) -> None:
         require(isinstance(per_channel, bool), "per_channel", per_channel, "true or false")
         self.per_channel = per_channel
@@ -68,7 +70,7 @@ def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) 
     if percentile < 100:
         counts = torch.zeros(len(top), BINS, device=top.device)
         for _, a in layer.activations():
-            counts += _counted(a, torch.zeros_like(top), top / BINS, BINS)
+            counts += counted(a, torch.zeros_like(top), top / BINS, BINS)
         if not per_channel:
             counts = counts.sum(0, keepdim=True).expand(len(top), -1)
         share = counts.cumsum(1) / counts.sum(1, keepdim=True)
@@ -91,15 +93,15 @@ def histogram(layer: Layer, inputs: str, top: Tensor, per_channel: bool) -> Hist
         if x.dim() > 2:
             step = max(1, layer.images * x[0, 0].numel() // VALUES)
             x, a = x.flatten(2)[..., ::step], a.flatten(2)[..., ::step]
-        counts += _counted(x, low, width, bins)
-        total += _counted(x, low, width, bins, a)
+        counts += counted(x, low, width, bins)
+        total += counted(x, low, width, bins, a)
     centres = low.unsqueeze(1) + width.unsqueeze(1) * (torch.arange(bins, device=top.device) + 0.5)
     if not per_channel:
         centres, counts, total = centres[:1], counts.sum(0, keepdim=True), total.sum(0, keepdim=True)
     return Histogram(centres, counts, total / counts.clamp(min=1))
 
 
-def _counted(x: Tensor, low: Tensor, width: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
+def counted(x: Tensor, low: Tensor, width: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
     """How many values of x [N, C, ...] fall into each of a channel's bins, or the sum of their `weights`: [C, bins]."""
     at = ((x - along(low, x.dim())) / along(width, x.dim())).clamp_(0, bins - 1).to(torch.int64)
     at += along(torch.arange(len(low), device=x.device) * bins, x.dim())

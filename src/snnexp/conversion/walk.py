@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snnexp.conversion.graph import CONVS, NORMS, Flow, function_name
-from snnexp.conversion.neuron import Readout, ScaledIF
+from snnexp.conversion.neuron import FewSpike, Readout, ScaledIF
 from snnexp.timefold import unfold
 
 IN_MEMORY = 2**28  # bytes of one array; larger ones are mapped files
@@ -51,7 +51,7 @@ class Proposal:
     """What a correction would change: the neuron, or the weights before it; kept where `score` [C] becomes lower."""
 
     score: Callable[[Stats], Tensor]
-    neuron: ScaledIF | Readout | None = None
+    neuron: ScaledIF | FewSpike | Readout | None = None
     weight: Tensor | None = None
 
 
@@ -75,14 +75,16 @@ class Record:
 
 
 class Method(Protocol):
-    """A conversion: which neuron stands for a site. `per_T`: what it places depends on T."""
+    """A conversion: which neuron stands for a site. `per_T`: what it places depends on T; `decoded`: its neurons are
+    few-spike ones, whose T steps are their own, so that layers hand on numbers."""
 
     maxpool: str | None
+    decoded: bool
 
     @property
     def per_T(self) -> bool: ...
 
-    def place(self, layer: Layer) -> ScaledIF: ...
+    def place(self, layer: Layer) -> ScaledIF | FewSpike: ...
 
 
 class Correction(Protocol):
@@ -137,7 +139,7 @@ class Layer:
     alone, or None.
     """
 
-    neuron: ScaledIF | Readout
+    neuron: ScaledIF | FewSpike | Readout
     stats: Stats
 
     def __init__(self, state: _Walk, current: fx.Node, site: fx.Node | None) -> None:
@@ -173,7 +175,7 @@ class Layer:
         simulated mean output."""
         assert self._synapse is not None
         before: fx.Node = self._synapse.args[0]  # type: ignore[assignment]
-        batches = self._walk.batches(1 if isinstance(self.neuron, Readout) else self.T)
+        batches = self._walk.batches(self.T if isinstance(self.neuron, ScaledIF) else 1)
         for rows, (a, phi, _) in zip(batches, self._responses(self.neuron), strict=True):
             (x,) = self._walk.values("mean", [before], rows)
             yield x, a, phi
@@ -221,7 +223,7 @@ class Layer:
 
     def settle(self) -> None:
         """Put what was found into the network, and make the layer's output available to the layers above."""
-        if isinstance(self.neuron, ScaledIF):
+        if not isinstance(self.neuron, Readout):
             assert self._site is not None
             assert self._train is not None
             self._walk.store(self._site, self._current, self.activation, self.neuron, self._train)
@@ -233,7 +235,7 @@ class Layer:
         self.synapse.weight = nn.Parameter(weight, requires_grad=False)
         self._kept = []
 
-    def _simulated(self, neuron: ScaledIF | Readout) -> tuple[Stats, Tensor | None]:
+    def _simulated(self, neuron: ScaledIF | FewSpike | Readout) -> tuple[Stats, Tensor | None]:
         error: Tensor | None = None
         square, train, start, n = torch.zeros(()), None, 0, self._walk.n
         for a, phi, bits in self._responses(neuron):
@@ -249,11 +251,15 @@ class Layer:
         assert error is not None
         return Stats(error / n, square / n), train
 
-    def _responses(self, neuron: ScaledIF | Readout) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """(a, phi, bits) a few images at a time; the output's phi is its mean current."""
+    def _responses(self, neuron: ScaledIF | FewSpike | Readout) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """(a, phi, bits) a few images at a time; the output's phi is its mean current, a few-spike layer hands on phi
+        itself, [1, n, ...]."""
         if isinstance(neuron, Readout):
             for a, c in self.means():
                 yield a, c + neuron.bias, None
+        elif isinstance(neuron, FewSpike):
+            for a, c in self.means():
+                yield a, (phi := neuron(c)), phi.unsqueeze(0)
         else:
             for a, current in self.trains():
                 out, _ = neuron.scan(current, None)
@@ -298,11 +304,14 @@ class _Walk:
             return self.images[rows].to(self.device)
         if mode == "ann":
             return self.activations[node][rows].to(self.device)
+        if isinstance(self.snn.module(node), FewSpike):
+            return self.trains[node][0, rows].to(self.device)
         theta = self.snn.module(node).theta  # type: ignore[union-attr]
         train = _unpacked(self.trains[node][:, rows].to(self.device), self.T, theta.dtype)  # type: ignore[arg-type]
         return mean_over_time(train).mul_(theta) if mode == "mean" else train.mul_(theta).flatten(0, 1)  # type: ignore[arg-type]
 
-    def store(self, site: fx.Node, current: fx.Node, activation: nn.Module, neuron: ScaledIF, train: Tensor) -> None:
+    def store(self, site: fx.Node, current: fx.Node, activation: nn.Module, neuron: ScaledIF | FewSpike,
+              train: Tensor) -> None:
         """Place `neuron` at `site` with what it and the ANN emit there, and forget what nobody needs any more."""
         activations = _room((1, *train.shape[1:]), neuron.theta.dtype)[0]
         for rows in self.batches(1):
@@ -321,7 +330,7 @@ def fold_biases(flow: Flow) -> None:
     """What corrections added to a site's input, into the layer before it, where that layer serves this site alone."""
     for site in flow.sites:
         neuron, node = flow.module(site), carrier(flow, site.args[0])
-        if isinstance(neuron, ScaledIF) and bool(neuron.bias.any()) and node is not None:
+        if isinstance(neuron, ScaledIF | FewSpike) and bool(neuron.bias.any()) and node is not None:
             add_bias(flow.module(node), neuron.bias)  # type: ignore[arg-type]
             neuron.bias = torch.zeros_like(neuron.bias)
 

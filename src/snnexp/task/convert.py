@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from snnexp.analysis import figures
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
+from snnexp.conversion import slots
 from snnexp.conversion.frames import PerFrame, stills
 from snnexp.conversion.graph import prepare
 from snnexp.conversion.measure import LayerError, accuracies, ann_accuracy, columns, examine, spread
-from snnexp.conversion.network import Converted
+from snnexp.conversion.network import Converted, Decoded, converted
 from snnexp.conversion.walk import Method, Record, walk
 from snnexp.dataset.prepare import digest
 from snnexp.errors import InvalidValue, UserError, integer
@@ -88,9 +89,10 @@ class Conversion:
             turn = torch.arange(len(self.images))
             self.images = self.images[turn, turn % self.images.shape[1]].float()
         x = self.images[:2]
-        source, network = prepare(_still(net), x, self.method.maxpool)
-        walk(source, network, x, 1, self.method)
-        self.mitigation.applied(Converted(network, 1))
+        for T in self.steps if self.method.decoded else [1]:
+            source, network = prepare(still(net), x, self.method.maxpool, self.method.decoded)
+            walk(source, network, x, T, self.method)
+            self.mitigation.applied(converted(network, T))
         try:
             for t in self.steps:
                 self.mitigation.check(t)
@@ -115,9 +117,9 @@ class Conversion:
         torch.set_num_threads(session.trainer.threads or THREADS)
         fabric = session.trainer.fabric()
         self.device = fabric.device
-        checkpoint = session.config["checkpoint"] or _trained(self.source)
+        checkpoint = session.config["checkpoint"] or trained(self.source)
         net = Session(self.source.config | {"checkpoint": str(checkpoint)}, session.choices, session.run_dir).network()
-        self.ann = _still(net).eval().to(self.device)
+        self.ann = still(net).eval().to(self.device)
         self.images = self.images.to(self.device)
         self.splits = {"val": (data.val, self.val_images), "test": (data.test, self.test_images)}
         size = session.trainer.eval_batch_size
@@ -138,6 +140,9 @@ class Conversion:
                 result |= self.examined(source, snn, t, layers)
             done += [{"T": steps[-1], **asdict(record)} for record in records]
             torch.save(snn.cpu(), self.session.run_dir / f"model_T{steps[-1]}.pt")
+            if isinstance(snn, Decoded):
+                slots.export(snn, self.session.run_dir / "tables" / f"coefficients_T{snn.T}.csv")
+                self.session.tracker.artifact(self.session.run_dir / "tables")
         result["val/accuracy"] = result[f"val/snn_accuracy_T{self.steps[-1]}"]  # the default objective
         self._report(result, layers, done)
         return result
@@ -152,10 +157,10 @@ class Conversion:
     def converted(self, T: int, *, calibrated: bool) -> tuple[Converted, torch.fx.GraphModule, list[Record]]:
         """(the SNN, with its mitigation; its source; what was done) for T steps."""
         corrections = self.calibration.corrections if calibrated else []
-        source, network = prepare(self.ann, self.images[:2], self.method.maxpool)
+        source, network = prepare(self.ann, self.images[:2], self.method.maxpool, self.method.decoded)
         with LayerBar(f"{self.session.choices['task']} T={T}{'' if calibrated else ' (before)'}") as bar:
             records = walk(source, network, self.images, T, self.method, corrections, bar.report)
-        return self.mitigation.applied(Converted(network, T)), source, records
+        return self.mitigation.applied(converted(network, T)), source, records
 
     def accuracy(self, snn: Converted, split: str, steps: Sequence[int]) -> dict[int, float]:
         """Accuracy on a split at each of `steps`."""
@@ -181,11 +186,12 @@ class Conversion:
         """Errors by layer, added to `layers`, and the cost of an inference, on validation images."""
         data = self.source.data
         runs = data.val.x.shape[1] if data.temporal else 1  # of the network a recording
-        errors, account = examine(source, snn, self.seen(), t)
+        x = self.seen()
+        errors, account = slots.examine(source, snn, x) if isinstance(snn, Decoded) else examine(source, snn, x, t)
         layers += errors
         cost = {"spikes": account.spikes * runs, "spikes_per_neuron": account.spikes_per_neuron * runs,
                 "synaptic_operations": account.synaptic_operations * runs, "energy_nj": account.energy_nj * runs,
-                "latency": account.latency * runs}
+                "latency": account.latency * runs, **account.more}
         self.session.tracker.metrics({f"val/{name}": value for name, value in cost.items()}, step=t)
         return {f"val/{name}_T{t}": value for name, value in cost.items()} | {
             "neurons": account.neurons, "val/ann_macs": account.ann_macs * runs,
@@ -223,12 +229,12 @@ def _steps(timesteps: object) -> list[int]:
         raise error.told("timesteps") from error
 
 
-def _still(net: TimeFold) -> nn.Module:
+def still(net: TimeFold) -> nn.Module:
     """A network without time as a module from [N, ...] to [N, K]."""
     return nn.Sequential(OrderedDict(front=net.front, network=net.network))
 
 
-def _trained(session: Session) -> Path:
+def trained(session: Session) -> Path:
     """Weights of the ANN of this config: trained once, then found again, whatever is converted how often.
 
     An interrupted training is taken up; a second process that wants the same waits.

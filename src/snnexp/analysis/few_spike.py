@@ -1,0 +1,138 @@
+"""Figures of few-spike neurons: approximation, raster, error against steps and spikes, and the tables of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from snnexp.analysis.figures import BLUE, GREY, ORANGE
+from snnexp.dynamics import if_step
+from snnexp.few_spike.table import FUNCTIONS, Fitted, decoded, relu, spikes
+
+LONGEST = 1023  # steps of a rate code that resolves what ten few-spike steps do
+
+
+def approximation(fit: Fitted) -> Figure:
+    """The function and the neuron's staircase, the error, and the number of spikes, against the input."""
+    x = torch.linspace(*fit.range, 20_001, dtype=torch.float64)
+    z = torch.stack(list(spikes(x, fit.table)))
+    y, f = decoded(x, fit.table), FUNCTIONS[fit.activation](x)
+    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(2.2, 1, 1))
+    upper.plot(x.numpy(), f.numpy(), color=GREY, linewidth=1, label=fit.activation)
+    _stairs(upper, x, y, f"few-spike neuron, K = {fit.table.K}")
+    upper.set(ylabel="output")
+    upper.legend(frameon=False)
+    middle.axhline(0, color=GREY, linewidth=0.8)
+    middle.plot(x.numpy(), (y - f).numpy(), ",", color=ORANGE)
+    middle.set(ylabel="error")
+    _stairs(lower, x, z.sum(0), "")
+    lower.set(ylabel="spikes", xlabel="input x")
+    lower.yaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(f"mean squared error {fit.mse:.2g}, largest {fit.largest:.2g}, {fit.spikes:.2f} spikes on average")
+    _bare(upper, middle, lower)
+    return figure
+
+
+def raster(fit: Fitted, inputs: int = 800) -> Figure:
+    """A dot for each spike: its step against the input."""
+    x = torch.linspace(*fit.range, inputs, dtype=torch.float64)
+    step, which = torch.stack(list(spikes(x, fit.table))).nonzero(as_tuple=True)
+    figure = Figure(figsize=(7, 0.9 + 0.2 * fit.table.K), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(x[which].numpy(), step.numpy() + 1, ".", color=BLUE, markersize=1.2)
+    axes.set(xlabel="input x", ylabel="time step", ylim=(fit.table.K + 0.7, 0.3),
+             title=f"spikes of few-spike neurons for {fit.activation}")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _bare(axes)
+    return figure
+
+
+def errors(fits: Sequence[Fitted]) -> Figure:
+    """Mean squared error against K and against mean spikes, a line for each range."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    by_K, by_spikes = figure.subplots(1, 2, sharey=True)
+    colors = cycle((BLUE, ORANGE, GREY, "#7a4f9a"))
+    for interval, color in zip(dict.fromkeys(fit.range for fit in fits), colors, strict=False):
+        line = sorted((fit for fit in fits if fit.range == interval), key=lambda fit: fit.table.K)
+        mse, label = [fit.mse for fit in line], f"[{interval[0]:g}, {interval[1]:g}]"
+        by_K.semilogy([fit.table.K for fit in line], mse, "o-", color=color, label=label)
+        by_spikes.semilogy([fit.spikes for fit in line], mse, "o-", color=color)
+    by_K.set(xlabel="time steps K", ylabel="mean squared error")
+    by_K.xaxis.set_major_locator(MaxNLocator(integer=True))
+    by_K.legend(frameon=False, title="range")
+    by_spikes.set(xlabel="mean spikes")
+    figure.suptitle(f"few-spike neurons for {fits[0].activation}")
+    _bare(by_K, by_spikes)
+    return figure
+
+
+def codes(K: int = 10, inputs: int = 4000) -> dict[str, list[tuple[int, float, float]]]:
+    """(steps, root mean square error, mean spikes) of two codes for uniform inputs in [0, 1): few spikes in 1..`K`
+    steps, and the rate of an integrate-and-fire neuron (v(0) = theta/2) after 1..1023 steps of one simulation."""
+    x = (torch.arange(inputs, dtype=torch.float64) + 0.5) / inputs
+    found: dict[str, list[tuple[int, float, float]]] = {"few spikes": [], "rate": []}
+
+    def rms(y: Tensor) -> float:
+        return float((y - x).square().mean().sqrt())
+
+    for steps in range(1, K + 1):
+        table = relu(steps, torch.ones((), dtype=torch.float64))
+        count = sum(spikes(x, table), start=torch.zeros_like(x))
+        found["few spikes"].append((steps, rms(decoded(x, table)), float(count.mean())))
+    v, count = torch.full_like(x, 0.5), torch.zeros_like(x)
+    for steps in range(1, LONGEST + 1):
+        s, v = if_step(x, v)
+        count += s
+        found["rate"].append((steps, rms(count / steps), float(count.mean())))
+    return found
+
+
+def error_against_steps(found: Mapping[str, Sequence[tuple[int, float, float]]]) -> Figure:
+    """What `codes` measures, against steps and against spikes."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    by_steps, by_spikes = figure.subplots(1, 2, sharey=True)
+    for (name, points), color, marker in zip(found.items(), (BLUE, ORANGE), ("o-", "-"), strict=True):
+        steps, error, count = zip(*points, strict=True)
+        by_steps.loglog(steps, error, marker, color=color, label=name, markersize=4)
+        by_spikes.loglog(count, error, marker, color=color, markersize=4)
+    by_steps.axhline(found["few spikes"][-1][1], color=GREY, linestyle="--", linewidth=0.8)
+    by_steps.set(xlabel="time steps", ylabel="root mean square error (of the range)")
+    by_steps.legend(frameon=False)
+    by_spikes.set(xlabel="mean spikes")
+    _bare(by_steps, by_spikes)
+    return figure
+
+
+def shares(by_network: Mapping[str, Tensor]) -> Figure:
+    """Share of neurons by the number of their spikes, [K + 1] for each network."""
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(by_network)
+    for k, (name, share) in enumerate(by_network.items()):
+        at = torch.arange(len(share)) + (k - (len(by_network) - 1) / 2) * width
+        axes.bar(at.numpy(), share.numpy(), width, label=name, color=BLUE, alpha=1 - 0.7 * k / len(by_network))
+    axes.set(xlabel="spikes in one inference", ylabel="share of neurons")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+    _bare(axes)
+    return figure
+
+
+def _stairs(axes: Axes, x: Tensor, y: Tensor, label: str) -> None:
+    """A function that is constant in pieces: a line for each piece, nothing where it jumps."""
+    jumps = (y.diff().abs() > 1e-12).nonzero().flatten() + 1
+    edges = torch.cat([torch.zeros(1, dtype=torch.int64), jumps, torch.tensor([len(x)])])
+    first, last = edges[:-1], edges[1:] - 1
+    axes.hlines(y[first].numpy(), x[first].numpy(), x[last].numpy(), color=BLUE, linewidth=1.6, label=label)
+
+
+def _bare(*axes: Axes) -> None:
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)

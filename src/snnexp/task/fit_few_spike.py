@@ -1,0 +1,120 @@
+"""`task=fit_few_spike`: coefficients h, d, T of few-spike neurons for an activation."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from snnexp.analysis import few_spike as drawn
+from snnexp.analysis import figures
+from snnexp.errors import InvalidValue, UserError, integer, number, require
+from snnexp.few_spike.fit import Density, fit
+from snnexp.few_spike.table import RANGES, Fitted, known, measured, relu, save
+from snnexp.session import Session
+from snnexp.terminal import LayerBar
+from snnexp.training import Metrics
+
+Interval = tuple[float, float]
+
+
+def fit_few_spike(session: Session, activation: str, K: int | list[int], range: list[float] | None,
+                  spikes: float | None, distribution: str, rounds: int) -> Metrics:
+    """Fit for each of `K` and each range; writes <activation>.yaml, a table and figures. Returns the errors.
+
+    `range`: [low, high]; null: those of the shipped coefficients. `spikes`: at most so many on average (null: K/4).
+    `distribution` of the inputs: uniform, or a CSV file with columns x and weight. ReLU is analytic, from 0 to high.
+    Raises UserError for wrong values.
+    """
+    try:
+        known(activation)
+        steps = [integer("K", k, at_least=1) for k in (K if isinstance(K, list) else [K])]
+        intervals = RANGES.get(activation, ((-8.0, 8.0),)) if range is None else (_interval(range),)
+        limit = None if spikes is None else number("spikes", spikes, "a number > 0, or null", above=0)
+        integer("rounds", rounds, at_least=10)
+    except InvalidValue as error:
+        raise error.told(error.name if error.name != "rounds" else "task.rounds") from error
+    density = _density(distribution)
+
+    def work() -> Metrics:
+        torch.set_num_threads(1)
+        fits = []
+        with LayerBar("fit") as bar:
+            for interval in intervals:
+                for k in steps:
+                    fits.append(_fitted(activation, interval, k, limit or k / 4, density, rounds, session.seed, bar))
+        return _reported(session, fits)
+
+    return session.tracked(work)
+
+
+def _fitted(activation: str, interval: Interval, K: int, limit: float, density: Density | None, rounds: int, seed: int,
+            bar: LayerBar) -> Fitted:
+    if activation == "relu":
+        return measured(activation, interval, relu(K, torch.tensor(interval[1], dtype=torch.float64)))
+    return fit(activation, interval, K, limit, rounds=rounds, seed=seed, density=density,
+               report=lambda done, whole: bar.report(done, whole, f"{activation} K={K} on {list(interval)}"))
+
+
+def _reported(session: Session, fits: list[Fitted]) -> Metrics:
+    folder, tracker, activation = session.run_dir, session.tracker, fits[0].activation
+    save(fits, folder / f"{activation}.yaml")
+    (folder / "tables").mkdir()
+    with (folder / "tables" / "fit.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["activation", "low", "high", "K", "mse", "largest", "spikes"])
+        table.writerows([activation, *f.range, f.table.K, f.mse, f.largest, f.spikes] for f in fits)
+    last = max((f for f in fits if f.range == fits[0].range), key=lambda f: f.table.K)
+    made = {"approximation": drawn.approximation(last), "raster": drawn.raster(last)}
+    if len(fits) > 1:
+        made["error"] = drawn.errors(fits)
+    if activation == "relu":
+        codes = drawn.codes()
+        made["codes"] = drawn.error_against_steps(codes)
+        with (folder / "tables" / "codes.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["code", "steps", "rms_error", "spikes"])
+            table.writerows([code, *point] for code, points in codes.items() for point in points
+                            if code == "few spikes" or (point[0] & (point[0] + 1)) == 0)  # rate: at 2^k - 1
+    figures.write(made, folder / "figures")
+    for name in (f"{activation}.yaml", "tables", "figures"):
+        tracker.artifact(folder / name)
+    result = {}
+    for one in fits:
+        found = {"mse": one.mse, "largest": one.largest, "spikes": one.spikes}
+        where = "" if one.range == fits[0].range else f"_{one.range[0]:g}_{one.range[1]:g}"
+        tracker.metrics({f"{name}{where}": value for name, value in found.items()}, step=one.table.K)
+        result |= {f"{name}{where}_K{one.table.K}": value for name, value in found.items()}
+    return result
+
+
+def _interval(given: list[float]) -> Interval:
+    require(len(given) == 2 and all(isinstance(v, int | float) for v in given) and given[0] < given[1] and given[1] > 0,
+            "range", given, "two numbers [low, high], low < high and high > 0")
+    return float(given[0]), float(given[1])
+
+
+def _density(distribution: str) -> Density | None:
+    """Weights of inputs from a CSV file, linear between its rows; None: uniform."""
+    if distribution == "uniform":
+        return None
+    try:
+        with Path(distribution).expanduser().open(newline="") as file:
+            rows = sorted((float(row["x"]), float(row["weight"])) for row in csv.DictReader(file))
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"distribution={distribution} is not allowed: it must be uniform, or a CSV file with columns x "
+                        f"and weight ({error})") from error
+    x, weight = torch.tensor(rows, dtype=torch.float32).T.contiguous()
+    if len(rows) < 2 or bool((weight < 0).any()) or not float(weight.sum()) > 0:
+        raise UserError(f"distribution={distribution}: it needs two rows or more, with weights of at least 0")
+
+    def density(at: Tensor) -> Tensor:
+        right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
+        share = ((at - x[right - 1]) / (x[right] - x[right - 1]).clamp(min=1e-12)).clamp(0, 1)
+        between = weight[right - 1] + share * (weight[right] - weight[right - 1])
+        inside = (at >= x[0]) & (at <= x[-1])
+        return torch.where(inside, between, 0.0) + 1e-6 * weight.max()  # nowhere nothing at all
+
+    return density
