@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 
 from snnexp.analysis import figures
+from snnexp.analysis.temperature import adapt
 from snnexp.dataset.base import Data
 from snnexp.errors import Pruned
 from snnexp.evaluate import evaluate, recorded
@@ -95,6 +96,7 @@ def fit(
             on_step=bar.step,
             on_epoch=report,
             prune=prune,
+            before_step=partial(adapt, fabric, net, session.data.train, session.loss, session.seed),
         ).run()
         bar.epoch(progress)
     return progress
