@@ -28,7 +28,7 @@ from snnexp.dataset.image_folder import image_folder
 from snnexp.dataset.saccade import read_idx
 from snnexp.errors import InvalidValue, UserError
 from snnexp.session import Session
-from snnexp.training import Fit, Progress, mix, load, validate
+from snnexp.training import Fit, Progress, load, mix, validate
 from test_camera import DATA
 
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 60), "red": (220, 10, 0)}

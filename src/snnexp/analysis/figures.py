@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.axes import Axes
@@ -13,11 +14,13 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from snnexp.surrogate import curve
+from snnexp.surrogate.dspike import Dspike
 
 if TYPE_CHECKING:
     from snnexp.conversion.measure import LayerError
 
 BLUE, ORANGE, GREY = "#2a6f97", "#e07a1f", "#8a8a8a"
+CYCLE = (BLUE, ORANGE, "#7a4f9a", "#3a8f5c", "#b5333c", GREY)
 
 
 def write(figures: Mapping[str, Figure], folder: Path) -> None:
@@ -42,6 +45,47 @@ def surrogate(function: nn.Module) -> Figure:
     axes.set(xlabel="x = v − θ", title=f"{type(function).__name__} ({function.extra_repr().split(', spiking')[0]})")
     axes.legend(frameon=False)
     _plain(axes)
+    return figure
+
+
+def temperature(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Adaptive Dspike: the temperature b by epoch, and the surrogate's derivative at start, middle and end."""
+    curves = {key: [m[key] for m in history] for key in history[0] if key.startswith("train/b")}
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    over_time, shapes = figure.subplots(1, 2, width_ratios=[1.3, 1])
+    epochs = range(1, len(history) + 1)
+    for i, (key, values) in enumerate(curves.items()):
+        over_time.plot(epochs, values, "o-", markersize=3, color=CYCLE[i % len(CYCLE)],
+                       label=key.removeprefix("train/b").strip("/") or "all layers")
+    over_time.set(xlabel="epoch", ylabel="temperature b", ylim=(0, None))
+    over_time.xaxis.set_major_locator(MaxNLocator(integer=True))
+    over_time.legend(frameon=False)
+    x = torch.linspace(-1, 1, 801, dtype=torch.float64)
+    first = next(iter(curves.values()))
+    for epoch, color in zip(dict.fromkeys((1, (1 + len(first)) // 2, len(first))), (GREY, BLUE, ORANGE), strict=False):
+        b = first[epoch - 1]
+        shapes.plot(x.numpy(), Dspike(b).derivative(x).numpy(), color=color, label=f"epoch {epoch}: b = {b:.3g}")
+    shapes.set(xlabel="x = v − θ", title="g'(x)" if len(curves) == 1 else f"g'(x) of {next(iter(curves))[8:]}")
+    shapes.legend(frameon=False, fontsize=8)
+    for axes in (over_time, shapes):
+        _plain(axes)
+    return figure
+
+
+def by_layer(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str) -> Figure:
+    """A panel per column: its value against the epoch, a line per layer. `rows` have epoch, layer and columns."""
+    figure = Figure(figsize=(3.4 * len(columns), 3.2), layout="constrained")
+    for axes, column in zip(figure.subplots(1, len(columns), squeeze=False).flat, columns, strict=True):
+        for i, layer in enumerate(dict.fromkeys(row["layer"] for row in rows)):
+            of_layer = [row for row in rows if row["layer"] == layer and not math.isnan(row[column])]
+            if of_layer:
+                axes.plot([row["epoch"] for row in of_layer], [row[column] for row in of_layer], "o-", markersize=3,
+                          color=CYCLE[i % len(CYCLE)], label=layer)
+        axes.set(xlabel="epoch", title=column, ylim=(min(0, axes.get_ylim()[0]), None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize=8)
+        _plain(axes)
+    figure.suptitle(title)
     return figure
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from snnexp.errors import InvalidValue, UserError
 from snnexp.neuron.base import SpikingSite
-from snnexp.timefold import TimeFold, Timed, fold, unfold
+from snnexp.timefold import Timed, TimeFold, fold, unfold
 
 ELEMENTS = 2**22  # of the largest intermediate tensors: what stays in a cache, nearly
 
@@ -50,8 +50,8 @@ def layers(net: TimeFold) -> list[str]:
 
 def sample(net: TimeFold, layer: str, count: int | None, generator: torch.Generator) -> Tensor:
     """Positions of `count` weights of the layer's flattened weight (None, or more than there are: all), int64 [K]."""
-    total = net.network.get_submodule(layer).weight.numel()  # type: ignore[union-attr, operator]
-    return torch.randperm(total, generator=generator)[:count]
+    weight = net.network.get_parameter(f"{layer}.weight")
+    return torch.randperm(weight.numel(), generator=generator)[:count]
 
 
 class Probe:
@@ -69,19 +69,19 @@ class Probe:
         nodes = [n for n in self.graph.graph.nodes if n.op == "call_module" and n.target == layer]
         if len(nodes) != 1 or layer not in layers(net):
             raise InvalidValue("layer", layer, f"a layer that is used once: one of {', '.join(layers(net))}")
-        self.layer, self.node = self.graph.get_submodule(layer), nodes[0]
-        users = list(self.node.users)
-        site = self.graph.get_submodule(str(users[0].target)) if users[0].op == "call_module" else None
-        alone = len(users) == 1 and isinstance(site, SpikingSite)  # each of its neurons has one channel alone
-        self.site, self.end = (site, users[0]) if alone else (nn.Identity(), self.node)
+        self.node: fx.Node = nodes[0]
+        self.layer: Any = self.graph.get_submodule(layer)
+        self.site, self.end = _site(self.graph, self.node)
         self.later = {node: _later(node) for node in (self.node, self.end)}
         with torch.no_grad():
             run = fx.Interpreter(self.graph, garbage_collect_values=False)
             outputs = unfold(run.run(self.net.folded(x)), self.net.T)
             self.env = dict(run.env)
             self.losses = self._losses(outputs, y)
-        weight = self.layer.weight
-        self.weights = torch.stack(torch.unravel_index(weights.to(y.device), weight.shape))  # [dims, K]
+        if isinstance(self.layer, nn.Linear) and self.env[self.node].dim() != 2:
+            raise InvalidValue("layer", layer, "a linear layer of inputs [T*N, features]")
+        shape = net.network.get_parameter(f"{layer}.weight").shape
+        self.weights = torch.stack(torch.unravel_index(weights.to(y.device), shape))  # [dims, K]
 
     @torch.no_grad()
     def finite(self, eps: float) -> Tensor:
@@ -99,14 +99,14 @@ class Probe:
 
     def _parts(self) -> tuple[Tensor, ...]:
         """The weights, as many at a time as memory is good for."""
-        return self.weights.split(max(1, ELEMENTS // self.env[self.node][:, 0].numel()), dim=1)
+        return torch.split(self.weights, max(1, ELEMENTS // self.env[self.node][:, 0].numel()), dim=1)
 
     def _response(self, part: Tensor) -> Tensor:
         """d(output channel)/d(weight) of each weight of `part` [dims, k]: [T*N, k, ...]."""
-        x = self.env[self.node.args[0]]
+        x: Tensor = self.env[self.node.all_input_nodes[0]]
         if isinstance(self.layer, nn.Linear):
-            return x[..., part[1]]  # type: ignore[no-any-return]
-        conv, (out, within, *place) = self.layer, part
+            return x[:, part[1]]
+        conv, out, within, place = self.layer, part[0], part[1], part[2:]
         kernels = torch.zeros(part.shape[1], 1, *conv.kernel_size, dtype=x.dtype, device=x.device)
         kernels[torch.arange(part.shape[1]), 0, place[0], place[1]] = 1
         channel = out // (conv.out_channels // conv.groups) * (conv.in_channels // conv.groups) + within
@@ -119,7 +119,7 @@ class Probe:
         changed = (after != before[:, :, channel]).any(0).reshape(len(self.y), part.shape[1], -1).any(2)
         total = torch.zeros(part.shape[1], dtype=self.losses.dtype, device=channel.device)
         n, k = changed.nonzero(as_tuple=True)
-        for i in torch.arange(len(n)).split(max(1, ELEMENTS // before[:, 0].numel())):
+        for i in torch.split(torch.arange(len(n)), max(1, ELEMENTS // before[:, 0].numel())):
             value = before[:, n[i]]
             value[:, torch.arange(len(i)), channel[k[i]]] = after[:, n[i], k[i]]
             outputs = self._after(self.end, fold(value), n[i])
@@ -140,6 +140,14 @@ class Probe:
     def _losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The loss of each sample, [N]."""
         return torch.vmap(lambda o, t: self.loss(o.unsqueeze(1), t.unsqueeze(0)), in_dims=(1, 0))(outputs, y)  # type: ignore[no-any-return]
+
+
+def _site(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.Node]:
+    """The neurons that `node`'s output goes to, each with one channel alone, and their node; else nothing, and `node`.
+    """
+    user, *others = node.users
+    site = graph.get_submodule(str(user.target)) if user.op == "call_module" else None
+    return (site, user) if isinstance(site, SpikingSite) and not others else (nn.Identity(), node)
 
 
 class _Tracer(fx.Tracer):

@@ -75,10 +75,10 @@ def choose(net: TimeFold, surrogates: Sequence[AdaptiveDspike], split: Split, lo
                 one.b = b
             found.append(compare(probe.surrogate(), finite))
         best = max((1, 0, 2), key=lambda i: found[i].cosine)  # the first of equal ones: b as it was
-        cosines = [fidelity.cosine for fidelity in found]
+        lower, same, higher = (fidelity.cosine for fidelity in found)
         for one in group:
             one.b = candidates[best]
-            one.choice = Choice(*cosines, found[best].error, found[best].nonzero)
+            one.choice = Choice(lower, same, higher, found[best].error, found[best].nonzero)
     if not finite.any():
         log.warning("the finite differences of %s are all zero: the temperature stays; try a larger surrogate.eps or "
                     "surrogate.batch", layer)
