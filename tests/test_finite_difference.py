@@ -58,7 +58,7 @@ def brute(net: TimeFold, loss: nn.Module, layer: str, x: Tensor, y: Tensor, weig
 @pytest.mark.parametrize("loss", [MSERate(), CrossEntropy()], ids=["mse", "cross_entropy"])
 def test_on_a_smooth_network_the_error_falls_as_eps_squared(layer: str, loss: nn.Module) -> None:
     """Neurons that emit their primitive: the loss is smooth, and its derivative autograd's."""
-    net, (x, y) = two_layer(Sine(4.0, spiking=False)).double(), batch()
+    net, (x, y) = two_layer(Sine(12.0, spiking=False), readout="spikes").double(), batch()
     weights = torch.arange(net.network.get_parameter(f"{layer}.weight").numel())
     probe = Probe(net, loss, layer, x, y, weights)
     (exact,) = torch.autograd.grad(loss(net(x), y), [net.network.get_parameter(f"{layer}.weight")])

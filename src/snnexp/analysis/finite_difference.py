@@ -50,8 +50,11 @@ def layers(net: TimeFold) -> list[str]:
 
 def sample(net: TimeFold, layer: str, count: int | None, generator: torch.Generator) -> Tensor:
     """Positions of `count` weights of the layer's flattened weight (None, or more than there are: all), int64 [K]."""
-    weight = net.network.get_parameter(f"{layer}.weight")
-    return torch.randperm(weight.numel(), generator=generator)[:count]
+    total = net.network.get_parameter(f"{layer}.weight").numel()
+    if count is None or total < 16 * count:
+        return torch.randperm(total, generator=generator)[:count]
+    some: Tensor = torch.unique(torch.randint(total, (2 * count,), generator=generator))  # faster for a large layer
+    return some[torch.randperm(len(some), generator=generator)[:count]]
 
 
 class Probe:
@@ -81,12 +84,15 @@ class Probe:
         if isinstance(self.layer, nn.Linear) and self.env[self.node].dim() != 2:
             raise InvalidValue("layer", layer, "a linear layer of inputs [T*N, features]")
         shape = net.network.get_parameter(f"{layer}.weight").shape
-        self.weights = torch.stack(torch.unravel_index(weights.to(y.device), shape))  # [dims, K]
+        indices = torch.stack(torch.unravel_index(weights.to(y.device), shape))  # [dims, K]
+        # as many weights at a time as memory is good for
+        self.parts = torch.split(indices, max(1, ELEMENTS // self.env[self.node][:, 0].numel()), dim=1)
+        self._last: tuple[Tensor, Tensor] | None = None  # a part and its response
 
     @torch.no_grad()
     def finite(self, eps: float) -> Tensor:
         """Eq. (1), [K]."""
-        moved = [self._moved(part, eps) - self._moved(part, -eps) for part in self._parts()]
+        moved = [self._moved(part, eps) - self._moved(part, -eps) for part in self.parts]
         return torch.cat(moved) / (2 * eps)
 
     def surrogate(self) -> Tensor:
@@ -95,14 +101,15 @@ class Probe:
             current = self.env[self.node].detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.loss(self._after(self.node, current), self.y), current)
         return torch.cat([(slope[:, part[0]] * self._response(part)).transpose(0, 1).flatten(1).sum(1)
-                          for part in self._parts()])
-
-    def _parts(self) -> tuple[Tensor, ...]:
-        """The weights, as many at a time as memory is good for."""
-        return torch.split(self.weights, max(1, ELEMENTS // self.env[self.node][:, 0].numel()), dim=1)
+                          for part in self.parts])
 
     def _response(self, part: Tensor) -> Tensor:
         """d(output channel)/d(weight) of each weight of `part` [dims, k]: [T*N, k, ...]."""
+        if self._last is None or self._last[0] is not part:
+            self._last = part, self._new_response(part)
+        return self._last[1]
+
+    def _new_response(self, part: Tensor) -> Tensor:
         x: Tensor = self.env[self.node.all_input_nodes[0]]
         if isinstance(self.layer, nn.Linear):
             return x[:, part[1]]

@@ -55,7 +55,7 @@ def sparsity(net: TimeFold, loss: nn.Module, x: Tensor, y: Tensor) -> Sparsity:
     for (name, site), slope in zip(sites.items(), of_sites, strict=True):
         current, spikes = ends[name]
         derivative = curve(site.surrogate, site.charged(current.detach()) - site.threshold).derivative
-        found[name] = SiteSparsity(_zeros(derivative), _zeros(slope), float(spikes.mean()))
+        found[name] = SiteSparsity(_zeros(derivative), _zeros(slope), float(spikes.detach().mean()))
     work, skipped = 0.0, 0.0
     for i, (name, slope) in enumerate(zip(layers, of_layers, strict=True)):
         products = 1 if i == 0 else 2  # for the weights, and, but in the first layer, for the layer before
