@@ -76,7 +76,7 @@ def learning(curves: Mapping[str, Sequence[float]]) -> Figure:
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
     for i, (name, values) in enumerate(curves.items()):
-        axes.plot(range(1, len(values) + 1), values, "o-", markersize=3, color=CYCLE[i % len(CYCLE)],
+        axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, color=CYCLE[i % len(CYCLE)],
                   linestyle="-" if i < len(CYCLE) else "--", label=name)
     axes.set(xlabel="epoch", ylabel="validation accuracy", title="learning, mean over seeds")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
