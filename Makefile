@@ -8,7 +8,8 @@ DATA   ?= embedded
 IMAGES ?= dataset=cifar10 data_dir=$(DATA_DIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui sweep-alpha sweep-threshold lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet lab2-dvs \
+.PHONY: help setup run ui sweep-alpha sweep-threshold lab1-surrogates lab1-sweep lab1-sparsity \
+        lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet lab2-dvs \
         few-spike few-spike-coefficients test test-slow test-cluster lint format bench wheel clean
 
 help:  ## list the targets
@@ -35,6 +36,27 @@ sweep-alpha: $(READY)  ## a small Optuna sweep over the surrogate's alpha on the
 
 sweep-threshold: $(READY)  ## the same over the neuron's threshold
 	$(BIN)/snnexp -m +sweep=neuron_threshold hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
+
+# The computer lab, part I (docs/lab1.md). RUN=<that of an earlier call> goes on with it.
+RUN  := $(or $(RUN),$(shell date +%Y-%m-%d-%H%M%S))
+lab1_real   = dataset=nmnist dataset.root=$(DATA_DIR)/nmnist
+lab1_data   = $(if $(filter real,$(DATA)),$(lab1_real),model.hidden=128 trainer.epochs=8 trainer.threads=1)
+lab1_folder = $${outputs_dir}/multirun/$@/$(RUN)
+lab1_runs   = tracking.experiment=$@ resume=true 'hydra.sweep.dir=$${folder:$(lab1_folder)}' $(lab1_data) $(ARGS)
+lab1_study  = $(lab1_runs) 'hydra.sweeper.storage=sqlite:///$${hydra.sweep.dir}/optuna.db' hydra.sweeper.parallel=2
+lab1_report = task=compare_surrogates 'task.sweep=$(lab1_folder)' tracking.experiment=$@ $(lab1_data) $(ARGS)
+
+lab1-surrogates: $(READY)  ## the lab's S(x) and P(x) beside Sigmoid (DATA=real DATA_DIR=folder with nmnist/: real N-MNIST)
+	$(BIN)/snnexp -m surrogate=sigmoid,sine,power seed=0,1,2,3,4 $(lab1_runs)
+	$(BIN)/snnexp $(lab1_report)
+
+lab1-sweep: $(READY)  ## surrogates x values of their parameter x seeds: accuracy, ranking, what correlates with it
+	$(BIN)/snnexp -m +sweep=surrogate_values$(if $(filter real,$(DATA)),_all) $(lab1_study)
+	$(BIN)/snnexp $(lab1_report)
+
+lab1-sparsity: $(READY)  ## how narrow may a surrogate be: shares of exactly zero gradients, accuracy, speed of learning
+	$(BIN)/snnexp -m +sweep=surrogate_width task=gradient_sparsity model.readout=potential loss=cross_entropy $(lab1_study)
+	$(BIN)/snnexp $(lab1_report)
 
 # The computer lab, part II (docs/lab2.md, docs/lab2_dvs.md). IMAGES: real images for DATA=real; ARGS='checkpoint=FILE' spares the training.
 lab2_of  = $(if $(filter real,$(DATA)),experiment=cifar10_$(1)_qcfs $(IMAGES),experiment=digits_$(2)_qcfs trainer.threads=1)

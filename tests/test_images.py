@@ -28,7 +28,7 @@ from snnexp.dataset.image_folder import image_folder
 from snnexp.dataset.saccade import read_idx
 from snnexp.errors import InvalidValue, UserError
 from snnexp.session import Session
-from snnexp.training import Fit, Progress, _mix, load, validate
+from snnexp.training import Fit, Progress, load, mix, validate
 from test_camera import DATA
 
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 60), "red": (220, 10, 0)}
@@ -509,10 +509,10 @@ def test_two_ranks_share_the_rows_and_augment_each_its_own(snnexp: Callable[...,
     train, batch, calls, processes = digits().train, 64, 0, set()
     half = len(train) // 2
     for epoch in range(2):
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(_mix(0, epoch)))
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(mix(0, epoch)))
         for rank, shares in enumerate(order[: 2 * half].view(half, 2).T):
             for step, rows in enumerate(shares.split(batch)):
-                seed = _mix(0, epoch, step, rank)
+                seed = mix(0, epoch, step, rank)
                 (file,) = (tmp_path / "first").glob(f"*-{seed}.pt")
                 x, out = torch.load(file)
                 assert torch.equal(x, train.x[train.index[rows]])

@@ -126,9 +126,13 @@ class TimeFold(nn.Module):
         """Sites by their name in the network, in the order of definition."""
         return {name: m for name, m in self.network.named_modules() if isinstance(m, Site)}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def folded(self, x: Tensor) -> Tensor:
+        """What the network inside is given: [T*N, ...]."""
         require(not self.temporal or x.shape[1] == self.T, "T", self.T, f"{x.shape[1]}, the steps of the input")
         x = self.front(x)
         steps = x.transpose(0, 1) if self.temporal else x.expand(self.T, *x.shape)  # -> [T, N, ...]
         weight = next(self.network.parameters(), None)
-        return unfold(self.network(fold(steps).to(torch.float32 if weight is None else weight.dtype)), self.T)
+        return fold(steps).to(torch.float32 if weight is None else weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return unfold(self.network(self.folded(x)), self.T)

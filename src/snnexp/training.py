@@ -140,7 +140,7 @@ class Progress:
         return self.history[self.best_epoch] if self.best_epoch >= 0 else None
 
 
-Report = Callable[[Progress, int], None]  # called after each step with the epoch's number of steps
+Report = Callable[[Progress, int], None]  # called before or after each step with the epoch's number of steps
 Prune = Callable[[list[Metrics]], bool]   # called after each epoch with the metrics of all: is it hopeless?
 
 
@@ -149,6 +149,8 @@ class Fit:
 
     `folder` holds `last.pt` (everything, to go on from) and `best.pt` (weights of the best epoch): both are replaced
     whole or not at all. If `prune(history)`, asked by rank 0 after each epoch, says so, all ranks stop, `pruned`.
+    `before_step` may change the network on all ranks alike; what rank 0's `measure()` finds after an epoch becomes part
+    of the epoch's metrics.
     """
 
     def __init__(
@@ -166,10 +168,13 @@ class Fit:
         on_step: Report,
         on_epoch: Callable[[Progress], None],
         prune: Prune = lambda history: False,
+        before_step: Report = lambda progress, steps: None,
+        measure: Callable[[], Metrics] = dict,
     ) -> None:
         self.fabric, self.loss, self.trainer, self.seed = fabric, loss, trainer, seed
         self.data = data.to(fabric.device) if trainer.data_on_device else data
         self.folder, self.on_step, self.on_epoch, self.prune = folder, on_step, on_epoch, prune
+        self.before_step, self.measure = before_step, measure
         if trainer.channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of convolutions' weights
         plain = optimizer(net.parameters())
@@ -189,9 +194,10 @@ class Fit:
                 order = self._order(p.epoch)
                 steps = -(-len(order) // self.trainer.batch_size)
                 if p.step == 0:
-                    torch.manual_seed(_mix(self.seed, p.epoch, self.fabric.global_rank))
+                    torch.manual_seed(mix(self.seed, p.epoch, self.fabric.global_rank))
                 self.net.train()
                 for x, y in self.data.train.batches(self.trainer.batch_size, order[p.step * self.trainer.batch_size :]):
+                    self.before_step(p, steps)
                     self._step(x, y)
                     self.on_step(p, steps)
                     due = stop or time.monotonic() - saved > self.trainer.checkpoint_every_s
@@ -214,7 +220,7 @@ class Fit:
         x, y = self.fabric.to_device(x), self.fabric.to_device(y)
         if self.data.augment:
             where = self.progress.epoch, self.progress.step, self.fabric.global_rank
-            x = self.data.augment(x, _mix(self.seed, *where))
+            x = self.data.augment(x, mix(self.seed, *where))
         self.optimizer.zero_grad(set_to_none=True)
         outputs = self.net(x)
         loss = self.loss(outputs, y)
@@ -241,6 +247,7 @@ class Fit:
                 f"(now {metrics['lr']:g}) or trainer.gradient_clip=1"
             )
         metrics |= self._of_modules()
+        metrics |= self.measure() if self.fabric.is_global_zero else {}
         metrics |= validate(self.net, self.data.val, self.loss, self.trainer.eval_batch_size, self.fabric.device)
         metrics = self.fabric.broadcast(metrics)  # ranks must agree on the best epoch and on when to stop
         self.scheduler.step()
@@ -267,7 +274,7 @@ class Fit:
 
     def _order(self, epoch: int) -> Tensor:
         """This rank's share of the epoch's order; all ranks have equally many batches."""
-        order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(_mix(self.seed, epoch)))
+        order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(mix(self.seed, epoch)))
         world = self.fabric.world_size
         return order[: len(order) // world * world][self.fabric.global_rank :: world] if world > 1 else order
 
@@ -353,7 +360,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read the checkpoint {path}: {error}") from error
 
 
-def _mix(*parts: int) -> int:
+def mix(*parts: int) -> int:
     """One seed from several, without collisions between neighbours (a splitmix64 round per part)."""
     x = 0
     for part in parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from snnexp.surrogate import curve
+from snnexp.surrogate.dspike import Dspike
 
 if TYPE_CHECKING:
     from snnexp.analysis.tables import Rows
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from snnexp.conversion.measure import LayerError
 
 BLUE, ORANGE, GREY, PURPLE, GREEN, BLACK = "#2a6f97", "#e07a1f", "#8a8a8a", "#7a4f9a", "#4f8f4f", "#222222"
+CYCLE = (BLUE, ORANGE, PURPLE, "#3a8f5c", "#b5333c", GREY)
 
 
 def write(figures: Mapping[str, Figure], folder: Path) -> None:
@@ -45,6 +48,146 @@ def surrogate(function: nn.Module) -> Figure:
     axes.set(xlabel="x = v − θ", title=f"{type(function).__name__} ({function.extra_repr().split(', spiking')[0]})")
     axes.legend(frameon=False)
     _plain(axes)
+    return figure
+
+
+def surrogates(functions: Sequence[tuple[str, nn.Module]]) -> Figure:
+    """Forward, primitive and derivative of each, a panel each, as figure 1 of the lab sheet."""
+    x = torch.linspace(-2, 2, 801, dtype=torch.float64)
+    columns = min(3, len(functions))
+    lines = -(-len(functions) // columns)
+    figure = Figure(figsize=(3.6 * columns, 0.5 + 2.7 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True)
+    for axes, (name, function) in zip(panels.flat, functions, strict=False):
+        forward, primitive, derivative = curve(function, x)
+        axes.plot(x.numpy(), forward.numpy(), color=GREY, label="forward: Heaviside")
+        if primitive is not None:
+            axes.plot(x.numpy(), primitive.numpy(), color=BLUE, label="primitive g(x)")
+        axes.plot(x.numpy(), derivative.numpy(), color=ORANGE, label="backward: g'(x)")
+        axes.set(title=name, ylim=(-0.05, max(1.05, min(2.2, 1.05 * float(derivative.max())))))
+        _plain(axes)
+    for axes in list(panels.flat)[len(functions) :]:
+        axes.axis("off")
+    for axes in panels[-1]:
+        axes.set_xlabel("x = v − θ")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def learning(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Validation accuracy by epoch, a line each."""
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, values) in enumerate(curves.items()):
+        axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, color=CYCLE[i % len(CYCLE)],
+                  linestyle="-" if i < len(CYCLE) else "--", label=name)
+    axes.set(xlabel="epoch", ylabel="validation accuracy", title="learning, mean over seeds")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes)
+    return figure
+
+
+def accuracy_against_parameter(points: Mapping[str, Sequence[tuple[float, Sequence[float]]]]) -> Figure:
+    """A panel per surrogate: test accuracy of every run against the parameter's value, and the line of means with one
+    standard deviation."""
+    columns = min(4, len(points))
+    lines = -(-len(points) // columns)
+    figure = Figure(figsize=(2.8 * columns, 2.5 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axes, (name, of_values) in zip(panels.flat, points.items(), strict=False):
+        values = [value for value, _ in of_values]
+        for value, runs in of_values:
+            axes.plot([value] * len(runs), runs, "o", color=GREY, markersize=3.5, alpha=0.7, markeredgewidth=0)
+        means = [torch.tensor(runs).mean().item() for _, runs in of_values]
+        spread = [torch.tensor(runs).std().item() if len(runs) > 1 else 0.0 for _, runs in of_values]
+        axes.errorbar(values, means, spread, color=BLUE, marker="o", markersize=4, capsize=3)
+        axes.set(title=name, xscale="log")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+        _plain(axes)
+    for axes in list(panels.flat)[len(points) :]:
+        axes.axis("off")
+    for line in panels:
+        line[0].set_ylabel("test accuracy")
+    figure.suptitle("every run (grey), mean and standard deviation over seeds (blue)", fontsize=10)
+    return figure
+
+
+def zeros_by_width(sparsity: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]) -> Figure:
+    """Of surrogates by their parameter: zero shares after the last epoch by layer, in the first layer by epoch, and the
+    accuracy. Rows as task=compare_surrogates makes them."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    last, over_time, accuracy = figure.subplots(1, 3)
+    functions = list(dict.fromkeys(row["surrogate"] for row in settings))
+    epochs = max(row["epoch"] for row in sparsity)
+    layers = list(dict.fromkeys(row["layer"] for row in sparsity if not math.isnan(row["potentials"])))
+    sparse = [f for f in functions if any(row["surrogate"] == f and row["potentials"] > 0 for row in sparsity)]
+    for function in sparse:
+        for i, layer in enumerate(layers):
+            rows = [r for r in sparsity if (r["surrogate"], r["layer"], r["epoch"]) == (function, layer, epochs)]
+            last.plot([r["value"] for r in rows], [r["potentials"] for r in rows], "o-", markersize=4,
+                      color=CYCLE[i % len(CYCLE)], label=f"{layer}: potentials")
+        total = [r for r in sparsity if (r["surrogate"], r["layer"], r["epoch"]) == (function, "all", epochs)]
+        last.plot([r["value"] for r in total], [r["skippable"] for r in total], "s--", markersize=4, color=GREY,
+                  label="backward work")
+        values = list(dict.fromkeys(r["value"] for r in sparsity if r["surrogate"] == function))
+        for i, value in enumerate(values):
+            rows = [r for r in sparsity if (r["surrogate"], r["layer"], r["value"]) == (function, layers[0], value)]
+            over_time.plot([r["epoch"] for r in rows], [r["potentials"] for r in rows], color=CYCLE[i % len(CYCLE)],
+                           label=f"{value:g}")
+    last.set(xscale="log", xlabel=f"alpha of {', '.join(sparse)}", ylabel="share exactly zero", title="last epoch")
+    over_time.set(xlabel="epoch", title=f"potentials of {layers[0]}, by alpha")
+    for i, function in enumerate(functions):
+        of_it = [row for row in settings if row["surrogate"] == function]
+        accuracy.errorbar([r["peak"] for r in of_it], [r["test/accuracy"] for r in of_it],
+                          [r["test/accuracy sd"] for r in of_it], marker="o", markersize=4, capsize=3, label=function,
+                          color=CYCLE[i % len(CYCLE)])
+    accuracy.set(xscale="log", xlabel="peak of g'", ylabel="test accuracy", title="accuracy at equal peak")
+    for axes in (last, over_time, accuracy):
+        axes.legend(frameon=False, fontsize=7)
+        _plain(axes)
+    return figure
+
+
+def temperature(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Adaptive Dspike: the temperature b by epoch, and the surrogate's derivative at start, middle and end."""
+    curves = {key: [m[key] for m in history] for key in history[0] if key.startswith("train/b")}
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    over_time, shapes = figure.subplots(1, 2, width_ratios=[1.3, 1])
+    epochs = range(1, len(history) + 1)
+    for i, (key, values) in enumerate(curves.items()):
+        over_time.plot(epochs, values, "o-", markersize=3, color=CYCLE[i % len(CYCLE)],
+                       label=key.removeprefix("train/b").strip("/") or "all layers")
+    over_time.set(xlabel="epoch", ylabel="temperature b", ylim=(0, None))
+    over_time.xaxis.set_major_locator(MaxNLocator(integer=True))
+    over_time.legend(frameon=False)
+    x = torch.linspace(-1, 1, 801, dtype=torch.float64)
+    first = next(iter(curves.values()))
+    for epoch, color in zip(dict.fromkeys((1, (1 + len(first)) // 2, len(first))), (GREY, BLUE, ORANGE), strict=False):
+        b = first[epoch - 1]
+        shapes.plot(x.numpy(), Dspike(b).derivative(x).numpy(), color=color, label=f"epoch {epoch}: b = {b:.3g}")
+    shapes.set(xlabel="x = v − θ", title="g'(x)" if len(curves) == 1 else f"g'(x) of {next(iter(curves))[8:]}")
+    shapes.legend(frameon=False, fontsize=8)
+    for axes in (over_time, shapes):
+        _plain(axes)
+    return figure
+
+
+def by_layer(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str) -> Figure:
+    """A panel per column: its value against the epoch, a line per layer. `rows` have epoch, layer and columns."""
+    figure = Figure(figsize=(3.4 * len(columns), 3.2), layout="constrained")
+    for axes, column in zip(figure.subplots(1, len(columns), squeeze=False).flat, columns, strict=True):
+        for i, layer in enumerate(dict.fromkeys(row["layer"] for row in rows)):
+            of_layer = [row for row in rows if row["layer"] == layer and not math.isnan(row[column])]
+            if of_layer:
+                axes.plot([row["epoch"] for row in of_layer], [row[column] for row in of_layer], "o-", markersize=3,
+                          color=CYCLE[i % len(CYCLE)], label=layer)
+        axes.set(xlabel="epoch", title=column, ylim=(min(0, axes.get_ylim()[0]), None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize=8)
+        _plain(axes)
+    figure.suptitle(title)
     return figure
 
 

@@ -25,8 +25,8 @@ class Dspike(Surrogate):
 
     b: float
 
-    def __init__(self, b: float = 3.0, spiking: bool = True) -> None:
-        super().__init__(spiking=spiking, b=b)
+    def __init__(self, b: float = 3.0, spiking: bool = True, **settings: float) -> None:
+        super().__init__(spiking=spiking, b=b, **settings)
 
     def primitive(self, x: Tensor) -> Tensor:
         return torch.tanh(self.b * x.clamp(-0.5, 0.5)) / (2 * math.tanh(self.b / 2)) + 0.5  # Eq. (1)

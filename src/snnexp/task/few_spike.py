@@ -97,7 +97,7 @@ def _measured(session: Session, sources: dict[str, Session], method: Method, cal
                     {"parameters": account.more["parameters"], "layers": account.more["layers"],
                      "neurons": account.neurons, "spikes": account.spikes,
                      "spikes_per_neuron": account.spikes_per_neuron, "at_most_two": account.more["at_most_two"],
-                     "latency": account.more["latency"], "interval": account.more["interval"],
+                     "latency": account.latency, "interval": account.more["interval"],
                      "energy_nj": account.energy_nj, "ann_energy_nj": account.ann_energy_nj})
         slots.export(snn, folder / "tables" / f"coefficients_{name}.csv")
     last = [LayerError(**{k: v for k, v in layer.items() if k != "network"}) for layer in layers

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
 
 from snnexp.analysis import figures
+from snnexp.analysis.temperature import adapt
 from snnexp.dataset.base import Data
 from snnexp.errors import Pruned
 from snnexp.evaluate import evaluate, recorded
@@ -21,11 +24,28 @@ from snnexp.timefold import TimeFold
 from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load
 from snnexp.trial.job import prune
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SPIKES = "val/spikes_per_sample"  # of all sites together, of the best epoch
 AT_T = "val/accuracy_T"           # when the output is averaged over the first so many steps, of the best epoch
 
 
-def train(session: Session) -> Metrics:
+Rows = list[dict[str, Any]]
+Outcome = tuple[dict[str, Rows], dict[str, "Figure"]]  # tables and figures by name
+
+
+class Measurement(Protocol):
+    """What a task measures after each epoch of a training. Picklable, for data-parallel ranks."""
+
+    def __call__(self, net: TimeFold, data: Data, device: torch.device) -> Metrics:
+        """Becomes part of the epoch's metrics."""
+
+    def outcome(self, history: Sequence[Metrics]) -> Outcome:
+        """Tables and figures of all epochs."""
+
+
+def train(session: Session, measurement: Measurement | None = None) -> Metrics:
     """Train, then test the best epoch. Returns the final metrics.
 
     Raises UserError for wrong values or missing data, Interrupted after Ctrl-C (the run can then be resumed), Pruned
@@ -35,17 +55,17 @@ def train(session: Session) -> Metrics:
     at_t = [t for t in asked if t.isdigit() and isinstance(T, int) and 1 <= int(t) <= T]
     session.check([*METRICS, SPIKES, *(f"{AT_T}{t}" for t in at_t or ("1", T))])
     session.network()  # data are prepared and everything is tried before the run begins, and before ranks are spawned
-    return session.tracked(lambda: _launched(session))
+    return session.tracked(lambda: _launched(session, measurement))
 
 
-def _launched(session: Session) -> Metrics:
-    result: Metrics | None = launched(session.trainer, _train, session)
+def _launched(session: Session, measurement: Measurement | None) -> Metrics:
+    result: Metrics | None = launched(session.trainer, _train, session, measurement)
     if result is None:
         raise Pruned("the pruner stopped this trial")
     return result
 
 
-def _train(fabric: Fabric, session: Session) -> Metrics | None:
+def _train(fabric: Fabric, session: Session, measurement: Measurement | None) -> Metrics | None:
     """One data-parallel rank (the only one, as a rule); rank 0 reports. None if a sweep's pruner has stopped it."""
     torch.set_num_threads(session.trainer.threads or THREADS)
     data, net = session.data, session.network()
@@ -58,11 +78,14 @@ def _train(fabric: Fabric, session: Session) -> Metrics | None:
             tracker.flush()
 
     start = time.monotonic()
-    progress = fit(fabric, session, net, session.run_dir, on_epoch, prune)
+    measure = partial(measurement, net, data, fabric.device) if measurement else dict
+    progress = fit(fabric, session, net, session.run_dir, on_epoch, prune, measure)
     on_epoch(progress)
     if progress.pruned:
         return None
     seconds = time.monotonic() - start
+    if measurement and first:
+        report(session, *measurement.outcome(progress.history))
     return _finish(session, data, net, progress, seconds, fabric.device) if first else {}
 
 
@@ -73,11 +96,12 @@ def fit(
     folder: Path,
     on_epoch: Callable[[Progress], None] | None = None,
     prune: Prune = lambda history: False,
+    measure: Callable[[], Metrics] = dict,
 ) -> Progress:
     """Train `net` as the session's config says, or go on with what `folder` holds; a bar shows it."""
     with EpochBar(session.trainer.epochs, show=fabric.is_global_zero and not session.quiet) as bar:
 
-        def report(progress: Progress) -> None:
+        def epoch(progress: Progress) -> None:
             bar.epoch(progress)
             if on_epoch:
                 on_epoch(progress)
@@ -93,11 +117,35 @@ def fit(
             seed=session.seed,
             folder=folder,
             on_step=bar.step,
-            on_epoch=report,
+            on_epoch=epoch,
             prune=prune,
+            before_step=partial(adapt, fabric, net, session.data.train, session.loss, session.seed),
+            measure=measure,
         ).run()
         bar.epoch(progress)
     return progress
+
+
+def by_layer(history: Sequence[Metrics], what: str, columns: Sequence[str]) -> Rows:
+    """The metrics <what>/<column>/<layer> of all epochs as rows of epoch, layer and columns."""
+    layers = dict.fromkeys(key.split("/", 2)[2] for key in history[0] if key.startswith(f"{what}/{columns[0]}/"))
+    layers |= dict.fromkeys(key.split("/", 2)[2] for key in history[0] if key.startswith(f"{what}/{columns[-1]}/"))
+    return [{"epoch": epoch, "layer": layer, **{c: metrics.get(f"{what}/{c}/{layer}", math.nan) for c in columns}}
+            for epoch, metrics in enumerate(history, 1) for layer in layers]
+
+
+def report(session: Session, tables: Mapping[str, Rows], made: Mapping[str, Figure]) -> None:
+    """Write tables/<name>.csv and figures/<name>.png into the run directory, and log both."""
+    for name, rows in tables.items():
+        path = session.run_dir / "tables" / f"{name}.csv"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+    figures.write(made, session.run_dir / "figures")
+    for folder in ("tables", "figures"):
+        session.tracker.artifact(session.run_dir / folder)
 
 
 def _finish(
@@ -125,7 +173,10 @@ def _finish(
     session.tracker.metrics(
         {k: v for k, v in final.items() if k not in best["metrics"] and not k.startswith(AT_T)}, step=progress.epoch
     )
-    figures.write(_figures(net, data, test.confusion, test.rates, device), session.run_dir / "figures")
+    made = _figures(net, data, test.confusion, test.rates, device)
+    if any(key.startswith("train/b") for key in progress.history[0]):
+        made["temperature"] = figures.temperature(progress.history)
+    figures.write(made, session.run_dir / "figures")
     session.tracker.artifact(session.run_dir / "figures")
     session.tracker.artifact(session.run_dir / "best.pt")  # for checkpoint=runs:/<id>
     torch.save(net.cpu(), session.run_dir / "model.pt")

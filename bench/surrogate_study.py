@@ -1,0 +1,147 @@
+"""The numbers of the surrogate study (docs/results.md): the lab's S(x) and P(x) beside Sigmoid, and adaptive Dspike.
+
+    python bench/surrogate_study.py --work DIR [--data DIR] [--seeds 5] [--part lab|dspike|cost]
+
+`--data`: an N-MNIST folder; without it the embedded recordings alone are used. Every finished run is a line of
+DIR/runs.jsonl and is not repeated: start it again after an interruption.
+
+    lab     sigmoid, sine (alpha 1) and power (alpha 0.5): default network and loss, paired by seed with sigmoid
+    dspike  fixed temperatures, and adaptive from two bad starts; 128 hidden neurons, readout=potential, cross-entropy
+    cost    processor time of the choices of temperature over that of the epochs, default settings, 1,024 weights
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from snnexp.analysis import temperature
+from snnexp.config import conf_dir
+from snnexp.evaluate import evaluate
+from snnexp.session import Session
+from snnexp.task.train import fit
+from snnexp.training import load
+
+LAB = {"sigmoid": "surrogate=sigmoid", "S(x), alpha 1": "surrogate=sine surrogate.alpha=1.0",
+       "P(x), alpha 0.5": "surrogate=power surrogate.alpha=0.5"}  # fmt: skip
+POTENTIAL = "model.readout=potential loss=cross_entropy"
+FIXED = {f"fixed b = {b}": f"surrogate=dspike surrogate.b={b}" for b in (0.1, 1.0, 3.0, 10.0, 100.0)}
+ADAPTIVE = {f"adaptive from b = {b}": f"surrogate=dspike_adaptive surrogate.b={b} surrogate.high=100.0 "
+            "surrogate.db=5.0 surrogate.every=5" for b in (0.1, 100.0)}  # fmt: skip
+
+
+class Runs:
+    """Runs by their overrides, kept in a file."""
+
+    def __init__(self, work: Path) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        self.work, self.file = work, work / "runs.jsonl"
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.known = {record["key"]: record for record in map(json.loads, lines)}
+
+    def __call__(self, overrides: str, seed: int) -> dict[str, Any]:
+        """Accuracies of the best epoch, the last temperature, and processor seconds of training and of choices."""
+        key = f"{overrides} seed={seed}"
+        if key not in self.known:
+            self.known[key] = {"key": key} | self._run(key)
+            with self.file.open("a") as file:
+                file.write(json.dumps(self.known[key]) + "\n")
+        return self.known[key]
+
+    def _run(self, key: str) -> dict[str, Any]:
+        session = self._session(key.split())
+        net, choices = session.network(), [0.0]
+
+        def timed(*arguments: Any) -> None:
+            begin = time.process_time()
+            chosen(*arguments)
+            choices.append(time.process_time() - begin)
+
+        chosen, begin = temperature.choose, time.process_time()
+        with patch.object(temperature, "choose", timed), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            progress = fit(session.trainer.fabric(), session, net, session.run_dir)
+        seconds = time.process_time() - begin
+        best = load(session.run_dir / "best.pt")
+        net.load_state_dict(best["model"])
+        test = evaluate(net, session.data.test, session.loss, 256, torch.device("cpu"), 10).accuracy
+        return {"val": best["metrics"]["val/accuracy"], "test": test, "b": progress.history[-1].get("train/b"),
+                "seconds": seconds - sum(choices), "choices": sum(choices)}
+
+    def _session(self, overrides: Sequence[str]) -> Session:
+        fixed = [f"cache_dir={self.work / 'cache'}", f"outputs_dir={self.work}", "tracking=none",
+                 "trainer.accelerator=cpu", "trainer.threads=1"]  # fmt: skip
+        with initialize_config_dir(conf_dir(), version_base="1.3"):
+            config = OmegaConf.to_container(compose("config", overrides=[*overrides, *fixed]), resolve=True)
+        torch.set_num_threads(1)
+        return Session(config, {}, Path(tempfile.mkdtemp(dir=self.work)))  # type: ignore[arg-type]
+
+
+def table(runs: Runs, variants: dict[str, str], common: str, seeds: int) -> dict[str, dict[str, list[float]]]:
+    """Each variant's validation and test accuracies over the seeds, printed."""
+    made: dict[str, dict[str, list[float]]] = {}
+    print(f"{common}, {seeds} seeds: validation | test (mean ± sd) | test by seed", flush=True)
+    for name, overrides in variants.items():
+        found = [runs(f"{common} {overrides}", seed) for seed in range(seeds)]
+        made[name] = {split: [record[split] for record in found] for split in ("val", "test")}
+        text = " | ".join(spread(values) for values in made[name].values())
+        last = [f"{record['b']:.1f}" for record in found if record["b"] is not None]
+        ends = f" | b at the end: {' '.join(last)}" if last else ""
+        print(f"  {name:22} {text} | {' '.join(f'{v:.3f}' for v in made[name]['test'])}{ends}", flush=True)
+    return made
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.4f} ± {statistics.stdev(values) if len(values) > 1 else 0:.4f}"
+
+
+def paired(a: dict[str, list[float]], b: dict[str, list[float]]) -> str:
+    """a - b by seed, on both splits."""
+    return " | ".join(f"{split} {spread([p - q for p, q in zip(a[split], b[split], strict=True)])}" for split in a)
+
+
+def places(data: str | None) -> Iterator[str]:
+    yield "dataset=digits_saccade"
+    if data:
+        yield f"dataset=nmnist dataset.root={Path(data).absolute()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--data", help="an N-MNIST folder")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--part", choices=["lab", "dspike", "cost"], help="default: all three")
+    options = parser.parse_args()
+    runs, parts = Runs(options.work), [options.part] if options.part else ["lab", "dspike", "cost"]
+    if "lab" in parts:
+        place = list(places(options.data))[-1]
+        found = table(runs, LAB, place, options.seeds)
+        for name in list(LAB)[1:]:
+            print(f"  {name} - sigmoid: {paired(found[name], found['sigmoid'])}")
+    for place in places(options.data) if "dspike" in parts else ():
+        common = f"{place} model.hidden=128 {POTENTIAL}"
+        fixed = table(runs, FIXED, common, options.seeds)
+        best = max(fixed, key=lambda name: statistics.mean(fixed[name]["val"]))  # never by the test
+        for name, found in table(runs, ADAPTIVE, common, options.seeds).items():
+            print(f"  {name} - {best} (the best by validation): {paired(found, fixed[best])}")
+    for place in places(options.data) if "cost" in parts else ():
+        record = runs(f"{place} {POTENTIAL} surrogate=dspike_adaptive trainer.epochs=6", 0)
+        print(f"{place}: choices {record['choices']:.2f} s of the processor, the epochs without them "
+              f"{record['seconds']:.2f} s: {record['choices'] / record['seconds']:.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Chooses the temperatures of `surrogate=dspike_adaptive` during training, by finite differences."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from snnexp.analysis.finite_difference import Probe, compare, layers, sample
+from snnexp.dataset.base import Split
+from snnexp.errors import InvalidValue
+from snnexp.surrogate.dspike_adaptive import AdaptiveDspike, Choice
+from snnexp.timefold import TimeFold
+from snnexp.training import Progress, mix
+
+log = logging.getLogger(__name__)
+
+
+def adaptive(net: nn.Module) -> list[AdaptiveDspike]:
+    """The adaptive surrogates of `net`, told the names of their sites (as in TimeFold's network)."""
+    found = []
+    for name, module in net.named_modules():
+        if isinstance(surrogate := getattr(module, "surrogate", None), AdaptiveDspike):
+            surrogate.site = name.removeprefix("network.")
+            found.append(surrogate)
+    return found
+
+
+def adapt(fabric: Fabric, net: TimeFold, split: Split, loss: nn.Module, seed: int, progress: Progress,
+          steps: int) -> None:
+    """Before a training step: if a choice is due, rank 0 makes it on training samples, and all ranks take it."""
+    surrogates = adaptive(net)
+    if not surrogates:
+        return
+    every, done = surrogates[0].every or steps, progress.epoch * steps + progress.step
+    if done % every:
+        return
+    if fabric.is_global_zero:
+        choose(net, surrogates, split, loss, mix(seed, done), fabric.device)
+    states = fabric.broadcast([surrogate.get_extra_state() for surrogate in surrogates])
+    for surrogate, state in zip(surrogates, states, strict=True):
+        surrogate.set_extra_state(state)
+
+
+def choose(net: TimeFold, surrogates: Sequence[AdaptiveDspike], split: Split, loss: nn.Module, seed: int,
+           device: torch.device) -> None:
+    """Set every `b` to the candidate whose surrogate gradient has the highest cosine similarity to the finite
+    differences (on a tie as it was), on a batch and at weights that `seed` draws, and note the choice.
+
+    Raises UserError for a layer that the network does not have.
+    """
+    begin, settings, generator = time.perf_counter(), surrogates[0], torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(split), generator=generator)[: settings.batch]
+    x, y = next(split.batches(settings.batch, rows))
+    count = settings.weights if settings.subset == "random" else None
+    layer = settings.layer or layers(net)[0]
+    try:
+        weights = sample(net, layer, count, generator)
+        probe = Probe(net, loss, layer, x.to(device), y.to(device), weights)
+    except (AttributeError, InvalidValue) as error:
+        known = f"one of {', '.join(layers(net))}"
+        raise InvalidValue("layer", settings.layer, known).told("surrogate.layer") from error
+    finite = probe.finite(settings.eps)
+    copies = adaptive(probe.net)
+    groups = [copies] if settings.temperature == "shared" else [[one] for one in copies]
+    for group in groups:
+        candidates = group[0].candidates
+        found = []
+        for b in candidates:
+            for one in group:
+                one.b = b
+            found.append(compare(probe.surrogate(), finite))
+        best = max((1, 0, 2), key=lambda i: found[i].cosine)  # the first of equal ones: b as it was
+        lower, same, higher = (fidelity.cosine for fidelity in found)
+        for one in group:
+            one.b = candidates[best]
+            one.choice = Choice(lower, same, higher, found[best].error, found[best].nonzero)
+    if not finite.any():
+        log.warning("the finite differences of %s are all zero: the temperature stays; try a larger surrogate.eps or "
+                    "surrogate.batch", layer)
+    seconds = time.perf_counter() - begin
+    for surrogate, one in zip(surrogates, copies, strict=True):
+        surrogate.b = one.b
+        surrogate.choice = one.choice._replace(seconds=surrogate.choice.seconds + seconds)
