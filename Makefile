@@ -5,8 +5,15 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
+# `make labs` runs these, one after another, and ends with a report on all of them.
+LABS := lab1-surrogates lab1-sweep lab1-sparsity \
+        lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet lab2-dvs few-spike
+comma := ,
+# the last line of a target whose runs go to the MLflow experiment of its name: $(call report,$@)
+report = $(BIN)/snnexp task=report task.experiments=[$(1)]
+
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui sweep-alpha sweep-threshold test test-slow test-cluster lint format bench wheel clean
+.PHONY: help setup run ui report labs sweep-alpha sweep-threshold test test-slow test-cluster lint format bench wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +34,12 @@ run: $(READY)  ## the main job: two-layer SNN on the embedded event data (ARGS='
 ui: $(READY)  ## open the MLflow UI on http://127.0.0.1:5000 over what was logged (PORT=...)
 	$(BIN)/snnexp task=ui $(if $(PORT),task.port=$(PORT)) $(ARGS)
 
+report: $(READY)  ## outputs/reports/*.html and .md from what was logged (ARGS='task.experiments=[NAME]' chooses)
+	$(BIN)/snnexp task=report $(ARGS)
+
+labs: $(LABS)  ## every lab target on the embedded data, then one report: outputs/reports/labs.html (under 30 minutes)
+	$(call report,$(subst $() $(),$(comma),$(LABS))) task.name=labs
+
 sweep-alpha: $(READY)  ## a small Optuna sweep over the surrogate's alpha on the embedded data (minutes)
 	$(BIN)/snnexp -m +sweep=surrogate_alpha hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
 
@@ -36,7 +49,8 @@ sweep-threshold: $(READY)  ## the same over the neuron's threshold
 test: $(READY)  ## run the tests (minutes)
 	$(BIN)/pytest -m 'not slow' $(ARGS)
 
-test-slow: $(READY)  ## run the tests that take minutes each: kills, servers, the wheel
+test-slow: $(READY)  ## run the tests that take minutes each: kills, servers, browsers, the wheel
+	-tests/browser/install.sh
 	$(BIN)/pytest -m slow $(ARGS)
 
 test-cluster: $(READY)  ## run sweeps on SLURM and PostgreSQL, started here (Debian; installs them if it is root)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from snnexp.address import ADVISORY, advisory, alone, checked, database, kind, masked
-from snnexp.errors import UserError
+from snnexp.errors import InvalidValue, UserError
 from snnexp.journal import Journal
 
 if TYPE_CHECKING:
@@ -352,7 +352,7 @@ class Store:
     def runs(self, experiments: Sequence[str], condition: str = "") -> list[Stored]:
         """The runs of these experiments that meet `condition` (MLflow's search syntax), oldest first.
 
-        Raises UserError if MLflow cannot read the condition.
+        Raises InvalidValue if MLflow cannot read the condition.
         """
         from mlflow.exceptions import MlflowException
 
@@ -362,7 +362,9 @@ class Store:
             try:
                 page = self._client.search_runs(ids, condition, order_by=["attributes.start_time"], page_token=token)
             except MlflowException as error:
-                raise UserError(f"MLflow cannot search for {condition}: {_reason(error)}") from error
+                if error.error_code != "INVALID_PARAMETER_VALUE":
+                    raise _unreachable(self.uri, error) from error
+                raise InvalidValue("filter", condition, f"in MLflow's search syntax ({_reason(error)})") from error
             found += page
             if not (token := page.token):
                 break

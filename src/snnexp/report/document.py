@@ -17,11 +17,13 @@ class Link:
     href: str
 
 
-Words = str | Sequence[str | Link]  # plain text, in which `backticks` mark code
+Words = str | Sequence[str | Link]
 
 
 @dataclass(frozen=True)
 class Paragraph:
+    """`Backticks` in its words mark code."""
+
     words: Words
     label: str = ""
 

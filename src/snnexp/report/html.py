@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Callable
 from html import escape
 from importlib.resources import files
 
@@ -40,14 +41,14 @@ def _section(section: Section, level: int) -> list[str]:
              f"<h{level}>{escape(section.title)}</h{level}>"]
     if level == 1 and len(section.sections) > 1:
         links = [Link(part.title, f"#{part.name}") for part in section.sections]
-        lines.append("<nav><ol>" + "".join(f"<li>{_words([link])}</li>" for link in links) + "</ol></nav>")
+        lines.append("<nav><ol>" + "".join(f"<li>{_words([link], escape)}</li>" for link in links) + "</ol></nav>")
     for block in section.blocks:
         match block:
             case Section():
                 lines += _section(block, min(level + 1, 6))
             case Paragraph():
                 label = f"<b>{escape(block.label)}</b> " if block.label else ""
-                lines.append(f"<p>{label}{_words(block.words)}</p>")
+                lines.append(f"<p>{label}{_words(block.words, _with_code)}</p>")
             case Table():
                 lines += _table(block)
             case Figure():
@@ -57,11 +58,12 @@ def _section(section: Section, level: int) -> list[str]:
 
 def _table(table: Table) -> list[str]:
     kinds = [' class="number"' if table.numeric(column) else "" for column in range(len(table.columns))]
-    head = "".join(f"<th{kind}>{_breakable(name)}</th>" for kind, name in zip(kinds, table.columns, strict=True))
-    rows = ["<tr>" + "".join(f"<td{kind}>{_words(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
+    head = [f"<th{kind}>{_breakable(name)}</th>" for kind, name in zip(kinds, table.columns, strict=True)]
+    rows = [[f"<td{kind}>{_words(cell, escape)}</td>" for kind, cell in zip(kinds, row, strict=True)]
             for row in table.rows]
-    return ['<div class="table"><table>', f"<caption>{_words(table.caption)}</caption>",
-            f"<thead><tr>{head}</tr></thead>", "<tbody>", *rows, "</tbody></table></div>"]
+    return ['<div class="table"><table>', f"<caption>{escape(table.caption)}</caption>",
+            f"<thead><tr>{''.join(head)}</tr></thead>",
+            "<tbody>", *(f"<tr>{''.join(row)}</tr>" for row in rows), "</tbody></table></div>"]
 
 
 def _figure(figure: Figure) -> str:
@@ -72,9 +74,13 @@ def _figure(figure: Figure) -> str:
     return f"<figure{kind}>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def _words(words: Words) -> str:
+def _words(words: Words, written: Callable[[str], str]) -> str:
     return "".join(f'<a href="{escape(part.href)}">{escape(part.text)}</a>' if isinstance(part, Link) else
-                   re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(part)) for part in plain(words))
+                   written(part) for part in plain(words))
+
+
+def _with_code(text: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _breakable(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, plain
 
@@ -19,9 +20,9 @@ def _section(section: Section, figures: str, level: int) -> list[str]:
             case Section():
                 lines += _section(block, figures, min(level + 1, 6))
             case Paragraph():
-                lines.append((f"**{block.label}** " if block.label else "") + _words(block.words))
+                lines.append((f"**{block.label}** " if block.label else "") + _words(block.words, _with_code))
             case Table():
-                lines.append(f"*{_words(block.caption)}*")
+                lines.append(f"*{_escaped(block.caption)}*")
                 lines.append(_table(block))
             case Figure():
                 lines.append(f"![{_escaped(block.caption)}]({figures}/{block.name}.png)")
@@ -30,14 +31,18 @@ def _section(section: Section, figures: str, level: int) -> list[str]:
 
 def _table(table: Table) -> str:
     marks = ["---:" if table.numeric(column) else "---" for column in range(len(table.columns))]
-    rows = [[_escaped(name) for name in table.columns], marks, *([_words(cell) for cell in row] for row in table.rows)]
+    rows = [[_words(cell, _escaped) for cell in row] for row in (table.columns, *table.rows)]
+    rows.insert(1, marks)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _words(words: Words) -> str:
+def _words(words: Words, written: Callable[[str], str]) -> str:
     return "".join(f"[{_escaped(part.text)}]({part.href.replace(' ', '%20')})" if isinstance(part, Link) else
-                   "`".join(text if code % 2 else _escaped(text) for code, text in enumerate(part.split("`")))
-                   for part in plain(words))
+                   written(part) for part in plain(words))
+
+
+def _with_code(text: str) -> str:
+    return "`".join(part if code % 2 else _escaped(part) for code, part in enumerate(text.split("`")))
 
 
 def _escaped(text: str) -> str:

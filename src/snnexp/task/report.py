@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from snnexp.config import listed
-from snnexp.errors import UserError, integer
+from snnexp.errors import InvalidValue, UserError, integer
 from snnexp.journal import JOURNAL, Journal
 from snnexp.report import html, markdown
 from snnexp.report.compose import Source, compose
@@ -26,10 +26,13 @@ def report(session: Session, experiments: str | Sequence[str] | None, sweep: str
 
     Raises UserError if nothing was logged, an experiment or a run does not exist, or no run is left.
     """
-    integer("port", port, at_least=1)
     store = Store(session.tracker, "task=report")
     names = _experiments(store, listed(experiments))
-    runs = _chosen(store, names, sweep, filter)
+    try:
+        integer("port", port, at_least=1)
+        runs = _chosen(store, names, sweep, filter)
+    except InvalidValue as error:
+        raise error.told(f"task.{error.name}") from error
     title = name or sweep or (names[0] if len(names) == 1 else "report")
     if not re.fullmatch(r"[\w.+-]+", title):
         raise UserError(f"task.name={title} is not allowed: it must be a file name without folder or suffix")
