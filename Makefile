@@ -47,7 +47,7 @@ sweep-threshold: $(READY)  ## the same over the neuron's threshold
 	$(BIN)/snnexp -m +sweep=neuron_threshold hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
 
 test: $(READY)  ## run the tests (minutes)
-	$(BIN)/pytest -m 'not slow' $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -m 'not slow' $(ARGS)
 
 test-slow: $(READY)  ## run the tests that take minutes each: kills, servers, browsers, the wheel
 	-tests/browser/install.sh

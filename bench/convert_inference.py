@@ -1,9 +1,11 @@
 """Time of a converted ResNet-20 over T times the forward of its ANN, ours and SpikingJelly's, same images and threads.
 
-    python bench/convert_inference.py [--T 32] [--images 64] [--rounds 5] [--threads 1] [--rows 128]
+    python bench/convert_inference.py [--T 32] [--images 64] [--rounds 5] [--threads 1] [--rows 128] [--calibrate 0]
 
-Sides take turns in one process; processor time, best and median of the rounds. The ANN has its BatchNorm folded. Peak
-memory is measured in a process of its own for each side.
+Sides take turns in one process; processor time, best and median of the rounds. The ANN has its BatchNorm folded; it is
+timed in torch's standard memory layout, in which SpikingJelly's network runs as well, and with channels last, the
+layout of ours. Peak memory is measured in a process of its own for each side. With --calibrate N, also the time of a
+calibration (adaptive threshold, bias, potential) on N images, over one inference of the same.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from snnexp.calibration.bias import Bias
+from snnexp.calibration.potential import Potential
+from snnexp.conversion.adaptive_threshold import AdaptiveThreshold
 from snnexp.conversion.graph import prepare
 from snnexp.conversion.max_threshold import MaxThreshold
 from snnexp.conversion.network import Converted, convert
@@ -35,7 +40,10 @@ def sides(args: argparse.Namespace) -> tuple[Tensor, dict[str, Callable[[], Tens
     torch.set_num_threads(args.threads)
     net = cifar_resnet((3, 32, 32), 10, nn.ReLU, depth=20, width=16, shortcut="B", readout="current").eval()
     x, some = torch.randn(args.images, 3, 32, 32), torch.randn(32, 3, 32, 32)
-    ann, _ = prepare(net, some[:2])
+    fast, _ = prepare(net, some[:2])
+    ann = copy.deepcopy(fast)
+    for parameter in ann.parameters():
+        parameter.data = parameter.data.contiguous()
     snn = Converted(convert(net, some, MaxThreshold(), args.T)[0].network, args.T, args.rows)
     theirs = FXConverter(RateCodingRecipe([(some, None)], mode="Max"), device="cpu").convert(copy.deepcopy(net)).eval()
 
@@ -55,7 +63,8 @@ def sides(args: argparse.Namespace) -> tuple[Tensor, dict[str, Callable[[], Tens
             parts.append(theirs(part.expand(args.T, *part.shape)).mean(0))
         return torch.cat(parts)
 
-    return x, {"ANN, BatchNorm folded": lambda: ann(x), "snnexp": lambda: snn(x), "SpikingJelly, single-step": single,
+    return x, {"ANN": lambda: ann(x), "ANN, channels last": lambda: fast(x), "snnexp": lambda: snn(x),
+               "SpikingJelly, single-step": single,
                "SpikingJelly, multi-step": multi}
 
 
@@ -87,7 +96,7 @@ def memory(args: argparse.Namespace, name: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("T", 32), ("images", 64), ("rounds", 5), ("threads", 1), ("rows", 128)):
+    for name, default in (("T", 32), ("images", 64), ("rounds", 5), ("threads", 1), ("rows", 128), ("calibrate", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     x, made = sides(args)
@@ -100,15 +109,32 @@ def main() -> None:
                 start = time.process_time()
                 run()
                 seconds[name].append(time.process_time() - start)
-    ann = seconds["ANN, BatchNorm folded"]
     print(f"ResNet-20, 32 x 32, T = {args.T}, {args.images} images, {args.threads} thread(s), {args.rounds} rounds\n")
-    print("| side | ms an image and step | over T x ANN, best | median | peak memory, MiB |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| side | ms an image and step | over T x ANN, best | median | the ANN with channels last, best | median | "
+          "peak memory, MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, times in seconds.items():
         steps = 1 if name.startswith("ANN") else args.T
-        pairs = [t / steps / a for t, a in zip(times, ann, strict=True)]
-        print(f"| {name} | {1000 * min(times) / steps / len(x):.3f} | {min(times) / steps / min(ann):.2f} | "
-              f"{statistics.median(pairs):.2f} | {memory(args, name):.0f} |")
+        ratios = []
+        for ann in (seconds["ANN"], seconds["ANN, channels last"]):
+            pairs = [t / steps / a for t, a in zip(times, ann, strict=True)]
+            ratios += [min(times) / steps / min(ann), statistics.median(pairs)]
+        print(f"| {name} | {1000 * min(times) / steps / len(x):.3f} | {' | '.join(f'{r:.2f}' for r in ratios)} | "
+              f"{memory(args, name):.0f} |")
+    if args.calibrate:
+        print(f"\ncalibration over inference, {args.calibrate} images, by round: "
+              f"{', '.join(f'{calibrated(args):.2f}' for _ in range(args.rounds))}")
+
+
+def calibrated(args: argparse.Namespace) -> float:
+    """Time of one calibration over one inference of the same images."""
+    net = cifar_resnet((3, 32, 32), 10, nn.ReLU, depth=20, width=16, shortcut="B", readout="current").eval()
+    x = torch.randn(args.calibrate, 3, 32, 32)
+    start = time.process_time()
+    snn, _ = convert(net, x, AdaptiveThreshold(), args.T, [Bias(), Potential()])
+    middle = time.process_time()
+    snn(x)
+    return (middle - start) / (time.process_time() - middle)
 
 
 if __name__ == "__main__":

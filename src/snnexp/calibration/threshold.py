@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from snnexp.conversion.neuron import ScaledIF
-from snnexp.conversion.walk import Layer, Proposal, Stats, along, per_channel
+from snnexp.conversion.walk import Layer, Proposal, Stats, along, mean_over_time, per_channel
 from snnexp.errors import integer, number, require
 
 
@@ -40,7 +40,7 @@ class Threshold:
         error, seen = torch.zeros(len(pairs), layer.stats.square.numel(), device=neuron.theta.device), 0
         for a, current in layer.trains():
             for k, candidate in enumerate(tried):
-                error[k] += per_channel((a - candidate.scan(current, None)[0].mean(0)).square()) * len(a)
+                error[k] += per_channel((a - mean_over_time(candidate.scan(current, None)[0])).square()) * len(a)
             seen += len(a)
             if seen >= self.images:
                 break

@@ -63,10 +63,10 @@ def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None) -> tupl
     _single_input(source)
     _out_of_place(source)
     _place_sites(source)
-    _drop_dropout(source)
+    drop_dropout(source)
     _pools_as_modules(source)
-    _fold_norms(source)
-    _finish(source)
+    fold_norms(source)
+    finish(source)
     _same_answers(original, source, example)
     network = copy.deepcopy(source)
     flow = Flow(network)
@@ -323,7 +323,7 @@ def _bounded(low: Any, high: Any) -> nn.Module | None:
     return nn.ReLU() if high is None else nn.Hardtanh(0.0, float(high))
 
 
-def _drop_dropout(graph: fx.GraphModule) -> None:
+def drop_dropout(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         function = function_name(node) if node.op in ("call_function", "call_method") else ""
@@ -350,7 +350,7 @@ def _pools_as_modules(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
-def _fold_norms(graph: fx.GraphModule) -> None:
+def fold_norms(graph: fx.GraphModule) -> None:
     """BatchNorm into the convolution or linear layer before it, where both are called once and nobody else listens.
 
     Elsewhere it stays: in evaluation it is affine, so its constant enters once per step as any bias does.
@@ -378,14 +378,19 @@ def _fold_norms(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
-def _finish(graph: fx.GraphModule) -> None:
+def finish(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         node.type = None  # annotations that are text cannot be pickled
+        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
+            node.target = "reshape"  # of any memory layout
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.graph.lint()  # type: ignore[no-untyped-call]
     graph.recompile()
     graph.eval().requires_grad_(False)
+    for module in graph.modules():  # the layout in which convolutions are fast, on CPU and GPU; what follows keeps it
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

@@ -59,12 +59,12 @@ class ScaledIF(Stateful):
 
     def start(self, current: Tensor) -> Tensor:
         """v(0) in the shape of one step, [N, ...]; new memory."""
-        return torch.zeros_like(current, memory_format=torch.contiguous_format) + self.v_init
+        return torch.zeros_like(current) + self.v_init
 
     def scan(self, x: Tensor, state: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `Stateful.scan`; `out`, which may be x, is written to."""
         v = self.start(x[0]) if state is None else state
-        out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+        out = torch.empty_like(x) if out is None else out
         biased = bool(self.bias.any())
         for current, s in zip(x, out, strict=True):
             v += current

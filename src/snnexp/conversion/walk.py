@@ -2,8 +2,9 @@
 
 The walk carries, for every site that a later one still needs, the ANN's activation and the spike train of the same
 calibration images in lock step: activations as float32, trains with one bit per step. What lies between two sites is
-computed anew, a few images at a time. Arrays above a quarter of a gigabyte are files that are mapped (in the system's
-folder for temporary files), so memory is bounded whatever the number of images and steps.
+computed anew, a few images at a time; the input of the site at work is kept as far as 2 GiB go. Arrays above a quarter
+of a gigabyte are files that are mapped (in the system's folder for temporary files), so memory is bounded whatever the
+number of images and steps.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from snnexp.conversion.neuron import Readout, ScaledIF
 from snnexp.timefold import unfold
 
 IN_MEMORY = 2**28  # bytes of one array; larger ones are mapped files
+KEPT = 2**31  # bytes of the input of one site that are kept from one correction to the next
 ROWS = {"cpu": 256, "cuda": 8192}  # images x steps computed at a time
 Mode = Literal["ann", "mean", "train"]
 Report = Callable[[int, int, str], None]  # (layers done, layers in all, the layer begun)
@@ -144,6 +146,7 @@ class Layer:
         self.images = state.n
         self.name = "output" if site is None else str(site.target)
         self._train: Tensor | None = None
+        self._kept: list[tuple[Tensor, Tensor]] = []
         self.activation = nn.Identity() if site is None else state.ann.modules[str(site.target)]
 
     @property
@@ -169,21 +172,25 @@ class Layer:
         """(x, a, phi) [n, ...] a few images at a time: the mean input of the synapse, the ANN's activation, and the
         simulated mean output."""
         assert self._synapse is not None
-        before, readout = self._synapse.args[0], isinstance(self.neuron, Readout)
-        for rows in self._walk.batches(1 if readout else self.T):
-            (z,) = self._walk.values("ann", [self._current], rows)
-            x, c = self._walk.values("mean" if readout else "train", [before, self._current], rows)  # type: ignore[list-item]
-            if isinstance(self.neuron, Readout):
-                yield x, self.activation(z), c + self.neuron.bias
-            else:
-                yield x.mean(0), self.activation(z), self.neuron.scan(c, None)[0].mean(0)
+        before: fx.Node = self._synapse.args[0]  # type: ignore[assignment]
+        batches = self._walk.batches(1 if isinstance(self.neuron, Readout) else self.T)
+        for rows, (a, phi, _) in zip(batches, self._responses(self.neuron), strict=True):
+            (x,) = self._walk.values("mean", [before], rows)
+            yield x, a, phi
 
     def trains(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(a [n, ...], current [T, n, ...]) a few images at a time; the neuron's bias not included."""
-        for rows in self._walk.batches(self.T):
+        """(a [n, ...], current [T, n, ...]) a few images at a time, not to be written to; the neuron's bias not
+        included."""
+        for done, rows in enumerate(self._walk.batches(self.T)):
+            if done < len(self._kept):
+                yield self._kept[done]
+                continue
             (z,) = self._walk.values("ann", [self._current], rows)
             (c,) = self._walk.values("train", [self._current], rows)
-            yield self.activation(z), c
+            pair = self.activation(z), c
+            if done == len(self._kept) and (done + 1) * c.nbytes <= KEPT:
+                self._kept.append(pair)
+            yield pair
 
     def simulate(self) -> None:
         """Run the layer as it is: `stats`, and its train for the layers above."""
@@ -197,13 +204,12 @@ class Layer:
         weight, old = proposal.weight, None
         if weight is not None and self.synapse is not None:
             old = cast(Tensor, self.synapse.weight).data
-            self.synapse.weight = nn.Parameter(weight, requires_grad=False)
+            self._weigh(weight)
         stats, train = self._simulated(neuron)
         after = proposal.score(stats)
         better = after < before
         if old is not None and weight is not None and self.synapse is not None:
-            kept = torch.where(along(better, old.dim(), 0), weight, old)
-            self.synapse.weight = nn.Parameter(kept, requires_grad=False)
+            self._weigh(torch.where(along(better, old.dim(), 0), weight, old))
         self.neuron = self.neuron.mixed(better, neuron)
         at = along(better, stats.error.dim())
         self.stats = Stats(torch.where(at, stats.error, self.stats.error),
@@ -221,6 +227,11 @@ class Layer:
             self._walk.store(self._site, self._current, self.activation, self.neuron, self._train)
         elif self._synapse is not None:
             add_bias(self._walk.snn.module(self._synapse), self.neuron.bias)  # type: ignore[arg-type]
+
+    def _weigh(self, weight: Tensor) -> None:
+        assert self.synapse is not None
+        self.synapse.weight = nn.Parameter(weight, requires_grad=False)
+        self._kept = []
 
     def _simulated(self, neuron: ScaledIF | Readout) -> tuple[Stats, Tensor | None]:
         error: Tensor | None = None
@@ -246,7 +257,7 @@ class Layer:
         else:
             for a, current in self.trains():
                 out, _ = neuron.scan(current, None)
-                yield a, out.mean(0), _packed(out)
+                yield a, mean_over_time(out), _packed(out)
 
 
 class _Walk:
@@ -289,11 +300,11 @@ class _Walk:
             return self.activations[node][rows].to(self.device)
         theta = self.snn.module(node).theta  # type: ignore[union-attr]
         train = _unpacked(self.trains[node][:, rows].to(self.device), self.T, theta.dtype)  # type: ignore[arg-type]
-        return train.mean(0).mul_(theta) if mode == "mean" else train.mul_(theta).flatten(0, 1)  # type: ignore[arg-type]
+        return mean_over_time(train).mul_(theta) if mode == "mean" else train.mul_(theta).flatten(0, 1)  # type: ignore[arg-type]
 
     def store(self, site: fx.Node, current: fx.Node, activation: nn.Module, neuron: ScaledIF, train: Tensor) -> None:
         """Place `neuron` at `site` with what it and the ANN emit there, and forget what nobody needs any more."""
-        activations = _room((self.n, *train.shape[2:]), neuron.theta.dtype)
+        activations = _room((1, *train.shape[1:]), neuron.theta.dtype)[0]
         for rows in self.batches(1):
             (z,) = self.values("ann", [current], rows)
             activations[rows] = activation(z).cpu()
@@ -326,6 +337,14 @@ def per_channel(x: Tensor) -> Tensor:
     return x.mean(dim=[d for d in range(x.dim()) if d != 1])
 
 
+def mean_over_time(train: Tensor) -> Tensor:
+    """[T, ...] -> [...]; step by step: a reduction over the first axis is slow where channels come last."""
+    total = train[0].clone()
+    for step in train[1:]:
+        total += step
+    return total / len(train)
+
+
 def along(values: Tensor, dims: int, at: int = 1) -> Tensor:
     """[C] as a tensor of `dims` dimensions that varies along dimension `at`."""
     return values.view([-1 if d == at else 1 for d in range(dims)])
@@ -346,28 +365,37 @@ def carrier(flow: Flow, current: fx.Node) -> fx.Node | None:
 
 
 def _room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An empty CPU tensor, in memory or, if it is large, in a file that goes with it."""
+    """An empty CPU tensor [bytes, N, C, ...], channels last; in memory or, if large, in a file that goes with it."""
     if math.prod(shape) * dtype.itemsize <= IN_MEMORY:
-        return torch.empty(tuple(shape), dtype=dtype)
+        return _channels_last(shape, dtype)
     kind = torch.empty(0, dtype=dtype).numpy().dtype
     with tempfile.TemporaryFile() as file:
-        return torch.from_numpy(np.memmap(file, kind, "w+", shape=tuple(shape)))
+        return torch.from_numpy(np.memmap(file, kind, "w+", shape=(*shape[:2], *shape[3:], shape[2]))).movedim(-1, 2)
+
+
+def _channels_last(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """Empty, [T, N, C, ...], in the layout that convolutions work in."""
+    return torch.empty(*shape[:2], *shape[3:], shape[2], dtype=dtype, device=device).movedim(-1, 2)
 
 
 def _packed(out: Tensor) -> Tensor:
     """[T, n, ...] of 0 or theta -> bits uint8 [ceil(T/8), n, ...], step t in bit t % 8 of byte t // 8."""
-    spikes = (out > 0).view(torch.uint8)
-    bits = torch.zeros(-(-len(out) // 8), *out.shape[1:], dtype=torch.uint8, device=out.device)
-    for t, s in enumerate(spikes):
-        bits[t // 8].add_(s, alpha=1 << t % 8)
+    bits = torch.empty_like(out[: -(-len(out) // 8)], dtype=torch.uint8)
+    spike = torch.empty_like(out[0])
+    for byte, steps in zip(bits, torch.split(out, 8), strict=True):
+        value = torch.zeros_like(spike)
+        for emitted in reversed(steps.unbind()):
+            torch.gt(emitted, 0, out=spike)  # as floats, which is far faster than a comparison to bool
+            torch.add(spike, value, alpha=2, out=value)
+        byte.copy_(value)
     return bits
 
 
 def _unpacked(bits: Tensor, T: int, dtype: torch.dtype) -> Tensor:
     """The inverse: [T, n, ...] of 0 or 1."""
-    train = torch.empty(T, *bits.shape[1:], dtype=dtype, device=bits.device)
+    train = _channels_last((T, *bits.shape[1:]), dtype, bits.device)
     for t in range(T):
-        torch.ne(bits[t // 8] & (1 << t % 8), 0, out=train[t])
+        train[t] = (bits[t // 8] >> t % 8) & 1
     return train
 
 

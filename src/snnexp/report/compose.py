@@ -13,7 +13,7 @@ from pathlib import Path
 from snnexp.analysis import seeds
 from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, shown
 from snnexp.report.lab import lab
-from snnexp.report.results import Result, accuracies, results, what_was_run
+from snnexp.report.results import Result, accuracies, results, seeds_of, what_was_run
 from snnexp.tracking import Store, Stored
 
 Block = Paragraph | Table | Figure | Section
@@ -78,7 +78,7 @@ def _overview(sections: Sequence[Section], runs: Sequence[Stored]) -> Table:
         found = _single(runs, section.name)
         data = dict.fromkeys(run.tags["dataset"] for run in found if "dataset" in run.tags)
         rows.append([[Link(section.title, f"#{section.name}")], ", ".join(data),
-                     str(len({run.params.get(seeds.SEED) for run in found})), str(len(found))])
+                     str(len({seed for run in found for seed in seeds_of(run)})), str(len(found))])
     return Table("What was run", ["experiment", "data", "seeds", "runs"], rows)
 
 
@@ -92,17 +92,23 @@ def _sweep(run: Stored) -> bool:
 
 
 def _experiment(name: str, runs: Sequence[Stored], source: Source) -> Section:
+    """What has tables of its own comes first, for it is the answer; then sweeps, then runs that just were run."""
     texts, sweeps = lab(name), [run for run in runs if _sweep(run)]
     inside = {sweep.run_id for sweep in sweeps}
     alone = results([run for run in runs if not _sweep(run) and run.parent not in inside])
-    newest = list({(sweep.name, *sorted(sweep.params.items())): sweep for sweep in sweeps}.values())
-    parts = [(sweep.start, _swept(sweep, [run for run in runs if run.parent == sweep.run_id], source))
-             for sweep in newest]
-    parts += [(group[0].run.start, _group(group, source)) for group in seeds.grouped(alone)]
+    whole = sorted(sweeps, key=lambda sweep: (sweep.status == "finished", sweep.start))
+    newest = {(sweep.name, *sorted(sweep.params.items())): sweep for sweep in whole}.values()
+    telling, others = [], []
+    for group in seeds.grouped(alone):
+        own = source.shown(group[0].run)
+        (telling if any(isinstance(block, Table) for block in own) else others).append((group, own))
+    reached = [result for group, _ in others for result in group]
     counted = results([run for run in runs if not _sweep(run)])
-    blocks: list[Block] = [*_texts(texts.question, texts.set_up), *([what_was_run(counted)] if counted else []),
-                           *accuracies(alone, [], source.store, source.link)]
-    blocks += [section for _, section in sorted(parts, key=lambda part: part[0])]
+    blocks: list[Block] = [*_texts(texts.question, texts.set_up), *what_was_run(counted),
+                           *accuracies(reached, [], source.store, source.link)]
+    blocks += [_group(group, own, source) for group, own in telling]
+    blocks += [_swept(sweep, [run for run in runs if run.parent == sweep.run_id], source) for sweep in newest]
+    blocks += [_group(group, own, source) for group, own in others]
     return Section(name, texts.title, [*blocks, _list(name, runs, {result.run.run_id for result in counted}, source)])
 
 
@@ -117,14 +123,14 @@ def _swept(sweep: Stored, children: Sequence[Stored], source: Source) -> Section
     return Section(sweep.run_id, f"Sweep: {sweep.name}", [told, *tables, *source.shown(sweep)])
 
 
-def _group(group: Sequence[Result], source: Source) -> Section:
-    """Runs that differ only in their seed: tables and figures of the first."""
+def _group(group: Sequence[Result], own: Sequence[Block], source: Source) -> Section:
+    """Runs that differ only in their seed: tables and figures of the first, which are its `own`."""
     first, *others = (result.run for result in group)
-    title = re.sub(r"-s\d+$", "", first.name)
+    title = f"{first.tags.get('task', 'run').replace('_', ' ')}: {re.sub(r'-s[0-9]+$', '', first.name)}"
     words: list[str | Link] = [f"Seed {group[0].seed}: ", *source.places(first)]
     for result, run in zip(group[1:], others, strict=True):
         words += [f"; seed {result.seed}: ", *source.places(run)]
-    return Section(first.run_id, f"{first.tags.get('task', 'run')}: {title}", [Paragraph(words), *source.shown(first)])
+    return Section(first.run_id, title, [Paragraph(words), *own])
 
 
 def _list(name: str, runs: Sequence[Stored], counted: set[str], source: Source) -> Section:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -119,16 +120,22 @@ def _against_t(found: Sequence[Result], store: Store) -> list[Result]:
     return tested
 
 
-def what_was_run(found: Sequence[Result]) -> Table:
+def seeds_of(run: Stored) -> list[str]:
+    """Its seed, or those that it had one after the other (`task.seeds`)."""
+    return re.findall(r"\d+", run.params.get("task.seeds", "")) or [run.params.get(SEED, "")]
+
+
+def what_was_run(found: Sequence[Result]) -> list[Table]:
     """Tasks, data and networks, with how many seeds and runs each."""
-    rows: dict[tuple[str, ...], list[str]] = {}
+    rows: dict[tuple[str, ...], list[Stored]] = {}
     for result in found:
         tags, params = result.run.tags, result.run.params
         row = (tags.get("task", ""), _data(result.run), tags.get("model", ""), tags.get("neuron", ""),
                params.get("timesteps", ""))
-        rows.setdefault(row, []).append(result.seed)
-    cells = [[*row, ", ".join(sorted(set(of), key=_numerically)), str(len(of))] for row, of in rows.items()]
-    return Table("What was run", ["task", "data", "model", "neuron", "T", "seeds", "runs"], cells)
+        rows.setdefault(row, []).append(result.run)
+    cells = [[*row, ", ".join(sorted({seed for run in runs for seed in seeds_of(run)}, key=_numerically)),
+              str(len(runs))] for row, runs in rows.items()]
+    return [Table("What was run", ["task", "data", "model", "neuron", "T", "seeds", "runs"], cells)] if cells else []
 
 
 def _data(run: Stored) -> str:
