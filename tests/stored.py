@@ -29,11 +29,11 @@ def logged(
     *,
     experiment: str = "lab",
     curve: Mapping[int, float] | None = None,
-    files: bool = False,
+    files: Sequence[str] = (),
     parent: str | None = None,
     status: Status = "FINISHED",
 ) -> str:
-    """Log a run; returns its id. `curve` is test/snn_accuracy by T; with `files` it has a table and a figure."""
+    """Log a run; returns its id. `curve` is test/snn_accuracy by T; `files`: tables, figures, of each one."""
     tracker = MLflow(experiment=experiment, outputs=outputs)
     folder = outputs / "runs" / str(len(list(outputs.glob("runs/*"))))
     folder.mkdir(parents=True)
@@ -41,30 +41,31 @@ def logged(
     tracker.metrics(metrics or {}, step=10)
     for T, accuracy in (curve or {}).items():
         tracker.metrics({"test/snn_accuracy": accuracy}, step=T)
-    if files:
-        (folder / "tables").mkdir()
-        (folder / "tables" / "ranking.csv").write_text("\n".join(",".join(row) for row in RANKING) + "\n")
-        (folder / "figures").mkdir()
-        Figure(figsize=(6, 3)).savefig(folder / "figures" / "val_accuracy.png", dpi=120)
-        for part in ("tables", "figures"):
-            tracker.artifact(folder / part)
+    for part in files:
+        (folder / part).mkdir()
+        if part == "tables":
+            (folder / part / "ranking.csv").write_text("\n".join(",".join(row) for row in RANKING) + "\n")
+        else:
+            Figure(figsize=(6, 3)).savefig(folder / part / "val_accuracy.png", dpi=120)
+        tracker.artifact(folder / part)
     tracker.finish(status)
     return str(tracker.run_id)
 
 
 def fill(outputs: Path) -> str:
     """The store: a sweep of two surrogates and three seeds (a run repeated, one failed), a conversion with two seeds,
-    another experiment. Returns the sweep's run id.
+    a comparison that has a table of its own, another experiment. Returns the sweep's run id.
     """
     swept = {"task": "sweep", "sweep": "grid", "best": "surrogate=sigmoid seed=2"}
     parent = logged(outputs, "surrogate x seed", swept, {"surrogate": "sigmoid,atan"}, {"best/val/accuracy": 0.9},
-                    files=True)
+                    files=["figures"])
 
     def child(surrogate: str, seed: int, accuracy: float, status: Status = "FINISHED") -> None:
         alpha = {"sigmoid": 4.0, "atan": 2.0}[surrogate]
         logged(outputs, f"surrogate={surrogate} seed={seed}", TRAINED | {"surrogate": surrogate},
                {"surrogate.alpha": alpha, "neuron.surrogate.alpha": alpha, **_seeded(seed), "timesteps": 10},
-               {"val/accuracy": accuracy - 0.01, "test/accuracy": accuracy}, parent=parent, files=True, status=status)
+               {"val/accuracy": accuracy - 0.01, "test/accuracy": accuracy}, parent=parent, files=["figures"],
+               status=status)
 
     child("sigmoid", 0, 0.10)  # repeated below: the newest counts
     for surrogate, accuracies in (("sigmoid", SIGMOID), ("atan", ATAN)):
@@ -73,7 +74,9 @@ def fill(outputs: Path) -> str:
     child("atan", 3, 0.99, "FAILED")
     for seed in (0, 1):
         logged(outputs, f"mlp-digits-relu-qcfs-s{seed}", CONVERTED, {**_seeded(seed), "timesteps": [1, 4, 16]},
-               {"test/ann_accuracy": 0.97}, curve={T: of[seed] for T, of in AT_T.items()}, files=True)
+               {"test/ann_accuracy": 0.97}, curve={T: of[seed] for T, of in AT_T.items()}, files=["figures"])
+    logged(outputs, "mlp-digits-lif", TRAINED | {"task": "compare_surrogates"},
+           {"seed": 0, "task.seeds": [0, 1, 4], "timesteps": 10}, {"test/accuracy": 0.9}, files=["tables", "figures"])
     logged(outputs, "<b>x|y</b> & *z*", TRAINED, {"seed": 0}, {"test/accuracy": 0.5}, experiment="other")
     return parent
 

@@ -107,11 +107,12 @@ def made(outputs: Path, name: str) -> tuple[Page, str, str]:
 def test_the_tables_hold_the_stored_numbers(snnexp: Callable[..., Done], outputs: Path) -> None:
     done = snnexp("task=report", f"outputs_dir={outputs}", "task.experiments=[lab]")
     assert done.code == 0, done.err
-    assert f"report on 11 runs: {outputs}/reports/lab.html" in done.out
+    assert f"report on 12 runs: {outputs}/reports/lab.html" in done.out
     page, source, text = made(outputs, "lab")
-    ran, converted, swept, ranking, of_conversion, every = page.tables
+    ran, converted, ranking, swept, every = page.tables
     assert ran[1:] == [["train", "digits", "mlp", "lif", "10", "0, 1, 2", "6"],
-                       ["convert", "digits", "mlp", "relu", "[1, 4, 16]", "0, 1", "2"]]
+                       ["convert", "digits", "mlp", "relu", "[1, 4, 16]", "0, 1", "2"],
+                       ["compare_surrogates", "digits", "mlp", "lif", "10", "0, 1, 4", "1"]]
 
     sigmoid, atan = stored.rows(swept)  # best first
     assert [sigmoid["surrogate"], sigmoid["seeds"], sigmoid["runs, by seed"]] == ["sigmoid", "3", "0, 1, 2"]
@@ -124,22 +125,22 @@ def test_the_tables_hold_the_stored_numbers(snnexp: Callable[..., Done], outputs
     (at_t,) = stored.rows(converted)
     assert at_t == {"seeds": "2", "ANN": "0.97 ± 0", "T = 1": "0.3 ± 0.071", "T = 4": "0.8 ± 0.071",
                     "T = 16": "0.95 ± 0", "runs, by seed": "0, 1"}
-    assert ranking == of_conversion
     assert ranking == [list(stored.RANKING[0]), ["atan", "0.1235", "123457"], ["sigmoid", "1e-07", "12"]]
 
     states = [row["status"] for row in stored.rows(every)]
-    assert states == ["finished", "finished, repeated later", *["finished"] * 6, "failed", *["finished"] * 2]
-    assert page.headings == ["lab", "Sweep: surrogate x seed", "convert: mlp-digits-relu-qcfs", "Runs"]
-    assert "8 runs (7 finished, 1 failed); best by validation: surrogate=sigmoid seed=2." in page.paragraphs[0]
-    assert source.count("<img ") == 2, "of the sweep and of the first seed, none of the children"
-    assert page.captions.count("val accuracy") == 2
+    assert states == ["finished", "finished, repeated later", *["finished"] * 6, "failed", *["finished"] * 3]
+    assert page.headings == ["lab", "compare surrogates: mlp-digits-lif", "Sweep: surrogate x seed",
+                             "convert: mlp-digits-relu-qcfs", "Runs"]
+    assert "8 runs (7 finished, 1 failed); best by validation: surrogate=sigmoid seed=2." in page.paragraphs[1]
+    assert source.count("<img ") == 3, "of the comparison, the sweep and the first seed, none of the children"
+    assert page.captions.count("val accuracy") == 3
 
     assert markdown_tables(text) == page.tables
     assert [plain(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#")] == page.headings
     for paragraph in page.paragraphs:
         assert paragraph in plain(text)
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(pictures) == 2
+    assert len(pictures) == 3
     for picture in pictures:
         assert (outputs / "reports" / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -148,7 +149,7 @@ def test_the_page_needs_nothing_else_and_links_to_the_runs(outputs: Path) -> Non
     report(outputs, name="all", port=5077)
     page, source, _ = made(outputs, "all")
     assert page.headings[0] == "all"
-    assert page.tables[0] == [["experiment", "data", "seeds", "runs"], ["lab", "digits", "3", "9"],
+    assert page.tables[0] == [["experiment", "data", "seeds", "runs"], ["lab", "digits", "4", "10"],
                               ["other", "digits", "1", "1"]]
     assert not page.tags & {"script", "link", "iframe", "object"}
     assert "default-src 'none'" in source
@@ -157,7 +158,7 @@ def test_the_page_needs_nothing_else_and_links_to_the_runs(outputs: Path) -> Non
     runs = [address for address in page.addresses if address.startswith("http:")]
     assert all(re.fullmatch(r"http://127\.0\.0\.1:5077/#/experiments/\d+/runs/\w{32}", address) for address in runs)
     folders = {address for address in page.addresses if address.startswith("..")}
-    assert len(folders) == 12
+    assert len(folders) == 13
     assert all((outputs / "reports" / folder / "tracking.json").is_file() for folder in folders)
     assert "&lt;b&gt;x|y&lt;/b&gt; &amp; *z*" in source
     assert "<b>x" not in source

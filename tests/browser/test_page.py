@@ -43,14 +43,14 @@ def test_a_report_shows_the_stored_numbers_and_loads_nothing(chromium: Chrome, o
     requested(chromium)  # forget what came before
     chromium.get_log("browser")
     chromium.get((outputs / "reports" / "all.html").as_uri())
-    _, ran, _, swept, ranking, *_ = chromium.execute_script(TABLES)
+    _, ran, _, ranking, swept, *_ = chromium.execute_script(TABLES)
     sigmoid, atan = stored.rows(swept)
     assert [sigmoid["surrogate"], sigmoid["seeds"], sigmoid["test/accuracy"]] == ["sigmoid", "3", "0.92 ± 0.02"]
     assert [atan["surrogate"], atan["seeds"], atan["test/accuracy"]] == ["atan", "3", "0.81 ± 0.017"]
     assert ran[1] == ["train", "digits", "mlp", "lif", "10", "0, 1, 2", "6"]
     assert ranking == [list(stored.RANKING[0]), ["atan", "0.1235", "123457"], ["sigmoid", "1e-07", "12"]]
     widths = chromium.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth, i.width])")
-    assert [(complete, natural) for complete, natural, _ in widths] == [(True, 720)] * 2
+    assert [(complete, natural) for complete, natural, _ in widths] == [(True, 720)] * 3
     assert all(400 < shown <= 576 for *_, shown in widths)
     assert requested(chromium) == {"file", "data"}
     assert chromium.get_log("browser") == []

@@ -98,11 +98,10 @@ def _experiment(name: str, runs: Sequence[Stored], source: Source) -> Section:
     alone = results([run for run in runs if not _sweep(run) and run.parent not in inside])
     whole = sorted(sweeps, key=lambda sweep: (sweep.status == "finished", sweep.start))
     newest = {(sweep.name, *sorted(sweep.params.items())): sweep for sweep in whole}.values()
-    telling, others = [], []
-    for group in seeds.grouped(alone):
-        own = source.shown(group[0].run)
-        (telling if any(isinstance(block, Table) for block in own) else others).append((group, own))
-    reached = [result for group, _ in others for result in group]
+    groups = [(group, source.shown(group[0].run)) for group in seeds.grouped(alone)]
+    telling = [(group, own) for group, own in groups if _has_table(own)]
+    others = [(group, own) for group, own in groups if not _has_table(own)]
+    reached = [result.run for group, _ in others for result in group]
     counted = results([run for run in runs if not _sweep(run)])
     blocks: list[Block] = [*_texts(texts.question, texts.set_up), *what_was_run(counted),
                            *accuracies(reached, [], source.store, source.link)]
@@ -112,6 +111,10 @@ def _experiment(name: str, runs: Sequence[Stored], source: Source) -> Section:
     return Section(name, texts.title, [*blocks, _list(name, runs, {result.run.run_id for result in counted}, source)])
 
 
+def _has_table(blocks: Sequence[Block]) -> bool:
+    return any(isinstance(block, Table) for block in blocks)
+
+
 def _swept(sweep: Stored, children: Sequence[Stored], source: Source) -> Section:
     """A sweep: its own tables and figures, its runs as a table."""
     states = [run.status for run in children]
@@ -119,7 +122,7 @@ def _swept(sweep: Stored, children: Sequence[Stored], source: Source) -> Section
     best = f"; best by validation: {sweep.tags['best']}" if "best" in sweep.tags else ""
     objective = [metric.removeprefix("best/") for metric in sweep.metrics if metric.startswith("best/")]
     told = Paragraph([f"{len(children)} runs ({counts}){best}. ", *source.places(sweep)])
-    tables = accuracies(results(children), objective, source.store, source.link)
+    tables = accuracies(children, objective, source.store, source.link)
     return Section(sweep.run_id, f"Sweep: {sweep.name}", [told, *tables, *source.shown(sweep)])
 
 

@@ -76,7 +76,7 @@ def _adds(column: Sequence[str], known: Mapping[str, Sequence[str]]) -> bool:
 
 def by_setting(found: Sequence[Result], metrics: Sequence[str], caption: str, link: Callable[[Stored], str]) -> Table:
     """A row for each setting, best by the first metric first, with links to its runs, a seed each."""
-    rows = seeds.table(found, [metric for metric in metrics if any(metric in result.metrics for result in found)])
+    rows = seeds.table(found, metrics)
     columns = seeds.columns(rows)
     members = {tuple(seeds.setting(group[0]).values()): group for group in seeds.grouped(found)}
     settings = list(seeds.setting(found[0]))
@@ -93,16 +93,16 @@ def _links(members: Sequence[Result], link: Callable[[Stored], str]) -> Words:
 
 
 def accuracies(
-    found: Sequence[Result], objective: Sequence[str], store: Store, link: Callable[[Stored], str]
+    runs: Sequence[Stored], objective: Sequence[str], store: Store, link: Callable[[Stored], str]
 ) -> list[Table]:
     """The tables of what these runs reached: accuracies at the end, and, of converted networks, against T."""
     spread = "mean ± standard deviation over the seeds"
-    trained = [result for result in found if ANN not in result.metrics]
+    trained = results([run for run in runs if ANN not in run.metrics])
     metrics = [m for m in dict.fromkeys([*objective, *METRICS]) if any(m in result.metrics for result in trained)]
     tables = []
     if metrics:
         tables.append(by_setting(trained, metrics, f"What the runs reached: {spread}", link))
-    if converted := _against_t([result for result in found if ANN in result.metrics], store):
+    if converted := _against_t(results([run for run in runs if ANN in run.metrics]), store):
         at = sorted({name for network in converted for name in network.metrics} - {"ANN"}, key=lambda t: int(t[4:]))
         tables.append(by_setting(converted, ["ANN", *at], f"Test accuracy after T time steps: {spread}", link))
     return tables
