@@ -7,8 +7,15 @@ ARGS   ?=
 DATA   ?= embedded
 IMAGES ?= dataset=cifar10 data_dir=$(DATA_DIR)
 
+# `make labs` runs these, one after another, and ends with a report on all of them.
+LABS := lab1-surrogates lab1-sweep lab1-sparsity \
+        lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet lab2-dvs few-spike
+comma := ,
+# the last line of a target whose runs go to the MLflow experiment of its name: $(call report,$@)
+report = $(BIN)/snnexp task=report task.experiments=[$(1)] $(filter outputs_dir=% tracking.%,$(ARGS))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup run ui sweep-alpha sweep-threshold lab1-surrogates lab1-sweep lab1-sparsity \
+.PHONY: help setup run ui report labs sweep-alpha sweep-threshold lab1-surrogates lab1-sweep lab1-sparsity \
         lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet lab2-dvs \
         few-spike few-spike-coefficients test test-slow test-cluster lint format bench wheel clean
 
@@ -31,6 +38,12 @@ run: $(READY)  ## the main job: two-layer SNN on the embedded event data (ARGS='
 ui: $(READY)  ## open the MLflow UI on http://127.0.0.1:5000 over what was logged (PORT=...)
 	$(BIN)/snnexp task=ui $(if $(PORT),task.port=$(PORT)) $(ARGS)
 
+report: $(READY)  ## outputs/reports/*.html and .md from what was logged (ARGS='task.experiments=[NAME]' chooses)
+	$(BIN)/snnexp task=report $(ARGS)
+
+labs: $(LABS)  ## every lab target on the embedded data, then one report: outputs/reports/labs.html (under 30 minutes)
+	$(call report,$(subst $() $(),$(comma),$(LABS))) task.name=labs
+
 sweep-alpha: $(READY)  ## a small Optuna sweep over the surrogate's alpha on the embedded data (minutes)
 	$(BIN)/snnexp -m +sweep=surrogate_alpha hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
 
@@ -49,14 +62,17 @@ lab1_report = task=compare_surrogates 'task.sweep=$(lab1_folder)' tracking.exper
 lab1-surrogates: $(READY)  ## the lab's S(x) and P(x) beside Sigmoid (DATA=real DATA_DIR=folder with nmnist/: real N-MNIST)
 	$(BIN)/snnexp -m surrogate=sigmoid,sine,power seed=0,1,2,3,4 $(lab1_runs)
 	$(BIN)/snnexp $(lab1_report)
+	$(call report,$@)
 
 lab1-sweep: $(READY)  ## surrogates x values of their parameter x seeds: accuracy, ranking, what correlates with it
 	$(BIN)/snnexp -m +sweep=surrogate_values$(if $(filter real,$(DATA)),_all) $(lab1_study)
 	$(BIN)/snnexp $(lab1_report)
+	$(call report,$@)
 
 lab1-sparsity: $(READY)  ## how narrow may a surrogate be: shares of exactly zero gradients, accuracy, speed of learning
 	$(BIN)/snnexp -m +sweep=surrogate_width task=gradient_sparsity model.readout=potential loss=cross_entropy $(lab1_study)
 	$(BIN)/snnexp $(lab1_report)
+	$(call report,$@)
 
 # The computer lab, part II (docs/lab2.md, docs/lab2_dvs.md). IMAGES: real images for DATA=real; ARGS='checkpoint=FILE' spares the training.
 lab2_of  = $(if $(filter real,$(DATA)),experiment=cifar10_$(1)_qcfs $(IMAGES),experiment=digits_$(2)_qcfs trainer.threads=1)
@@ -64,18 +80,23 @@ lab2_run = conversion=qcfs tracking.experiment=$@
 
 lab2-dynamics: $(READY)  ## the relation of neighbouring layers' potentials on every layer (DATA=real DATA_DIR=...: CIFAR-10)
 	$(BIN)/snnexp task=dynamics $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,resnet20,wrn) $(ARGS)
+	$(call report,$@)
 
 lab2-unevenness: $(READY)  ## small neurons over all orders of spikes, then a network: who fires too often, too seldom
 	$(BIN)/snnexp task=unevenness $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,resnet20,convnet) $(ARGS)
+	$(call report,$@)
 
 lab2-mitigation: $(READY)  ## what helps against unevenness, and what it costs, at equal total steps
 	$(BIN)/snnexp task=mitigations $(lab2_run) 'timesteps=[4,8,16]' $(call lab2_of,resnet20,wrn) $(ARGS)
+	$(call report,$@)
 
 lab2-wideresnet: $(READY)  ## a wide residual network, trained, converted, and its unevenness layer by layer
 	$(BIN)/snnexp task=unevenness $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,wrn,wrn) $(ARGS)
+	$(call report,$@)
 
 lab2-dvs: $(READY)  ## QCFS on event recordings, beside a directly trained SNN (DATA=real DATA_DIR=folder with cifar10_dvs/)
 	$(BIN)/snnexp experiment=lab2_dvs$(if $(filter real,$(DATA)),_real dataset.root=$(DATA_DIR)/cifar10_dvs) tracking.experiment=$@ $(ARGS)
+	$(call report,$@)
 
 FEW_SPIKE = tracking.experiment=few-spike $(ARGS)
 FEW_SPIKE_embedded = dataset=digits dataset.augment.crop=1 optimizer.lr=0.05 trainer.epochs=15
@@ -87,11 +108,13 @@ few-spike: $(READY)  ## few-spike neurons: coefficients, figures and the paper's
 	$(BIN)/snnexp task=fit_few_spike activation=sigmoid K=[6,8,10,12] range=[-10,10] task.rounds=400 $(FEW_SPIKE)
 	$(BIN)/snnexp task=few_spike conversion=few_spike model=resnet20 neuron=relu timesteps=10 task.depths=[8,14,20,50] \
 	  loss=cross_entropy optimizer=sgd optimizer.weight_decay=1e-4 scheduler=cosine $(FEW_SPIKE_$(DATA)) $(FEW_SPIKE)
+	$(call report,$@)
 
 test: $(READY)  ## run the tests (minutes)
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -m 'not slow' $(ARGS)
 
-test-slow: $(READY)  ## run the tests that take minutes each: kills, servers, the wheel
+test-slow: $(READY)  ## run the tests that take minutes each: kills, servers, browsers, the wheel
+	-tests/browser/install.sh
 	$(BIN)/pytest -m slow $(ARGS)
 
 test-cluster: $(READY)  ## run sweeps on SLURM and PostgreSQL, started here (Debian; installs them if it is root)

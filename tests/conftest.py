@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+
+from snnexp import tracking
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in as many processes as there are cores
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +32,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache of prepared data for all tests (and, with pytest-xdist, for all workers)."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "cache"
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without runs: making one takes MLflow seconds, so most tests begin with a copy."""
+    outputs = tmp_path_factory.mktemp("empty")
+    tracking._import_mlflow()
+    tracking._create(outputs / "mlflow.db")
+    return outputs / "mlflow.db"
 
 
 @dataclass
@@ -76,9 +92,37 @@ def snnexp(
     GlobalHydra.instance().clear()
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def start(environment: dict[str, str], *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "snnexp.run", *arguments]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
     )
+
+
+@pytest.fixture
+def ui(environment: dict[str, str]) -> Iterator[Callable[[Path], int]]:
+    """Start `snnexp task=ui` over an outputs folder; returns its port once it answers."""
+    started = []
+
+    def serve(outputs: Path) -> int:
+        port = free_port()
+        arguments = ("task=ui", f"task.port={port}", f"outputs_dir={outputs}")
+        started.append(start(environment, *arguments, start_new_session=True))
+        for _ in range(240):
+            with suppress(OSError):
+                assert urlopen(f"http://127.0.0.1:{port}/health", timeout=2).status == 200
+                return port
+            time.sleep(0.5)
+        pytest.fail("the UI did not answer within two minutes")
+
+    yield serve
+    for process in started:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate()

@@ -19,6 +19,7 @@ ROWS = (
     ("callbacks",),
     ("sweep",),
     ("task",),
+    ("report",),
     ("session",),
     ("calibration", "mitigation"),
     ("conversion",),

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 from mlflow import MlflowClient
 
-from conftest import SMALL, Done, start
+from conftest import SMALL, Done
 from snnexp.journal import Journal
 
 
@@ -36,26 +30,13 @@ def test_the_command_line_sends_what_was_kept_back(snnexp: Callable[..., Done]) 
 
 
 @pytest.mark.slow
-def test_the_ui_answers_on_the_loopback_address(snnexp: Callable[..., Done], environment: dict[str, str]) -> None:
+def test_the_ui_answers_on_the_loopback_address(snnexp: Callable[..., Done], ui: Callable[[Path], int]) -> None:
     assert "nothing was logged yet" in snnexp("task=ui").err
-    assert snnexp(*SMALL, "trainer.epochs=1").code == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = start(environment, "task=ui", f"task.port={port}", start_new_session=True)
-    try:
-        for _ in range(240):
-            with suppress(OSError):
-                assert urlopen(f"http://127.0.0.1:{port}/health", timeout=2).status == 200
-                break
-            time.sleep(0.5)
-        else:
-            pytest.fail("the UI did not answer within two minutes")
-        listening = Path("/proc/net/tcp").read_text().split()
-        assert f"0100007F:{port:04X}" in listening
-        assert f"00000000:{port:04X}" not in listening
-        taken = snnexp("task=ui", f"task.port={port}")
-        assert f"task.port={port} is taken" in taken.err
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.communicate()
+    done = snnexp(*SMALL, "trainer.epochs=1")
+    assert done.code == 0
+    port = ui(done.outputs)
+    listening = Path("/proc/net/tcp").read_text().split()
+    assert f"0100007F:{port:04X}" in listening
+    assert f"00000000:{port:04X}" not in listening
+    taken = snnexp("task=ui", f"task.port={port}")
+    assert f"task.port={port} is taken" in taken.err

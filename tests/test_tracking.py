@@ -22,21 +22,12 @@ from typing import Any
 
 import pytest
 
-from snnexp import tracking
+from conftest import free_port
 from snnexp.errors import InvalidValue, UserError
 from snnexp.task.sync import send_kept
 from snnexp.tracking import MLflow, Nothing, Tracker
 
 fork = multiprocessing.get_context("fork")  # children then need not import mlflow again
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs: making one takes MLflow seconds, so most tests begin with a copy."""
-    outputs = tmp_path_factory.mktemp("empty")
-    tracking._import_mlflow()
-    tracking._create(outputs / "mlflow.db")
-    return outputs / "mlflow.db"
 
 
 @pytest.fixture
@@ -422,12 +413,6 @@ class Server:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)  # it and its worker: a session of their own
             self.process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -15,15 +15,16 @@ import shutil
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from snnexp.address import ADVISORY, advisory, alone, checked, database, kind, masked
-from snnexp.errors import UserError
+from snnexp.errors import InvalidValue, UserError
 from snnexp.journal import Journal
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED", "PRUNED"]
-KEY_TAG, STATUS_TAG = "snnexp.key", "status"
+KEY_TAG, STATUS_TAG, PARENT_TAG = "snnexp.key", "status", "mlflow.parentRunId"
 WEIGHTS = "best.pt"
 PARAM_LENGTH, TAG_LENGTH = 500, 5000          # what every MLflow server takes; config.yaml has the full values
 METRICS, PARAMS = 1000, 100                   # MLflow's limits for one request
@@ -143,7 +144,7 @@ class MLflow:
         self._journal = journal = Journal(run_dir)
         journal.address(self.store, self.experiment)
         journal.mend()
-        tags = {**tags, KEY_TAG: journal.state["key"]} | ({"mlflow.parentRunId": parent} if parent else {})
+        tags = {**tags, KEY_TAG: journal.state["key"]} | ({PARENT_TAG: parent} if parent else {})
         try:
             self._connect(journal)
             journal.append(name=name,
@@ -306,6 +307,97 @@ class MLflow:
             raise UserError(f"tracking.experiment={name} keeps its artifacts in {kept}, which is gone: was {path} "
                             "moved? Move it back, or take another name")
         return str(experiment.experiment_id)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A run as the store has it; `metrics` are the last values, times are in seconds since 1970."""
+
+    run_id: str
+    experiment_id: str
+    experiment: str
+    name: str
+    status: str  # finished, failed, killed, pruned or running
+    start: float
+    end: float | None
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+    @property
+    def parent(self) -> str | None:
+        """The run id of the sweep that it belongs to."""
+        return self.tags.get(PARENT_TAG)
+
+
+class Store:
+    """What was logged, read only.
+
+    Raises UserError if the tracker keeps nothing, nothing was logged yet, or the store cannot be reached; `task` is
+    who asks.
+    """
+
+    def __init__(self, tracker: Tracker, task: str) -> None:
+        self.uri = kept(tracker, task)
+        _import_mlflow()
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient(self.uri)
+        try:
+            found = self._client.search_experiments()
+        except Exception as error:
+            raise _unreachable(self.uri, error) from error
+        self.experiments = {experiment.name: str(experiment.experiment_id) for experiment in reversed(found)}
+
+    def runs(self, experiments: Sequence[str], condition: str = "") -> list[Stored]:
+        """The runs of these experiments that meet `condition` (MLflow's search syntax), oldest first.
+
+        Raises InvalidValue if MLflow cannot read the condition.
+        """
+        from mlflow.exceptions import MlflowException
+
+        ids, token = [self.experiments[name] for name in experiments], None
+        found: list[Any] = []
+        while True:
+            try:
+                page = self._client.search_runs(ids, condition, order_by=["attributes.start_time"], page_token=token)
+            except MlflowException as error:
+                if error.error_code != "INVALID_PARAMETER_VALUE":
+                    raise _unreachable(self.uri, error) from error
+                raise InvalidValue("filter", condition, f"in MLflow's search syntax ({_reason(error)})") from error
+            found += page
+            if not (token := page.token):
+                break
+        names = {id: name for name, id in self.experiments.items()}
+        return [_stored(run, names[str(run.info.experiment_id)]) for run in found]
+
+    def curve(self, run: Stored, metric: str) -> dict[int, float]:
+        """{step: value}, by step."""
+        return {m.step: m.value for m in sorted(self._client.get_metric_history(run.run_id, metric),
+                                                key=lambda m: (m.step, m.timestamp))}
+
+    def files(self, run: Stored, folder: str, to: Path) -> list[Path]:
+        """The artifacts that lie in `folder`, fetched into `to`, by name."""
+        if folder not in [item.path for item in self._client.list_artifacts(run.run_id) if item.is_dir]:
+            return []
+        fetched = Path(self._client.download_artifacts(run.run_id, folder, str(to)))
+        return sorted(path for path in fetched.iterdir() if path.is_file())
+
+
+def kept(tracker: Tracker, task: str) -> str:
+    """The address of what `tracker` has logged. Raises UserError if that is nothing; `task` is who asks."""
+    if not isinstance(tracker, MLflow):
+        raise UserError(f"{task} shows what MLflow has: it needs tracking=mlflow")
+    if (path := database(tracker.store)) and not path.exists():
+        raise UserError(f"nothing was logged yet in {path.parent}: run `snnexp` (or `make run`) first")
+    return tracker.store
+
+
+def _stored(run: Any, experiment: str) -> Stored:
+    info, tags = run.info, run.data.tags
+    return Stored(info.run_id, str(info.experiment_id), experiment, info.run_name,
+                  tags.get(STATUS_TAG, info.status.lower()), info.start_time / 1000,
+                  info.end_time / 1000 if info.end_time else None, run.data.params, tags, run.data.metrics)
 
 
 def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict[str, Any]]) -> None:

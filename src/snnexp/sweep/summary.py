@@ -16,13 +16,14 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from snnexp.analysis import seeds
+from snnexp.analysis.seeds import SEED, minimized
 from snnexp.config import flatten, without_hydra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ALSO = ("val/accuracy", "test/accuracy", "test/spikes_per_sample", "epochs", "seconds")
-SEED = "seed"
 BLUE = "#2a6f97"
 
 
@@ -55,10 +56,6 @@ def _child(folder: Path) -> Child:
                  read("tracking.json").get("run_id"))  # fmt: skip
 
 
-def minimized(metric: str) -> bool:
-    return "loss" in metric or "spikes" in metric
-
-
 def best(found: Sequence[Child], metric: str) -> Child | None:
     """The finished job with the best `metric`."""
     finished = [child for child in found if metric in child.metrics and not math.isnan(child.metrics[metric])]
@@ -67,23 +64,8 @@ def best(found: Sequence[Child], metric: str) -> Child | None:
 
 
 def table(found: Sequence[Child], objective: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each setting: how many seeds it was run with, mean and standard deviation of the metrics over them,
-    best setting first.
-    """
-    groups: dict[tuple[tuple[str, str], ...], list[Child]] = {}
-    for child in found:
-        groups.setdefault(tuple((k, v) for k, v in child.varied.items() if k != SEED), []).append(child)
-    metrics = list(dict.fromkeys([*objective, *ALSO]))
-    rows = []
-    for setting, members in groups.items():
-        row: dict[str, Any] = {**dict(setting), "n": sum(bool(child.metrics) for child in members)}
-        for metric in metrics:
-            if values := [child.metrics[metric] for child in members if metric in child.metrics]:
-                row[metric] = statistics.fmean(values)
-                row[f"{metric} std"] = statistics.stdev(values) if len(values) > 1 else math.nan
-        rows.append(row)
-    first, sign = objective[0], 1 if minimized(objective[0]) else -1
-    return sorted(rows, key=lambda row: (first not in row, sign * row.get(first, 0.0)))
+    """A row for each setting with mean and spread over its seeds, best by the first objective first."""
+    return seeds.table(found, list(dict.fromkeys([*objective, *ALSO])))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -95,14 +77,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table, a mean and its spread in one cell."""
-    columns = list(dict.fromkeys(key for row in rows for key in row if not key.endswith(" std")))
-
-    def cell(row: Mapping[str, Any], key: str) -> str:
-        value, spread = row.get(key, ""), row.get(f"{key} std", math.nan)
-        text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-        return text if math.isnan(spread) else f"{text} ± {spread:.2g}"
-
-    lines = [columns, ["---"] * len(columns), *([cell(row, key) for key in columns] for row in rows)]
+    columns = seeds.columns(rows)
+    lines = [columns, ["---"] * len(columns), *([seeds.cell(row, key) for key in columns] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 

@@ -6,12 +6,11 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 from snnexp.address import masked
 from snnexp.errors import UserError, integer
 from snnexp.session import Session
-from snnexp.tracking import ENVIRONMENT, MLflow
+from snnexp.tracking import ENVIRONMENT, kept
 from snnexp.training import Metrics
 
 
@@ -21,14 +20,9 @@ def ui(session: Session, port: int) -> Metrics:
     Raises UserError if there is nothing to show, the port is taken, or results go to a server that has a UI itself.
     """
     integer("port", port, at_least=1)
-    tracker = session.tracker
-    if not isinstance(tracker, MLflow):
-        raise UserError("task=ui shows what MLflow has: it needs tracking=mlflow")
-    store = tracker.given or f"sqlite:///{tracker.outputs}/mlflow.db"
+    store = kept(session.tracker, "task=ui")
     if store.startswith("http"):
         raise UserError(f"tracking.uri={masked(store)} is a server with its own UI: open that address in a browser")
-    if not tracker.given and not (Path(tracker.outputs) / "mlflow.db").exists():
-        raise UserError(f"nothing was logged yet in {tracker.outputs}: run `snnexp` (or `make run`) first")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(f"task.port={port} is taken by another program: choose another, e.g. task.port={port + 1}")

@@ -1,0 +1,67 @@
+"""Runs that differ only in their seed as one row: mean and standard deviation over the seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+SEED = "seed"
+
+
+class Outcome(Protocol):
+    """A run: what tells it apart from the others, and its final metrics (none if it did not finish)."""
+
+    @property
+    def varied(self) -> Mapping[str, str]: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+
+Run = TypeVar("Run", bound=Outcome)
+
+
+def minimized(metric: str) -> bool:
+    return "loss" in metric or "spikes" in metric
+
+
+def setting(outcome: Outcome) -> dict[str, str]:
+    """What varied beside the seed."""
+    return {key: value for key, value in outcome.varied.items() if key != SEED}
+
+
+def grouped(found: Sequence[Run]) -> list[list[Run]]:
+    """Those of one setting together, in the order in which the settings first appear."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for outcome in found:
+        groups.setdefault(tuple(setting(outcome).items()), []).append(outcome)
+    return list(groups.values())
+
+
+def table(found: Sequence[Outcome], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each setting: how many seeds it was run with (`n`), mean and standard deviation (of the sample) of
+    the metrics over them; best by the first metric first.
+    """
+    rows = []
+    for members in grouped(found):
+        row: dict[str, Any] = {**setting(members[0]), "n": sum(bool(member.metrics) for member in members)}
+        for metric in metrics:
+            if values := [member.metrics[metric] for member in members if metric in member.metrics]:
+                row[metric] = statistics.fmean(values)
+                row[f"{metric} std"] = statistics.stdev(values) if len(values) > 1 else math.nan
+        rows.append(row)
+    first, sign = metrics[0], 1 if minimized(metrics[0]) else -1
+    return sorted(rows, key=lambda row: (first not in row, sign * row.get(first, 0.0)))
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of the rows, a mean and its spread being one column."""
+    return list(dict.fromkeys(key for row in rows for key in row if not key.endswith(" std")))
+
+
+def cell(row: Mapping[str, Any], key: str) -> str:
+    """A value as text, a mean with its spread."""
+    value, spread = row.get(key, ""), row.get(f"{key} std", math.nan)
+    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    return text if math.isnan(spread) else f"{text} ± {spread:.2g}"

@@ -1,0 +1,165 @@
+"""Runs into a document: a section for each experiment, in it one for each sweep and each setting that was run alone."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from snnexp.analysis import seeds
+from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, shown
+from snnexp.report.lab import lab
+from snnexp.report.results import Result, accuracies, results, seeds_of, what_was_run
+from snnexp.tracking import Store, Stored
+
+Block = Paragraph | Table | Figure | Section
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where what the runs left is found: their records and artifacts, the UI's address, the run directories by run id,
+    and a folder for what is fetched.
+    """
+
+    store: Store
+    ui: str
+    folders: Mapping[str, Link]
+    scratch: Path
+
+    def link(self, run: Stored) -> str:
+        return f"{self.ui}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+    def places(self, run: Stored) -> list[str | Link]:
+        """Where the run is, as words."""
+        words: list[str | Link] = [Link("MLflow", self.link(run))]
+        if folder := self.folders.get(run.run_id):
+            words += [", ", Link("run directory", folder.href)]
+        return words
+
+    def shown(self, run: Stored) -> list[Block]:
+        """The run's own tables and figures."""
+        to = self.scratch / run.run_id
+        to.mkdir(exist_ok=True)
+        tables: list[Block] = [_table(path) for path in self.store.files(run, "tables", to) if path.suffix == ".csv"]
+        return tables + [Figure(f"{run.run_id[:8]}-{path.stem}", path.stem.replace("_", " "), path.read_bytes())
+                         for path in self.store.files(run, "figures", to) if path.suffix == ".png"]
+
+
+def compose(name: str, runs: Sequence[Stored], source: Source) -> Section:
+    """The report on these runs; on one experiment, its section is the report."""
+    names = list(dict.fromkeys(run.experiment for run in runs))
+    sections = [_experiment(each, [run for run in runs if run.experiment == each], source) for each in names]
+    colophon = Paragraph(f"Made on {datetime.now():%Y-%m-%d} by snnexp {version('snnexp')}{_commits(runs)}. "
+                         "Links to MLflow open while `snnexp task=ui` runs.")
+    if len(sections) == 1:
+        (only,) = sections
+        return Section(only.name, only.title, [*only.blocks, colophon])
+    texts = lab(name)
+    blocks: list[Block] = [*_texts(texts.question, texts.set_up), _overview(sections, runs), *sections, colophon]
+    return Section(name, texts.title, blocks)
+
+
+def _commits(runs: Sequence[Stored]) -> str:
+    commits = dict.fromkeys(run.tags["git_commit"][:7] for run in runs if "git_commit" in run.tags)
+    return f" from runs of commit {', '.join(commits)}" if commits else ""
+
+
+def _texts(question: str, set_up: str) -> list[Block]:
+    return [Paragraph(text, label) for label, text in (("Question.", question), ("Set-up.", set_up)) if text]
+
+
+def _overview(sections: Sequence[Section], runs: Sequence[Stored]) -> Table:
+    rows: list[Sequence[Words]] = []
+    for section in sections:
+        found = _single(runs, section.name)
+        data = dict.fromkeys(run.tags["dataset"] for run in found if "dataset" in run.tags)
+        rows.append([[Link(section.title, f"#{section.name}")], ", ".join(data),
+                     str(len({seed for run in found for seed in seeds_of(run)})), str(len(found))])
+    return Table("What was run", ["experiment", "data", "seeds", "runs"], rows)
+
+
+def _single(runs: Sequence[Stored], experiment: str) -> list[Stored]:
+    """The finished runs of an experiment that are no sweeps."""
+    return [run for run in runs if run.experiment == experiment and run.status == "finished" and not _sweep(run)]
+
+
+def _sweep(run: Stored) -> bool:
+    return run.tags.get("task") == "sweep"
+
+
+def _experiment(name: str, runs: Sequence[Stored], source: Source) -> Section:
+    """What has tables of its own comes first, for it is the answer; then sweeps, then runs that just were run."""
+    texts, sweeps = lab(name), [run for run in runs if _sweep(run)]
+    inside = {sweep.run_id for sweep in sweeps}
+    alone = results([run for run in runs if not _sweep(run) and run.parent not in inside])
+    whole = sorted(sweeps, key=lambda sweep: (sweep.status == "finished", sweep.start))
+    newest = {(sweep.name, *sorted(sweep.params.items())): sweep for sweep in whole}.values()
+    groups = [(group, source.shown(group[0].run)) for group in seeds.grouped(alone)]
+    telling = [(group, own) for group, own in groups if _has_table(own)]
+    others = [(group, own) for group, own in groups if not _has_table(own)]
+    reached = [result.run for group, _ in others for result in group]
+    counted = results([run for run in runs if not _sweep(run)])
+    blocks: list[Block] = [*_texts(texts.question, texts.set_up), *what_was_run(counted),
+                           *accuracies(reached, [], source.store, source.link)]
+    blocks += [_group(group, own, source) for group, own in telling]
+    blocks += [_swept(sweep, [run for run in runs if run.parent == sweep.run_id], source) for sweep in newest]
+    blocks += [_group(group, own, source) for group, own in others]
+    return Section(name, texts.title, [*blocks, _list(name, runs, {result.run.run_id for result in counted}, source)])
+
+
+def _has_table(blocks: Sequence[Block]) -> bool:
+    return any(isinstance(block, Table) for block in blocks)
+
+
+def _swept(sweep: Stored, children: Sequence[Stored], source: Source) -> Section:
+    """A sweep: its own tables and figures, its runs as a table."""
+    states = [run.status for run in children]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    best = f"; best by validation: {sweep.tags['best']}" if "best" in sweep.tags else ""
+    objective = [metric.removeprefix("best/") for metric in sweep.metrics if metric.startswith("best/")]
+    told = Paragraph([f"{len(children)} runs ({counts}){best}. ", *source.places(sweep)])
+    tables = accuracies(children, objective, source.store, source.link)
+    return Section(sweep.run_id, f"Sweep: {sweep.name}", [told, *tables, *source.shown(sweep)])
+
+
+def _group(group: Sequence[Result], own: Sequence[Block], source: Source) -> Section:
+    """Runs that differ only in their seed: tables and figures of the first, which are its `own`."""
+    first, *others = (result.run for result in group)
+    title = f"{first.tags.get('task', 'run').replace('_', ' ')}: {re.sub(r'-s[0-9]+$', '', first.name)}"
+    words: list[str | Link] = [f"Seed {group[0].seed}: ", *source.places(first)]
+    for result, run in zip(group[1:], others, strict=True):
+        words += [f"; seed {result.seed}: ", *source.places(run)]
+    return Section(first.run_id, title, [Paragraph(words), *own])
+
+
+def _list(name: str, runs: Sequence[Stored], counted: set[str], source: Source) -> Section:
+    """Every run, also those that do not count, and why."""
+    rows: list[Sequence[Words]] = []
+    for run in runs:
+        repeated = run.status == "finished" and not _sweep(run) and run.run_id not in counted
+        folder = source.folders.get(run.run_id)
+        rows.append([[Link(run.name, source.link(run))], "" if _sweep(run) else run.params.get(seeds.SEED, ""),
+                     run.status + (", repeated later" if repeated else ""),
+                     f"{datetime.fromtimestamp(run.start):%Y-%m-%d %H:%M}", _took(run),
+                     [folder] if folder else ""])
+    columns = ["run (in MLflow)", "seed", "status", "started", "took", "folder"]
+    return Section(f"{name}-runs", "Runs", [Table(f"All {len(runs)} runs", columns, rows)])
+
+
+def _took(run: Stored) -> str:
+    if run.end is None:
+        return ""
+    seconds = run.end - run.start
+    size, unit = (1, "s") if seconds < 100 else (60, "min") if seconds < 6000 else (3600, "h")
+    return f"{seconds / size:.0f} {unit}"
+
+
+def _table(path: Path) -> Table:
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file, restval="")
+        columns = reader.fieldnames or []
+        return Table(path.stem.replace("_", " "), columns, [[shown(row[name]) for name in columns] for row in reader])

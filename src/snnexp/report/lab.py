@@ -1,0 +1,23 @@
+"""What a report says about an experiment beside its numbers: `labs/<experiment>.yaml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Lab:
+    """`question`: what is asked; `set_up`: what is run on what. Plain sentences, `code` in backticks."""
+
+    title: str
+    question: str = ""
+    set_up: str = ""
+
+
+def lab(experiment: str) -> Lab:
+    """The texts of the experiment; without a file of its own its name is the title."""
+    file = files("snnexp.report") / "labs" / f"{experiment}.yaml"
+    return Lab(**yaml.safe_load(file.read_text())) if file.is_file() else Lab(experiment)

@@ -1,0 +1,52 @@
+"""A document as Markdown (GitHub's tables); figures are files beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, plain
+
+
+def written(document: Section, figures: str) -> str:
+    """The text; `figures` is the folder of the figures, as seen from the file."""
+    return "\n\n".join(_section(document, figures, 1)) + "\n"
+
+
+def _section(section: Section, figures: str, level: int) -> list[str]:
+    lines = [f"{'#' * level} {_escaped(section.title)}"]
+    for block in section.blocks:
+        match block:
+            case Section():
+                lines += _section(block, figures, min(level + 1, 6))
+            case Paragraph():
+                lines.append((f"**{block.label}** " if block.label else "") + _words(block.words, _with_code))
+            case Table():
+                lines.append(f"*{_escaped(block.caption)}*")
+                lines.append(_table(block))
+            case Figure():
+                lines.append(f"![{_escaped(block.caption)}]({figures}/{block.name}.png)")
+    return lines
+
+
+def _table(table: Table) -> str:
+    marks = ["---:" if table.numeric(column) else "---" for column in range(len(table.columns))]
+    rows = [[_words(cell, _escaped) for cell in row] for row in (table.columns, *table.rows)]
+    rows.insert(1, marks)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _words(words: Words, written: Callable[[str], str]) -> str:
+    return "".join(f"[{_escaped(part.text)}]({part.href.replace(' ', '%20')})" if isinstance(part, Link) else
+                   written(part) for part in plain(words))
+
+
+def _with_code(text: str) -> str:
+    return "`".join(part if code % 2 else _escaped(part) for code, part in enumerate(text.split("`")))
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown leaves alone, also in a table."""
+    for mark in "\\*_[]<>|#`":
+        text = text.replace(mark, "\\" + mark)
+    return re.sub(r"\s+", " ", text)

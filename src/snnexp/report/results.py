@@ -1,0 +1,148 @@
+"""Runs as results: what tells them apart, which of them count, and tables of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from snnexp.analysis import seeds
+from snnexp.analysis.seeds import SEED
+from snnexp.config import NOT_THE_EXPERIMENT, PLACES
+from snnexp.report.document import Link, Table, Words
+from snnexp.session import TAGS
+from snnexp.tracking import Store, Stored
+
+METRICS = ("val/accuracy", "test/accuracy", "test/spikes_per_sample")
+ANN, AT_T = "test/ann_accuracy", {"before calibration": "test/plain_accuracy", "SNN": "test/snn_accuracy"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: what tells it apart from the others it is shown with (and its seed), and its final metrics."""
+
+    run: Stored
+    varied: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+    @property
+    def seed(self) -> str:
+        return self.varied[SEED]
+
+
+def results(runs: Sequence[Stored]) -> list[Result]:
+    """The finished runs; of those that were repeated, with the same seed, the newest."""
+    finished = [run for run in runs if run.status == "finished"]
+    found = [Result(run, varied, run.metrics) for run, varied in zip(finished, told_apart(finished), strict=True)]
+    return list({tuple(result.varied.items()): result for result in found}.values())
+
+
+def told_apart(runs: Sequence[Stored]) -> list[dict[str, str]]:
+    """For each run what tells it apart: its seed, the options that differ, and the keys that differ between runs of
+    the same options. (What an option brings with it, such as a surrogate's own alpha, goes without saying.)
+    """
+    if not runs:
+        return []
+    chosen = {tag: of_all for tag in TAGS if len(set(of_all := _column(tag, [run.tags for run in runs]))) > 1}
+    every = {key: _column(key, [run.params for run in runs]) for key in _keys(runs)}
+    for key, of_all in every.items():  # groups that have no tag
+        if key.endswith("._target_") and _adds(of_all, chosen):
+            chosen[key.removesuffix("._target_")] = [target.split(".")[-1] for target in of_all]
+    options = dict(chosen)
+    for key, of_all in every.items():
+        if _adds(of_all, options) and of_all not in chosen.values():
+            chosen[key] = of_all
+    chosen[SEED] = _column(SEED, [run.params for run in runs])
+    return [{key: of_all[i] for key, of_all in chosen.items()} for i in range(len(runs))]
+
+
+def _keys(runs: Sequence[Stored]) -> list[str]:
+    """The parameters that determine a result, apart from seeds; those near the root first."""
+    keys = {key for run in runs for key in run.params}
+    kept = [key for key in keys if key.split(".")[0] not in NOT_THE_EXPERIMENT and key not in PLACES
+            and key.split(".")[-1] != SEED]
+    return sorted(kept, key=lambda key: (key.count("."), key))
+
+
+def _column(key: str, of_all: Sequence[Mapping[str, str]]) -> list[str]:
+    return [values.get(key, "") for values in of_all]
+
+
+def _adds(column: Sequence[str], known: Mapping[str, Sequence[str]]) -> bool:
+    """Whether the column tells runs apart that the known columns do not."""
+    before = list(zip(*known.values(), strict=True)) or [()] * len(column)
+    return len(set(zip(before, column, strict=True))) > len(set(before))
+
+
+def by_setting(found: Sequence[Result], metrics: Sequence[str], caption: str, link: Callable[[Stored], str]) -> Table:
+    """A row for each setting, best by the first metric first, with links to its runs, a seed each."""
+    rows = seeds.table(found, metrics)
+    columns = seeds.columns(rows)
+    members = {tuple(seeds.setting(group[0]).values()): group for group in seeds.grouped(found)}
+    settings = list(seeds.setting(found[0]))
+    linked = [_links(members[tuple(row[key] for key in settings)], link) for row in rows]
+    cells = [[*(seeds.cell(row, key) for key in columns), links] for row, links in zip(rows, linked, strict=True)]
+    return Table(caption, ["seeds" if column == "n" else column for column in [*columns, "runs, by seed"]], cells)
+
+
+def _links(members: Sequence[Result], link: Callable[[Stored], str]) -> Words:
+    words: list[str | Link] = []
+    for member in members:
+        words += [*([", "] if words else []), Link(member.seed, link(member.run))]
+    return words
+
+
+def accuracies(
+    runs: Sequence[Stored], objective: Sequence[str], store: Store, link: Callable[[Stored], str]
+) -> list[Table]:
+    """The tables of what these runs reached: accuracies at the end, and, of converted networks, against T."""
+    spread = "mean ± standard deviation over the seeds"
+    trained = results([run for run in runs if ANN not in run.metrics])
+    metrics = [m for m in dict.fromkeys([*objective, *METRICS]) if any(m in result.metrics for result in trained)]
+    tables = []
+    if metrics:
+        tables.append(by_setting(trained, metrics, f"What the runs reached: {spread}", link))
+    if converted := _against_t(results([run for run in runs if ANN in run.metrics]), store):
+        at = sorted({name for network in converted for name in network.metrics} - {"ANN"}, key=lambda t: int(t[4:]))
+        tables.append(by_setting(converted, ["ANN", *at], f"Test accuracy after T time steps: {spread}", link))
+    return tables
+
+
+def _against_t(found: Sequence[Result], store: Store) -> list[Result]:
+    """One for each network that was tested, its metrics being the accuracies: the ANN's, and those after T steps."""
+    networks = {network: metric for network, metric in AT_T.items() if any(metric in r.metrics for r in found)}
+    tested = []
+    for result in found:
+        for network in (network for network, metric in networks.items() if metric in result.metrics):
+            curve = {f"T = {t}": value for t, value in store.curve(result.run, networks[network]).items()}
+            named = {"network": network} if len(networks) > 1 else {}
+            tested.append(Result(result.run, {**result.varied, **named}, {"ANN": result.metrics[ANN], **curve}))
+    return tested
+
+
+def seeds_of(run: Stored) -> list[str]:
+    """Its seed, or those that it had one after the other (`task.seeds`)."""
+    return re.findall(r"\d+", run.params.get("task.seeds", "")) or [run.params.get(SEED, "")]
+
+
+def what_was_run(found: Sequence[Result]) -> list[Table]:
+    """Tasks, data and networks, with how many seeds and runs each."""
+    rows: dict[tuple[str, ...], list[Stored]] = {}
+    for result in found:
+        tags, params = result.run.tags, result.run.params
+        row = (tags.get("task", ""), _data(result.run), tags.get("model", ""), tags.get("neuron", ""),
+               params.get("timesteps", ""))
+        rows.setdefault(row, []).append(result.run)
+    cells = [[*row, ", ".join(sorted({seed for run in runs for seed in seeds_of(run)}, key=_numerically)),
+              str(len(runs))] for row, runs in rows.items()]
+    return [Table("What was run", ["task", "data", "model", "neuron", "T", "seeds", "runs"], cells)] if cells else []
+
+
+def _data(run: Stored) -> str:
+    limits = [f"{run.params[key]} {split}" for split in ("train", "test")
+              if run.params.get(key := f"dataset.{split}_samples", "None") != "None"]
+    return run.tags.get("dataset", "") + (f" (the first {', '.join(limits)})" if limits else "")
+
+
+def _numerically(text: str) -> tuple[int, str]:
+    return (int(text) if text.isdigit() else 0, text)
