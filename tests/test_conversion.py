@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from mlflow.pytorch import load_model
-from torch import nn
+from torch import Tensor, nn
 
 from conftest import ROOT, Done
 from snnexp.build import build
 from snnexp.calibration.bias import Bias
 from snnexp.calibration.potential import Potential
+from snnexp.calibration.weights import Weights
 from snnexp.conversion.adaptive_threshold import AdaptiveThreshold
 from snnexp.conversion.graph import Flow, prepare
 from snnexp.conversion.max_threshold import MaxThreshold
@@ -622,3 +623,119 @@ def test_wrong_requests_are_refused_before_anything_is_trained(snnexp: Callable[
         assert word in done.err
     assert "Traceback" not in done.err
     assert not done.runs()
+
+
+# -- networks that only look convertible, or only look inconvertible --------------------------------------------------
+
+
+class Net(nn.Module):
+    """Two convolutions and a linear layer; `f` says what happens in between."""
+
+    def __init__(self, f: Callable[[Net, Tensor], Tensor], features: int = 4 * 36) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(features, 3)
+        self.pos, self.f = nn.Parameter(torch.randn(1, 8)), f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(self, x)
+
+
+class SquaredReLU(nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+X8 = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("f", "words"), [
+    (lambda n, x: n.fc(n.hardtanh(n.b(F.relu(n.a(x)))).flatten(1)), "Hardtanh"),
+    (lambda n, x: n.fc(n.squared(n.b(F.relu(n.a(x)))).flatten(1)), "square"),
+    (lambda n, x: n.fc((F.relu(n.a(x)) - F.relu(n.a(x)).mean(0, keepdim=True)).flatten(1)), "mixes the samples"),
+    (lambda n, x: n.fc(F.relu(n.a(x)).roll(1, 0).flatten(1)), "mixes the samples"),
+    (lambda n, x: torch.cat([y := F.relu(n.a(x)), y]), "mixes the samples"),
+    (lambda n, x: n.fc(F.relu(n.a(x)).flatten(1))[:, 0].relu(), "one number a sample"),
+    (lambda n, x: F.adaptive_max_pool2d(F.relu(n.a(x)), 1), "conversion.maxpool=gate"),
+    (lambda n, x: n.fc(F.relu(n.a(x)).view(12, -1)), "does not run on 2 samples"),
+], ids=["hardtanh", "own relu", "mean", "roll", "cat", "one number", "max pooling", "frozen"])  # fmt: skip
+def test_what_only_looks_convertible_is_refused(f: Callable[[Net, Tensor], Tensor], words: str) -> None:
+    net = Net(f)
+    net.hardtanh, net.squared = nn.Hardtanh(), SquaredReLU()
+    with pytest.raises(UserError, match=words):
+        convert(net, X8, MaxThreshold(start=0.5), 4)
+
+
+@pytest.mark.parametrize("f", [
+    lambda n, x: n.fc(F.relu(n.a(x) + torch.linspace(-1, 1, n.a(x).shape[-1]).view(1, 1, 1, -1)).flatten(1)),
+    lambda n, x: n.fc((F.relu(n.a(x)).flatten(2) + n.pos[:, : x.size(1)].mean()).flatten(1)),
+    lambda n, x: n.fc((F.relu(n.a(x)) + torch.linspace(0, 1, x.shape[-1] - 2)).flatten(1)),
+    lambda n, x: n.fc(F.relu(input=n.a(input=x)).view(x.size(0), -1)),
+    lambda n, x: n.fc((F.relu(n.a(x)) * torch.ones_like(n.a(x)[:1])).flatten(1)),
+    lambda n, x: n.fc(F.relu(n.a(x)).flatten(1)).squeeze(-1),
+], ids=["sizes", "position", "sizes after a site", "keywords", "ones_like", "squeeze"])
+def test_what_only_looks_inconvertible_is_converted(f: Callable[[Net, Tensor], Tensor]) -> None:
+    net = Net(f)
+    snn, _ = convert(net, X8, MaxThreshold(start=0.5), 256, [Bias(), Weights(), Potential()])
+    with torch.no_grad():
+        expected = net(X8)
+        assert float((snn(X8) - expected).abs().mean() / expected.abs().mean()) < 0.02
+        torch.testing.assert_close(snn(X8[:1]), snn(X8)[:1], rtol=1e-3, atol=1e-3)
+
+
+def test_computed_weights_and_wrappers_are_taken_off() -> None:
+    net = Net(lambda n, x: n.fc(F.relu(n.a(x)).flatten(1)))
+    torch.nn.utils.parametrizations.weight_norm(net.a)
+    torch.nn.utils.parametrizations.spectral_norm(net.fc)
+    snn, _ = convert(nn.DataParallel(net), X8, MaxThreshold(start=0.5), 256, [Weights()])
+    with torch.no_grad():
+        expected = net.eval()(X8)
+        assert float((snn(X8) - expected).abs().mean() / expected.abs().mean()) < 0.02
+
+
+def test_a_calibrated_and_a_plain_network_have_the_same_keys() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False), nn.ReLU(),
+                        nn.Flatten(), nn.Linear(64, 3, bias=False))
+    plain, _ = convert(net, X8, MaxThreshold(), 4)
+    calibrated, _ = convert(net, X8, MaxThreshold(), 4, [Bias(), Potential()])
+    plain.load_state_dict(calibrated.state_dict())
+    torch.testing.assert_close(plain(X8), calibrated(X8), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("end", [(nn.Linear(64, 3),), (nn.Linear(64, 3), nn.Softmax(1)), (nn.Linear(64, 3), nn.ReLU())])
+def test_what_the_records_of_the_output_say_holds(end: tuple[nn.Module, ...]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), *end)
+    snn, records = convert(net, X8, MaxThreshold(start=0.5), 4, [Bias()])
+    with torch.no_grad():
+        error = float((net(X8) - snn(X8)).mean(0).square().mean())
+    if isinstance(end[-1], nn.Softmax):  # no layer can be corrected for it
+        assert [r.name for r in records] == ["1", "3"]
+    else:
+        assert error == pytest.approx(records[-1].corrections[0].after, rel=1e-3, abs=1e-9)
+
+
+@pytest.mark.parametrize(("tokens", "features"), [(6, 8), (8, 8)])
+def test_a_linear_layer_over_tokens_is_corrected_where_its_channels_are(tokens: int, features: int) -> None:
+    net = nn.Sequential(nn.Linear(5, features), nn.ReLU(), nn.Linear(features, features), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(tokens * features, 2))
+    x = torch.rand(20, tokens, 5)
+    errors = []
+    for corrections in ([], [Bias()], [Bias(), Potential(), Weights()]):
+        snn, _ = convert(net, x, MaxThreshold(start=0.5), 4, corrections)
+        with torch.no_grad():
+            errors.append(float((snn(x) - net(x)).square().mean()))
+    assert errors[1] < errors[0]
+    assert errors[2] < errors[0]
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda net: convert(net, X8, MaxThreshold(), 0), "T=0"),
+    (lambda net: convert(net, X8, MaxThreshold(), 2.5), "T=2.5"),
+    (lambda net: convert(net, X8[:0], MaxThreshold(), 4), "at least one, and finite"),
+    (lambda net: convert(net, X8 * torch.nan, MaxThreshold(), 4), "at least one, and finite"),
+    (lambda net: convert(net, X8[0], MaxThreshold(), 4), "does not run on 2 samples"),
+    (lambda net: convert(net, X8.double(), MaxThreshold(), 4), "torch.float64"),
+    (lambda net: convert(net, X8, MaxThreshold(), 4)[0].at(X8, []), "at least one number of steps"),
+])
+def test_wrong_arguments_are_told(call: Callable[[nn.Module], object], words: str) -> None:
+    with pytest.raises((UserError, InvalidValue), match=words):
+        call(Net(lambda n, x: n.fc(F.relu(n.a(x)).flatten(1))))

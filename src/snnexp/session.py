@@ -125,7 +125,10 @@ class Session:
         absent = {"surrogate"} if not spiking else set()
         if self.choices["task"] not in CONVERTING:
             absent |= {"conversion", "calibration", "mitigation"}
-        return {g: self.choices[g] for g in TAGS if self.choices.get(g) and g not in absent}
+        made = {g: self.choices[g] for g in TAGS if self.choices.get(g) and g not in absent}
+        if made.get("calibration") == "none" and (steps := self.config["calibration"]["steps"]):
+            made["calibration"] = "+".join(steps)
+        return made
 
     def _tags(self) -> dict[str, str]:
         tags = self._choices() | (dict(self.job.tags) if self.job else {})

@@ -19,6 +19,7 @@ class Calibration:
     """
 
     def __init__(self, steps: Sequence[str], images: int, seed: int, available: Mapping[str, Correction]) -> None:
+        require(not isinstance(steps, str), "steps", steps, f"a list such as [{steps}]")
         for step in steps:
             require(step in available, "steps", list(steps), f"a list of {', '.join(available)}")
         self.steps, self.images, self.seed = list(steps), integer("images", images, at_least=1), seed

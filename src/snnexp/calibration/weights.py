@@ -77,4 +77,5 @@ class Weights:
                 patches, errors = patches[:, :, at], errors[:, :, at]
         inputs = patches.reshape(len(patches), groups, -1, patches.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
         errors = errors.reshape(len(errors), groups, -1, errors.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
-        return torch.cat([inputs, torch.ones_like(inputs[..., :1])], 2), errors
+        precise = torch.promote_types(inputs.dtype, torch.float32)
+        return torch.cat([inputs, torch.ones_like(inputs[..., :1])], 2).to(precise), errors.to(precise)

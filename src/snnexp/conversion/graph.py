@@ -8,6 +8,7 @@ time: those after a site. Nothing here knows a conversion method.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -15,6 +16,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from snnexp.conversion.neuron import Frames, MaxGate, Stateful
@@ -28,11 +30,15 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 
 
+MAX_POOL_FUNCTIONS = {"max_pool1d": nn.MaxPool1d, "max_pool2d": nn.MaxPool2d, "max_pool3d": nn.MaxPool3d,
+                      "adaptive_max_pool1d": nn.AdaptiveMaxPool1d, "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
+                      "adaptive_max_pool3d": nn.AdaptiveMaxPool3d}  # fmt: skip
+
+
 class Curve(nn.Sequential):
     """Any other elementwise activation, for which few-spike neurons can stand."""
 
 
-ACTIVATIONS = (nn.ReLU, nn.Hardtanh, Bounded, Curve)  # what a site's source is after preparation; Hardtanh from 0 up
 CURVES = (nn.SiLU, nn.Sigmoid, nn.GELU, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.LeakyReLU, nn.Mish,
           nn.Softplus, nn.SELU, nn.CELU, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Hardtanh)
 CURVE_FUNCTIONS = {"silu": nn.SiLU, "sigmoid": nn.Sigmoid, "gelu": nn.GELU, "tanh": nn.Tanh, "hardswish": nn.Hardswish,
@@ -50,6 +56,7 @@ LINEAR = {"add", "sub", "rsub", "neg", "pos", "cat", "concat", "concatenate", "s
           "narrow", "select", "getitem", "getattr", "size", "dim", "mean", "sum", "avg_pool1d", "avg_pool2d",
           "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "pixel_shuffle",
           "pixel_unshuffle", "channel_shuffle", "pad", "interpolate", "upsample"}  # fmt: skip
+CONSTANT = {"ones_like", "zeros_like", "full_like"}  # what they make of a value depends on its shape alone
 LINEAR_IN_ONE = {"mul", "multiply", "truediv", "div", "matmul", "bmm", "conv1d", "conv2d", "conv3d", "linear",
                  "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}  # fmt: skip
 PRODUCTS = {"mul", "multiply", "matmul", "bmm"}  # of two signals: of numbers only, not of trains
@@ -73,9 +80,10 @@ def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None,
     """
     if maxpool is not None:
         choice("maxpool", maxpool, MAXPOOL)
-    original = copy.deepcopy(ann).eval()
+    original = _plain(ann)
     source = _traced(copy.deepcopy(original))
     _single_input(source)
+    _keywords_as_arguments(source)
     _out_of_place(source)
     _place_sites(source, decoded)
     drop_dropout(source)
@@ -91,6 +99,7 @@ def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None,
     if not flow.sites:
         raise UserError("there is nothing to convert: the network has no ReLU, clipped or QCFS activation")
     _check_linear(flow, maxpool, decoded)
+    _check_rows(flow, example)
     if not decoded:
         _replace_pools(network, flow, maxpool)
     return source, network
@@ -111,7 +120,7 @@ class Flow:
         self.output = self.nodes[-1]
         self.placeholder = self.nodes[0]
         self.sites = [n for n in self.nodes if self._is_site(n)]
-        self.data = _after(self.nodes, [self.placeholder])  # nodes with a batch axis, but for sizes
+        self.data = _batched(self.nodes)
         self.timed = _after(self.nodes, [*self.sites, *(n for n in self.nodes if isinstance(self.module(n), Frames))])
         leading = _before(self.nodes, self.sites)
         self.head = [n for n in self.nodes if n not in self.timed and n is not self.output]
@@ -133,7 +142,9 @@ class Flow:
 
     def _is_site(self, node: fx.Node) -> bool:
         module = self.module(node)
-        return isinstance(module, ACTIVATIONS) or (isinstance(module, Stateful) and module.site)
+        if isinstance(module, nn.Hardtanh):  # others are no rectifiers
+            return module.min_val == 0
+        return isinstance(module, (nn.ReLU, Bounded, Curve)) or (isinstance(module, Stateful) and module.site)
 
     def _is_spent(self, node: fx.Node) -> bool:
         """Whether the first input of a site or an addition is new memory that nobody else reads: it may be reused."""
@@ -243,7 +254,7 @@ class _Tracer(fx.Tracer):
         self.place = ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = (*ACTIVATIONS, Dropout, Normalize, TimeMean)
+        ours = (Bounded, Dropout, Normalize, TimeMean)  # a subclass of torch's own may do something else: go inside
         return isinstance(m, ours) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -261,8 +272,37 @@ def _traced(net: nn.Module) -> fx.GraphModule:
         return fx.GraphModule(net, tracer.trace(net))
     except Exception as error:  # the network may be anybody's
         layer = f"layer {tracer.place}" if tracer.place else "the network's forward"
-        raise UserError(f"{layer} cannot be traced, and so not converted: {error}. Its control flow must not depend on "
-                        "the data; write it with torch operations, or as a module of its own") from error
+        raise UserError(f"{layer} cannot be traced by torch.fx, and so not converted: {error}. Its control flow must "
+                        "not depend on the data, nor may it assign to parts of a tensor or take its len(); write it "
+                        "with torch operations") from error
+
+
+def _plain(ann: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, without what wraps a network or computes its weights."""
+    while isinstance(inner := getattr(ann, "_orig_mod", ann.module if isinstance(ann, nn.DataParallel) else None),
+                     nn.Module):  # torch.compile, DataParallel
+        ann = inner
+    try:
+        network = copy.deepcopy(ann).eval()
+    except RuntimeError as error:
+        raise UserError(f"the network cannot be copied: {error}. After torch.nn.utils.weight_norm, call "
+                        "remove_weight_norm first") from error
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module):
+            values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+            module.__class__ = type(module).__bases__[0]  # torch's own removal would change the caller's class
+            del module.parametrizations
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value))
+    return network
+
+
+def _keywords_as_arguments(graph: fx.GraphModule) -> None:
+    """f(input=x) as f(x)."""
+    for node in graph.graph.nodes:
+        if not node.args and "input" in node.kwargs:
+            node.args = (node.kwargs["input"],)
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key != "input"}
 
 
 def _single_input(graph: fx.GraphModule) -> None:
@@ -297,23 +337,26 @@ def _out_of_place(graph: fx.GraphModule) -> None:
 
 def _place_sites(graph: fx.GraphModule, decoded: bool) -> None:
     """Every call of an activation becomes the call of a module of its own, named after what it was."""
-    taken: set[str] = {name for name, _ in graph.named_modules()}
     called: set[str] = set()
     for node in list(graph.graph.nodes):
         activation = _activation(graph, node) or (_curve(graph, node) if decoded else None)
         if activation is None:
             continue
         name = str(node.target) if node.op == "call_module" else f"{_owner(node)}.{function_name(node)}".lstrip(".")
-        free = name if node.op == "call_module" and name not in called else next(
-            c for k in range(1, len(taken) + 3) if (c := name if k == 1 else f"{name}_{k}") not in taken)
-        taken.add(free)
+        free = name if node.op == "call_module" and name not in called else _free(graph, name)
         called.add(free)
         graph.add_submodule(free, activation)
         with graph.graph.inserting_before(node):
-            site = graph.graph.call_module(free, (node.args[0] if node.args else node.kwargs["input"],))
+            site = graph.graph.call_module(free, (node.args[0],))
             site.meta = dict(node.meta)
         node.replace_all_uses_with(site)
         graph.graph.erase_node(node)
+
+
+def _free(graph: fx.GraphModule, name: str) -> str:
+    """`name`, or with a number, so that no module has it yet."""
+    taken = {name for name, _ in graph.named_modules()}
+    return next(c for c in (name, *(f"{name}_{k}" for k in range(2, len(taken) + 3))) if c not in taken)
 
 
 def _activation(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -369,13 +412,13 @@ def _pools_as_modules(graph: fx.GraphModule) -> None:
     """F.max_pool2d and its like as modules, so that one rule serves both."""
     for node in list(graph.graph.nodes):
         name = function_name(node) if node.op == "call_function" else ""
-        if name not in ("max_pool1d", "max_pool2d", "max_pool3d"):
+        if name not in MAX_POOL_FUNCTIONS:
             continue
-        keys = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        keys = ("output_size",) if name.startswith("adaptive") else (
+            "kernel_size", "stride", "padding", "dilation", "ceil_mode")
         settings = dict(zip(keys, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in keys}
-        kind = {"1": nn.MaxPool1d, "2": nn.MaxPool2d, "3": nn.MaxPool3d}[name[-2]]
-        target = f"{node.name}_module"
-        graph.add_submodule(target, kind(**settings))
+        target = _free(graph, f"{_owner(node)}.{name}".lstrip("."))
+        graph.add_submodule(target, MAX_POOL_FUNCTIONS[name](**settings))
         with graph.graph.inserting_before(node):
             pool = graph.graph.call_module(target, (node.args[0],))
             pool.meta = dict(node.meta)
@@ -421,25 +464,57 @@ def finish(graph: fx.GraphModule) -> None:
     graph.graph.lint()  # type: ignore[no-untyped-call]
     graph.recompile()
     graph.eval().requires_grad_(False)
-    for module in graph.modules():  # the layout in which convolutions are fast, on CPU and GPU; what follows keeps it
-        if isinstance(module, nn.Conv2d):
+    for module in graph.modules():
+        if isinstance(module, nn.Conv2d):  # the layout in which they are fast, on CPU and GPU; what follows keeps it
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        if isinstance(module, (nn.Linear, *CONVS)) and module.bias is None:  # the same keys, whatever is corrected
+            outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            module.bias = nn.Parameter(module.weight.new_zeros(outputs), requires_grad=False)
 
 
 @torch.no_grad()
 def _same_answers(original: nn.Module, source: fx.GraphModule, example: Tensor) -> None:
     """The guard for what tracing cannot see: a trace that computes something else is not converted."""
     for x in (example, example[:1]):  # another batch size: a size that was frozen shows
-        expected = _leaves(original(x.clone()))
         try:
+            expected = _leaves(original(x.clone()))
             found = _leaves(source(x.clone()))
-        except Exception as error:
-            raise UserError(f"the traced network does not run on {len(x)} samples: {error}") from error
+        except Exception as error:  # the network may be anybody's
+            raise UserError(f"the network does not run on {len(x)} samples of shape {list(x.shape[1:])}, {x.dtype}: "
+                            f"{error}") from error
         for a, b in zip(expected, found, strict=True):
             close = a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max() + 1e-9))
             if not close:
                 raise UserError("the traced network answers otherwise than the network itself: its control flow "
                                 "depends on the data, or it changes a tensor in place that has another name")
+
+
+@torch.no_grad()
+def _check_rows(flow: Flow, example: Tensor) -> None:
+    """Raise UserError where a sample's value depends on others of its batch, since time is folded into the batch.
+
+    Notes the number of axes of each value as its node's `meta["dims"]`.
+    """
+    pair = example if len(example) > 1 else torch.cat([example, example])
+    together: dict[fx.Node, Any] = {flow.placeholder: pair[:2]}
+    alone: dict[fx.Node, Any] = {flow.placeholder: pair[:1]}
+    for env in (together, alone):
+        flow.run(flow.nodes[1:-1], env)
+    sizes = _sizes(flow.nodes)
+    for node in flow.nodes[1:-1]:
+        node.meta["dims"] = together[node].dim() if isinstance(together[node], Tensor) else None
+        if node not in flow.timed or node in sizes:
+            continue
+        for both, one in zip(_leaves(together[node]), _leaves(alone[node]), strict=True):
+            apart = both.dim() and len(both) == 2 and one.shape == both[:1].shape and torch.allclose(
+                both[:1], one, rtol=1e-3, atol=1e-4 * float(one.abs().max() + 1e-9))
+            if not apart:
+                raise UserError(f"layer {where(node)} joins or mixes the samples of a batch, which no network over "
+                                "time can: its steps are worked off as a batch. Keep the first axis for samples, and "
+                                "every sample to itself")
+        if node in flow.sites and together[node].dim() < 2:
+            raise UserError(f"layer {where(node)} is an activation of one number a sample, [N]: keep an axis of "
+                            "features, [N, 1]")
 
 
 def _leaves(value: Any) -> list[Tensor]:
@@ -495,10 +570,32 @@ def _sizes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in nodes:
         asked = node.op == "call_method" and node.target in ("size", "dim")
+        asked |= node.op == "call_function" and function_name(node) in CONSTANT
         asked |= node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
         if asked or (node.all_input_nodes and all(n in found for n in node.all_input_nodes)):
             found.add(node)
     return found
+
+
+def _batched(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Nodes with a batch axis, and sizes that tell how long it is: those after the input, but for what is made from
+    other sizes alone."""
+    found, sizes = {nodes[0]}, _sizes(nodes)
+    for node in nodes[1:]:
+        known = [n for n in node.all_input_nodes if n in found]
+        if node in sizes and not any(n in sizes for n in known):  # asks a value for its sizes
+            known = known if _tells_length(node) else []
+        elif node.target is operator.getitem and known and known[0] in sizes:
+            known = known if node.args[1] == 0 else []
+        if known:
+            found.add(node)
+    return found
+
+
+def _tells_length(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target == "size" and node.args[1:] in ((), (0,))
+    return node.target is not getattr or node.args[1] == "shape"
 
 
 def _replace_pools(network: fx.GraphModule, flow: Flow, maxpool: str | None) -> None:

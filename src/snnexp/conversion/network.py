@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from snnexp.conversion.walk import Correction, Method, Record, Report, walk
 from snnexp.errors import integer, require
 from snnexp.timefold import unfold
 
-ROWS = {"cpu": 128, "cuda": 8192}  # images x steps in flight: on a CPU what the caches hold is fastest
+ROWS = defaultdict(lambda: 8192, cpu=128)  # images x steps in flight: on a CPU what the caches hold is fastest
 
 
 class Simulation(NamedTuple):
@@ -62,6 +63,7 @@ class Converted(nn.Module):
 
     def at(self, x: Tensor, steps: Sequence[int]) -> list[Any]:
         """Mean outputs after each of `steps`, from one simulation of the longest."""
+        require(len(steps) > 0, "steps", list(steps), "at least one number of steps")
         ends = sorted({integer("T", t, at_least=1) for t in steps})
         block, images = self._parts(ends[-1])
         found: list[list[Any]] = []
@@ -138,7 +140,7 @@ class Decoded(Converted):
         flow, levels = self.flow, self.levels
         stages = [[n for n in flow.nodes[1:-1] if max(levels[n], 1) == k + 1] for k in range(self.depth)]
         inside: list[tuple[int, dict[fx.Node, Any]]] = []  # (layers passed, values), those that came first at the front
-        for new in chain(x.split(1), repeat(None)):
+        for new in chain(torch.split(x, 1), repeat(None)):
             if new is not None:
                 inside.append((0, {flow.placeholder: new}))
             for layer, values in inside:
@@ -169,8 +171,11 @@ def convert(ann: nn.Module, images: Tensor, method: Method, T: int, corrections:
     """The spiking network of `ann` by `method` for T steps, calibrated on `images` [N, ...], and what was done where.
 
     The caller's network is not touched, and shares nothing with the result. Raises UserError (`graph.prepare`) for
-    what cannot be converted faithfully, and what the method refuses.
+    what cannot be converted faithfully, InvalidValue for T < 1 and images that are none or not finite, and what the
+    method refuses.
     """
+    integer("T", T, at_least=1)
+    require(len(images) > 0 and bool(images.isfinite().all()), "images", list(images.shape), "at least one, and finite")
     source, network = prepare(ann, images[:2], method.maxpool, method.decoded)
     records = walk(source, network, images, T, method, corrections, report)
     return converted(network, T), records

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, cast
@@ -25,7 +26,7 @@ from snnexp.timefold import unfold
 
 IN_MEMORY = 2**28  # bytes of one array; larger ones are mapped files
 KEPT = 2**31  # bytes of the input of one site that are kept from one correction to the next
-ROWS = {"cpu": 256, "cuda": 8192}  # images x steps computed at a time
+ROWS = defaultdict(lambda: 8192, cpu=256)  # images x steps computed at a time, by device
 Mode = Literal["ann", "mean", "train"]
 Report = Callable[[int, int, str], None]  # (layers done, layers in all, the layer begun)
 
@@ -115,7 +116,7 @@ def walk(source: fx.GraphModule, network: fx.GraphModule, images: Tensor, T: int
         if report:
             report(len(sites), len(sites) + 1, "output")
         out = state.snn.output.args[0]
-        if corrections and isinstance(out, fx.Node) and out in state.snn.timed:
+        if corrections and isinstance(out, fx.Node) and out in state.snn.timed and carrier(state.snn, out):
             layer = Layer(state, out, None)
             layer.neuron = Readout(torch.zeros(1))
             records.append(_finished(layer, corrections))
@@ -227,7 +228,8 @@ class Layer:
             assert self._site is not None
             assert self._train is not None
             self._walk.store(self._site, self._current, self.activation, self.neuron, self._train)
-        elif self._synapse is not None:
+        else:
+            assert self._synapse is not None
             add_bias(self._walk.snn.module(self._synapse), self.neuron.bias)  # type: ignore[arg-type]
 
     def _weigh(self, weight: Tensor) -> None:
@@ -337,8 +339,7 @@ def fold_biases(flow: Flow) -> None:
 
 def add_bias(module: nn.Module, bias: Tensor) -> None:
     """Add `bias` [1, C, ...] to that of a convolution, linear layer or BatchNorm."""
-    old, new = module.bias, bias.flatten().clone()
-    module.bias = nn.Parameter(new if old is None else old.data + new, requires_grad=False)  # type: ignore[operator]
+    module.bias = nn.Parameter(module.bias.data + bias.flatten(), requires_grad=False)  # type: ignore[operator]
 
 
 def per_channel(x: Tensor) -> Tensor:
@@ -360,10 +361,13 @@ def along(values: Tensor, dims: int, at: int = 1) -> Tensor:
 
 
 def carrier(flow: Flow, current: fx.Node) -> fx.Node | None:
-    """The layer whose weights and bias act on `current` alone, directly or through additions; None if there is none."""
+    """The layer whose weights and bias act on `current` alone, directly or through additions, and whose outputs are its
+    channels; None if there is none."""
     if len(current.users) != 1:
         return None
     module = flow.module(current)
+    if isinstance(module, nn.Linear) and current.meta["dims"] != 2:  # [N, L, D]: channels are axis 1, outputs the last
+        return None
     if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *NORMS)):
         once = sum(n.op == "call_module" and n.target == current.target for n in flow.nodes) == 1
         return current if once and module.weight is not None else None
