@@ -151,6 +151,7 @@ def test_both_sides_of_the_relation_agree_on_every_layer() -> None:
     assert len(rows) == 3 * 7
     assert max(row["residual"] for row in rows) < 1e-13
     assert min(row["remainder"] for row in rows) > 1e-3
+    assert all(0 < row["inside"] <= 0.5 / row["T"] for row in rows), "v(0) = theta/2: at most half a threshold away"
 
 
 # Mitigations: neurons -------------------------------------------------------------------------------------------------
