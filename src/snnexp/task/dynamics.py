@@ -59,12 +59,13 @@ def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
     """Both sides of the relation on every site after T steps, for inputs [N, ...]; in units of theta.
 
     `residual`: the largest difference over images and neurons; `remainder`: root mean square of (v(T) - v(0))/T over
-    all of them, `inside`: over those with v(T) in [0, theta), where it is rounding. The right side has phi^(l-1), the means of the sites below, through the layers between: nothing of the simulation but
-    what was emitted, and the potentials.
+    all of them, `inside`: over those with v(T) in [0, theta), where it is rounding. The right side has phi^(l-1),
+    the means of the sites below, through the layers between: of the simulation, what was emitted and the potentials.
     """
     flow = snn.flow
     found: dict[fx.Node, dict[str, Any]] = {
-        site: {"layer": str(site.target), "T": T, "residual": 0.0, "remainder": 0.0, "inside": 0.0} for site in flow.sites}
+        site: {"layer": str(site.target), "T": T, "residual": 0.0, "remainder": 0.0, "inside": 0.0}
+        for site in flow.sites}
     ended = dict.fromkeys(flow.sites, 0.0)
     for part in torch.split(x, max(1, ROWS[x.device.type] // T)):
         env, state, _ = snn.simulated(part, T)
