@@ -399,7 +399,7 @@ def table(done: Done, name: str) -> list[dict[str, str]]:
 
 
 def test_the_three_tasks_write_their_tables_and_figures(snnexp: Callable[..., Done]) -> None:
-    done = snnexp("task=unevenness", *TINY, *BOUND, "timesteps=[2,4]", "task.T=[2]")
+    done = snnexp("task=unevenness", *TINY, *BOUND, "tracking=none", "timesteps=[2,4]", "task.T=[2]")
     assert done.code == 0, done.err
     (run,) = done.runs()
     assert {p.stem for p in (run / "figures").iterdir()} == {"orders", "kinds", "accuracy", "arrivals"}
