@@ -76,7 +76,7 @@ lab1-sparsity: $(READY)  ## how narrow may a surrogate be: shares of exactly zer
 
 # The computer lab, part II (docs/lab2.md, docs/lab2_dvs.md). IMAGES: real images for DATA=real; ARGS='checkpoint=FILE' spares the training.
 lab2_of  = $(if $(filter real,$(DATA)),experiment=cifar10_$(1)_qcfs $(IMAGES),experiment=digits_$(2)_qcfs trainer.threads=1)
-lab2_run = conversion=qcfs tracking.experiment=$@
+lab2_run = conversion=qcfs calibration.images=8 tracking.experiment=$@  # its thresholds are learnt: nothing to calibrate
 
 lab2-dynamics: $(READY)  ## the relation of neighbouring layers' potentials on every layer (DATA=real DATA_DIR=...: CIFAR-10)
 	$(BIN)/snnexp task=dynamics $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,resnet20,wrn) $(ARGS)

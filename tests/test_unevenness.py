@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from conftest import ROOT, Done
 from snnexp.analysis.unevenness import Neuron, search, trace
 from snnexp.build import build
-from snnexp.conversion.arrival import ORDERS, arrivals
+from snnexp.conversion.arrival import ORDERS, arrivals, explanations, spearman
 from snnexp.conversion.graph import prepare
 from snnexp.conversion.max_threshold import MaxThreshold
 from snnexp.conversion.measure import even_count, examine
@@ -151,6 +151,7 @@ def test_both_sides_of_the_relation_agree_on_every_layer() -> None:
     assert len(rows) == 3 * 7
     assert max(row["residual"] for row in rows) < 1e-13
     assert min(row["remainder"] for row in rows) > 1e-3
+    assert all(0 < row["inside"] <= 0.5 / row["T"] for row in rows), "v(0) = theta/2: at most half a threshold away"
 
 
 # Mitigations: neurons -------------------------------------------------------------------------------------------------
@@ -368,9 +369,20 @@ def test_arrivals_as_they_are_is_the_simulation_and_other_orders_change_nothing_
             assert (row.over, row.under) == pytest.approx((layer.over, layer.under))
             assert row.uneven**2 == pytest.approx(layer.unevenness * (T / layer.threshold) ** 2)
     assert [row.depth for row in rows if row.arrival == "evenly"] == [1, 2, 3]
+    (told,) = explanations(rows)
+    swing, error = ([getattr(row, k) for row in rows if row.arrival == "as it is"] for k in ("swing", "uneven"))
+    assert told["swing"] == pytest.approx(spearman(swing, error))
+    assert (told["depth"], told["sources"]) == (spearman([1, 2, 3], error), 0.0)
     net = resnet()
     snn, _ = convert(net, torch.randn(4, 2, 8, 8), MaxThreshold(), 4)
     assert {row.layer: row.sources for row in arrivals(snn, torch.randn(4, 2, 8, 8), 4)}["blocks.0.neuron2"] == 2
+
+
+def test_rank_correlation() -> None:
+    assert spearman([1, 2, 3, 4], [10, 20, 35, 90]) == pytest.approx(1)
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert spearman([1, 1, 1], [1, 2, 3]) == 0
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486832980505138)  # scipy.stats.spearmanr
 
 
 # The command line -----------------------------------------------------------------------------------------------------
@@ -387,7 +399,7 @@ def table(done: Done, name: str) -> list[dict[str, str]]:
 
 
 def test_the_three_tasks_write_their_tables_and_figures(snnexp: Callable[..., Done]) -> None:
-    done = snnexp("task=unevenness", *TINY, *BOUND, "timesteps=[2,4]", "task.T=[2]")
+    done = snnexp("task=unevenness", *TINY, *BOUND, "tracking=none", "timesteps=[2,4]", "task.T=[2]")
     assert done.code == 0, done.err
     (run,) = done.runs()
     assert {p.stem for p in (run / "figures").iterdir()} == {"orders", "kinds", "accuracy", "arrivals"}

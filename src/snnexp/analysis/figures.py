@@ -326,20 +326,23 @@ def layers(table: Sequence[LayerError]) -> Figure:
 
 
 def dynamics(rows: Rows) -> Figure:
-    """By layer, a line for each T: how far the two sides of the relation are apart, and its last term."""
-    figure = Figure(figsize=(9, 1.6 + 0.26 * len(_column(rows, "layer"))), layout="constrained")
-    residual, remainder = figure.subplots(1, 2, sharey=True)
+    """By layer, a line for each T: how far the two sides of the relation are apart, and its last term, over all neurons
+    and over those that end in [0, θ)."""
+    figure = Figure(figsize=(11, 1.6 + 0.26 * len(_column(rows, "layer"))), layout="constrained")
+    residual, remainder, inside = figure.subplots(1, 3, sharey=True)
     steps = _column(rows, "T")
     for T, color in zip(steps, _shades(len(steps)), strict=True):
         at = [row for row in rows if row["T"] == T]
         names = [row["layer"] for row in at]
         residual.plot([max(row["residual"], 1e-17) for row in at], names, ".-", color=color, linewidth=0.8)
         remainder.plot([row["remainder"] for row in at], names, ".-", color=color, linewidth=0.8, label=f"T = {T}")
-    residual.set(xscale="log", xlabel="largest difference of the two sides / θ", title="the relation holds")
-    remainder.set(xscale="log", xlabel="root mean square of (v(T) − v(0)) / (T θ)", title="what it leaves open")
+        inside.plot([row["inside"] for row in at], names, ".-", color=color, linewidth=0.8)
+    residual.set(xscale="log", xlabel="largest difference of the two sides / θ")
+    remainder.set(xscale="log", xlabel="(v(T) − v(0)) / (T θ), rms, all neurons")
+    inside.set(xscale="log", xlabel="the same, neurons with v(T) in [0, θ)")
     residual.invert_yaxis()
     figure.legend(*remainder.get_legend_handles_labels(), loc="outside right center", frameon=False)
-    for axes in (residual, remainder):
+    for axes in (residual, remainder, inside):
         _plain(axes)
     return figure
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,37 @@ def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
     for row in found.values():
         row.uneven, row.swing, row.trend = math.sqrt(row.uneven), math.sqrt(row.swing), math.sqrt(row.trend)
     return list(found.values())
+
+
+TRAITS = ("swing", "trend", "depth", "sources", "channels", "side")
+
+
+def explanations(rows: Sequence[Arrival]) -> list[dict[str, Any]]:
+    """For each T, which traits of layers go with their unevenness error as it is: Spearman's rank correlation over
+    layers (0 for a trait that does not vary), and `kept`: the error as it is over that with the steps permuted, first
+    and last layer."""
+    found = []
+    for T in sorted({row.T for row in rows}):
+        at, permuted = ([row for row in rows if row.T == T and row.arrival == name]
+                        for name in ("as it is", "steps permuted"))
+        error = [row.uneven for row in at]
+        traits = {trait: spearman([getattr(row, trait) for row in at], error) for trait in TRAITS}
+        kept = [a.uneven / max(b.uneven, 1e-12) for a, b in zip(at, permuted, strict=True)]
+        found.append({"T": T, **traits, "kept_first": kept[0], "kept_last": kept[-1]})
+    return found
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Correlation of ranks, equal values sharing theirs; 0 where one does not vary."""
+    x, y = (_ranks(torch.tensor(values, dtype=torch.float64)) for values in (a, b))
+    scale = (x.square().sum() * y.square().sum()).sqrt()
+    return float((x * y).sum() / scale) if scale > 0 else 0.0
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks around their mean."""
+    ranks = (values.unsqueeze(1) > values).double().sum(1) + (values.unsqueeze(1) == values).double().sum(1) / 2
+    return ranks - ranks.mean()
 
 
 def _add(row: Arrival, neuron: ScaledIF, c: Tensor, share: float) -> None:

@@ -41,7 +41,8 @@ def _checked(conversion: Conversion) -> Metrics:
     for t in conversion.steps:
         at = [row for row in rows if row["T"] == t]
         result |= {f"val/residual_T{t}": max(row["residual"] for row in at),
-                   f"val/remainder_T{t}": max(row["remainder"] for row in at)}
+                   f"val/remainder_T{t}": max(row["remainder"] for row in at),
+                   f"val/remainder_inside_T{t}": max(row["inside"] for row in at)}
         session.tracker.metrics({"val/residual": result[f"val/residual_T{t}"]}, step=t)
     tables.write({"dynamics": rows}, session.run_dir / "tables")
     figures.write({"dynamics": figures.dynamics(rows)}, session.run_dir / "figures")
@@ -57,13 +58,15 @@ def _checked(conversion: Conversion) -> Metrics:
 def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
     """Both sides of the relation on every site after T steps, for inputs [N, ...]; in units of theta.
 
-    `residual`: the largest difference over images and neurons; `remainder`: root mean square of (v(T) - v(0))/T. The
-    right side has phi^(l-1), the means of the sites below, through the layers between: nothing of the simulation but
-    what was emitted, and the potentials.
+    `residual`: the largest difference over images and neurons; `remainder`: root mean square of (v(T) - v(0))/T over
+    all of them, `inside`: over those with v(T) in [0, theta), where it is rounding. The right side has phi^(l-1),
+    the means of the sites below, through the layers between: of the simulation, what was emitted and the potentials.
     """
     flow = snn.flow
     found: dict[fx.Node, dict[str, Any]] = {
-        site: {"layer": str(site.target), "T": T, "residual": 0.0, "remainder": 0.0} for site in flow.sites}
+        site: {"layer": str(site.target), "T": T, "residual": 0.0, "remainder": 0.0, "inside": 0.0}
+        for site in flow.sites}
+    ended = dict.fromkeys(flow.sites, 0.0)
     for part in torch.split(x, max(1, ROWS[x.device.type] // T)):
         env, state, _ = snn.simulated(part, T)
         phi = {site: unfold(env[site], T).mean(0) for site in flow.sites}
@@ -71,11 +74,16 @@ def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
             neuron, current = flow.module(site), site.args[0]
             assert isinstance(neuron, ScaledIF)
             assert isinstance(current, fx.Node)
-            inside, known = flow.segment([current], [n for n in (*flow.sites, *flow.head) if n is not site])
+            between, known = flow.segment([current], [n for n in (*flow.sites, *flow.head) if n is not site])
             values = {n: phi[n] if n in phi else env[n] for n in known}
-            flow.run(inside, values)
+            flow.run(between, values)
             remainder = (state[site] - neuron.v_init) / T
             difference = phi[site] - (values[current] + neuron.bias - remainder)
             row["residual"] = max(row["residual"], float((difference.abs() / neuron.theta).max()))
-            row["remainder"] += len(part) / len(x) * float((remainder / neuron.theta).square().mean())
-    return [row | {"remainder": row["remainder"] ** 0.5} for row in found.values()]
+            square, inside = (remainder / neuron.theta).square(), (state[site] >= 0) & (state[site] < neuron.theta)
+            row["remainder"] += float(square.mean()) * len(part) / len(x)
+            row["inside"] += float((square * inside).mean()) * len(part) / len(x)
+            ended[site] += float(inside.float().mean()) * len(part) / len(x)
+    for site, row in found.items():
+        row["remainder"], row["inside"] = row["remainder"] ** 0.5, (row["inside"] / max(ended[site], 1e-12)) ** 0.5
+    return list(found.values())

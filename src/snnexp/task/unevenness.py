@@ -9,7 +9,7 @@ from typing import Any
 
 from snnexp.analysis import figures, tables
 from snnexp.analysis.unevenness import Neuron, Orders, search, trace
-from snnexp.conversion.arrival import arrivals
+from snnexp.conversion.arrival import Arrival, arrivals, explanations
 from snnexp.conversion.measure import LayerError
 from snnexp.errors import InvalidValue
 from snnexp.mitigation.base import Mitigated
@@ -46,7 +46,7 @@ def _case(name: str, weights: Sequence[float], trains: Sequence[str], theta: flo
 
 
 def _measured(conversion: Conversion, cases: list[dict[str, Any]], orders: list[Orders]) -> Metrics:
-    session, layers, times = conversion.session, list[LayerError](), list[dict[str, Any]]()
+    session, layers, times = conversion.session, list[LayerError](), list[Arrival]()
     result = conversion.prepare()
     for steps in conversion.groups():
         snn, source, _ = conversion.converted(steps[-1], calibrated=True)
@@ -54,7 +54,7 @@ def _measured(conversion: Conversion, cases: list[dict[str, Any]], orders: list[
         for t in steps:
             result |= conversion.examined(source, snn, t, layers)
             if t > 1 and not isinstance(snn, Mitigated):
-                times += [asdict(row) for row in arrivals(snn, conversion.seen(), t, session.seed)]
+                times += arrivals(snn, conversion.seen(), t, session.seed)
     result["val/accuracy"] = result[f"val/snn_accuracy_T{conversion.steps[-1]}"]
     kinds = [_kinds(layer) for layer in layers]
     for t in conversion.steps:
@@ -65,7 +65,7 @@ def _measured(conversion: Conversion, cases: list[dict[str, Any]], orders: list[
     _report(conversion, result, {
         "cases": cases, "orders": [found.row() for found in orders], "errors": [
             found.row() | {"error": e, "share": share} for found in orders for e, share in found.share.items()],
-        "kinds": kinds, "arrivals": times}, orders)
+        "kinds": kinds, "arrivals": [asdict(row) for row in times], "explanations": explanations(times)}, orders)
     return result
 
 
@@ -93,4 +93,5 @@ def _report(conversion: Conversion, result: Metrics, made: dict[str, list[dict[s
     session.tracker.artifact(session.run_dir / "figures")
     rows_table("small neurons, all orders of their spikes", [
         {k: v for k, v in row.items() if not k.startswith("worst")} for row in made["orders"]])
+    rows_table("unevenness of layers: rank correlation with their traits", made["explanations"])
     rows_table(f"shares of neurons after T = {longest} steps", [row for row in made["kinds"] if row["T"] == longest])
