@@ -84,7 +84,7 @@ class Page(HTMLParser):
 def plain(text: str) -> str:
     """Markdown as it is read."""
     text = re.sub(r"(?<!\\)\[(.*?)(?<!\\)\]\([^)]*\)", r"\1", text)
-    return re.sub(r"\\(.)", r"\1", re.sub(r"(?<!\\)`", "", text))
+    return re.sub(r"\\(.)", r"\1", re.sub(r"(?<!\\)[`*]", "", text))
 
 
 def markdown_tables(text: str) -> list[list[list[str]]]:
@@ -131,7 +131,8 @@ def test_the_tables_hold_the_stored_numbers(snnexp: Callable[..., Done], outputs
     assert states == ["finished", "finished, repeated later", *["finished"] * 6, "failed", *["finished"] * 3]
     assert page.headings == ["lab", "compare surrogates: mlp-digits-lif", "Sweep: surrogate x seed",
                              "convert: mlp-digits-relu-qcfs", "Runs"]
-    assert "8 runs (7 finished, 1 failed); best by validation: surrogate=sigmoid seed=2." in page.paragraphs[1]
+    assert "8 runs (7 finished, 1 failed); best by validation: surrogate=sigmoid seed=2." in page.paragraphs[2]
+    assert page.paragraphs[0] == f"Contents. {' · '.join(page.headings[1:])}"
     assert source.count("<img ") == 3, "of the comparison, the sweep and the first seed, none of the children"
     assert page.captions.count("val accuracy") == 3
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED
 from snnexp.config import NOT_THE_EXPERIMENT, PLACES
-from snnexp.report.document import Link, Table, Words
+from snnexp.report.document import Link, Table, Words, shown
 from snnexp.session import TAGS
 from snnexp.tracking import Store, Stored
 
@@ -81,7 +81,7 @@ def by_setting(found: Sequence[Result], metrics: Sequence[str], caption: str, li
     members = {tuple(seeds.setting(group[0]).values()): group for group in seeds.grouped(found)}
     settings = list(seeds.setting(found[0]))
     linked = [_links(members[tuple(row[key] for key in settings)], link) for row in rows]
-    cells = [[*(seeds.cell(row, key) for key in columns), links] for row, links in zip(rows, linked, strict=True)]
+    cells = [[*(shown(seeds.cell(row, key)) for key in columns), links] for row, links in zip(rows, linked, strict=True)]
     return Table(caption, ["seeds" if column == "n" else column for column in [*columns, "runs, by seed"]], cells)
 
 
