@@ -224,6 +224,7 @@ def test_the_newest_finished_run_of_a_seed_counts() -> None:
 @pytest.mark.parametrize(("text", "short"), [
     ("0.123456", "0.1235"), ("12345.678", "12346"), ("1234567", "1234567"), ("-1e-9", "-1e-09"), ("nan", "nan"),
     ("0.5 ± 0.1", "0.5 ± 0.1"), ("2026-11-22", "2026-11-22"), ("", ""), ("[1, 2]", "[1, 2]"), ("1.0", "1"),
+    ("99999.5", "100000"), ("-0.00001234", "-1.234e-05"), ("inf", "inf"),
 ])  # fmt: skip
 def test_numbers_are_shortened_and_nothing_else(text: str, short: str) -> None:
     assert shown(text) == short
@@ -248,7 +249,10 @@ def test_both_formats_escape_what_they_are_given() -> None:
 
 
 @pytest.mark.parametrize("path", LABS, ids=lambda path: path.stem)
-def test_every_lab_says_what_it_asks(path: Path) -> None:
+def test_every_lab_is_a_target_and_says_what_it_asks(path: Path) -> None:
+    targets = re.search(r"^LABS := (.*)", (ROOT / "Makefile").read_text().replace("\\\n", " "), re.MULTILINE)
+    assert targets
+    assert path.stem in ["labs", *targets[1].split()]
     texts = yaml.safe_load(path.read_text())
     assert {"title", "question", "set_up"} == set(texts)
     assert all(isinstance(text, str) and len(text.split()) > 1 for text in texts.values())
