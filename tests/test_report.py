@@ -84,7 +84,7 @@ class Page(HTMLParser):
 def plain(text: str) -> str:
     """Markdown as it is read."""
     text = re.sub(r"(?<!\\)\[(.*?)(?<!\\)\]\([^)]*\)", r"\1", text)
-    return re.sub(r"\\(.)", r"\1", re.sub(r"(?<!\\)`", "", text))
+    return re.sub(r"\\(.)", r"\1", re.sub(r"(?<!\\)[`*]", "", text))
 
 
 def markdown_tables(text: str) -> list[list[list[str]]]:
@@ -131,7 +131,8 @@ def test_the_tables_hold_the_stored_numbers(snnexp: Callable[..., Done], outputs
     assert states == ["finished", "finished, repeated later", *["finished"] * 6, "failed", *["finished"] * 3]
     assert page.headings == ["lab", "compare surrogates: mlp-digits-lif", "Sweep: surrogate x seed",
                              "convert: mlp-digits-relu-qcfs", "Runs"]
-    assert "8 runs (7 finished, 1 failed); best by validation: surrogate=sigmoid seed=2." in page.paragraphs[1]
+    assert "8 runs (7 finished, 1 failed); best by validation: surrogate=sigmoid seed=2." in page.paragraphs[2]
+    assert page.paragraphs[0] == f"Contents. {' · '.join(page.headings[1:])}"
     assert source.count("<img ") == 3, "of the comparison, the sweep and the first seed, none of the children"
     assert page.captions.count("val accuracy") == 3
 
@@ -223,6 +224,7 @@ def test_the_newest_finished_run_of_a_seed_counts() -> None:
 @pytest.mark.parametrize(("text", "short"), [
     ("0.123456", "0.1235"), ("12345.678", "12346"), ("1234567", "1234567"), ("-1e-9", "-1e-09"), ("nan", "nan"),
     ("0.5 ± 0.1", "0.5 ± 0.1"), ("2026-11-22", "2026-11-22"), ("", ""), ("[1, 2]", "[1, 2]"), ("1.0", "1"),
+    ("99999.5", "100000"), ("-0.00001234", "-1.234e-05"), ("inf", "inf"),
 ])  # fmt: skip
 def test_numbers_are_shortened_and_nothing_else(text: str, short: str) -> None:
     assert shown(text) == short
@@ -247,7 +249,10 @@ def test_both_formats_escape_what_they_are_given() -> None:
 
 
 @pytest.mark.parametrize("path", LABS, ids=lambda path: path.stem)
-def test_every_lab_says_what_it_asks(path: Path) -> None:
+def test_every_lab_is_a_target_and_says_what_it_asks(path: Path) -> None:
+    targets = re.search(r"^LABS := (.*)", (ROOT / "Makefile").read_text().replace("\\\n", " "), re.MULTILINE)
+    assert targets
+    assert path.stem in ["labs", *targets[1].split()]
     texts = yaml.safe_load(path.read_text())
     assert {"title", "question", "set_up"} == set(texts)
     assert all(isinstance(text, str) and len(text.split()) > 1 for text in texts.values())

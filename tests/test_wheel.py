@@ -23,6 +23,8 @@ def test_the_wheel_runs_outside_the_checkout(environment: dict[str, str], tmp_pa
     sweeps = {f"sweep/{p.name}" for p in (ROOT / "sweeps").glob("*.yaml")}
     assert shipped == sweeps | {str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*.yaml")}
     assert "hydra_plugins/snnexp_optuna/sweeper.py" in names
+    texts = {str(p.relative_to(ROOT / "src")) for p in (ROOT / "src" / "snnexp" / "report").rglob("*.yaml")}
+    assert {"snnexp/report/style.css", "snnexp/report/labs/labs.yaml", *texts} <= set(names)
     assert "hydra_plugins/__init__.py" not in names
 
     # a fresh environment that sees the libraries installed here, but neither the checkout nor its editable install

@@ -63,5 +63,10 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def cell(row: Mapping[str, Any], key: str) -> str:
     """A value as text, a mean with its spread."""
     value, spread = row.get(key, ""), row.get(f"{key} std", math.nan)
-    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-    return text if math.isnan(spread) else f"{text} ± {spread:.2g}"
+    text = short(value, 4) if isinstance(value, float) else "" if value is None else str(value)
+    return text if math.isnan(spread) else f"{text} ± {short(spread, 2)}"
+
+
+def short(value: float, digits: int) -> str:
+    """With so many significant digits; what has more before its point, as an integer."""
+    return f"{value:.0f}" if 10**digits <= abs(value) < math.inf else f"{value:.{digits}g}"

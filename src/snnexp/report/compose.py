@@ -57,7 +57,10 @@ def compose(name: str, runs: Sequence[Stored], source: Source) -> Section:
                          "Links to MLflow open while `snnexp task=ui` runs.")
     if len(sections) == 1:
         (only,) = sections
-        return Section(only.name, only.title, [*only.blocks, colophon])
+        contents: list[str | Link] = []
+        for part in (block for block in only.blocks if isinstance(block, Section)):
+            contents += [*([" · "] if contents else []), part.link]
+        return Section(only.name, only.title, [Paragraph(contents, "Contents."), *only.blocks, colophon])
     texts = lab(name)
     blocks: list[Block] = [*_texts(texts.question, texts.set_up), _overview(sections, runs), *sections, colophon]
     return Section(name, texts.title, blocks)
@@ -77,7 +80,7 @@ def _overview(sections: Sequence[Section], runs: Sequence[Stored]) -> Table:
     for section in sections:
         found = _single(runs, section.name)
         data = dict.fromkeys(run.tags["dataset"] for run in found if "dataset" in run.tags)
-        rows.append([[Link(section.title, f"#{section.name}")], ", ".join(data),
+        rows.append([[section.link], ", ".join(data),
                      str(len({seed for run in found for seed in seeds_of(run)})), str(len(found))])
     return Table("What was run", ["experiment", "data", "seeds", "runs"], rows)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from snnexp.analysis.seeds import short
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf(inity)?)", re.IGNORECASE)
 
@@ -65,8 +66,9 @@ class Section:
     blocks: Sequence[Paragraph | Table | Figure | Section]
 
     @property
-    def sections(self) -> list[Section]:
-        return [block for block in self.blocks if isinstance(block, Section)]
+    def link(self) -> Link:
+        """To it, within the document."""
+        return Link(self.title, f"#{self.name}")
 
 
 def number(text: str) -> bool:
@@ -74,11 +76,8 @@ def number(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """A number with four significant digits (an integer, or one above 10,000, in full); any other text as it is."""
-    if not number(text) or re.fullmatch(r"[-+]?\d+", text):
-        return text
-    value = float(text)
-    return text if not math.isfinite(value) else f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    """A number with four significant digits, an integer in full, any other text as it is."""
+    return text if not number(text) or re.fullmatch(r"[-+]?\d+", text) else short(float(text), 4)
 
 
 def plain(words: Words) -> list[str | Link]:

@@ -39,9 +39,6 @@ def written(document: Section) -> str:
 def _section(section: Section, level: int) -> list[str]:
     lines = [f'<section id="{escape(section.name)}" class="level{level}">',
              f"<h{level}>{escape(section.title)}</h{level}>"]
-    if level == 1 and len(section.sections) > 1:
-        links = [Link(part.title, f"#{part.name}") for part in section.sections]
-        lines.append("<nav><ol>" + "".join(f"<li>{_words([link], escape)}</li>" for link in links) + "</ol></nav>")
     for block in section.blocks:
         match block:
             case Section():

@@ -14,7 +14,7 @@ def written(document: Section, figures: str) -> str:
 
 
 def _section(section: Section, figures: str, level: int) -> list[str]:
-    lines = [f"{'#' * level} {_escaped(section.title)}"]
+    lines = [f'<a id="{section.name}"></a>', f"{'#' * level} {_escaped(section.title)}"]
     for block in section.blocks:
         match block:
             case Section():

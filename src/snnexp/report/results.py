@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED
 from snnexp.config import NOT_THE_EXPERIMENT, PLACES
-from snnexp.report.document import Link, Table, Words
+from snnexp.report.document import Link, Table, Words, shown
 from snnexp.session import TAGS
 from snnexp.tracking import Store, Stored
 
@@ -80,8 +80,10 @@ def by_setting(found: Sequence[Result], metrics: Sequence[str], caption: str, li
     columns = seeds.columns(rows)
     members = {tuple(seeds.setting(group[0]).values()): group for group in seeds.grouped(found)}
     settings = list(seeds.setting(found[0]))
-    linked = [_links(members[tuple(row[key] for key in settings)], link) for row in rows]
-    cells = [[*(seeds.cell(row, key) for key in columns), links] for row, links in zip(rows, linked, strict=True)]
+    cells: list[list[Words]] = []
+    for row in rows:
+        runs = _links(members[tuple(row[key] for key in settings)], link)
+        cells.append([*(shown(seeds.cell(row, key)) for key in columns), runs])
     return Table(caption, ["seeds" if column == "n" else column for column in [*columns, "runs, by seed"]], cells)
 
 

@@ -33,7 +33,8 @@ def report(session: Session, experiments: str | Sequence[str] | None, sweep: str
         runs = _chosen(store, names, sweep, filter)
     except InvalidValue as error:
         raise error.told(f"task.{error.name}") from error
-    title = name or sweep or (names[0] if len(names) == 1 else "report")
+    of = {run.experiment for run in runs}
+    title = name or sweep or (of.pop() if len(of) == 1 else "report")
     if not re.fullmatch(r"[\w.+-]+", title):
         raise UserError(f"task.name={title} is not allowed: it must be a file name without folder or suffix")
     folder = Path(session.config["outputs_dir"]) / "reports"
