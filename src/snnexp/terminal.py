@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -81,6 +81,14 @@ def closing_table(title: str, metrics: Mapping[str, float], places: Mapping[str,
     out.print(table)
     for name, place in places.items():
         out.print(f"{name:>9}  {place}")
+
+
+def rows_table(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows, all with the keys of the first, to stdout."""
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(highlight=False, soft_wrap=True).print(table)
 
 
 class LayerBar(_Bar):
