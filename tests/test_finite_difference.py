@@ -157,15 +157,15 @@ def history(done: Done) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("temperature", ["shared", "per_layer"])
 def test_the_chosen_b_has_the_highest_of_the_logged_cosines(snnexp: Callable[..., Done], temperature: str) -> None:
-    done = snnexp(*ADAPTIVE, "trainer.epochs=4", "surrogate.b=20", "surrogate.db=2", "neuron=if",
+    done = snnexp(*ADAPTIVE, "trainer.epochs=4", "surrogate.b=20", "surrogate.db=2", "surrogate.weights=512",
                   f"surrogate.temperature={temperature}", "tracking=none")  # fmt: skip
     b, place, moved = 20.0, "/neuron1" if temperature == "per_layer" else "", 0
     for metrics in history(done):
         cosines = {b - 2: metrics[f"train/fdg_lower{place}"], b: metrics[f"train/fdg_same{place}"],
                    b + 2: metrics[f"train/fdg_higher{place}"]}  # fmt: skip
         before, b = b, metrics[f"train/b{place}"]
-        assert cosines[b] == max(cosines.values()) > 0.1
-        assert 0 < metrics[f"train/fdg_error{place}"] < 0.2
+        assert cosines[b] == max(cosines.values()) != 0
+        assert 0 < metrics[f"train/fdg_error{place}"] < 0.5
         assert metrics[f"train/fdg_seconds{place}"] > 0
         moved += b != before
     assert moved
