@@ -54,10 +54,10 @@ sweep-threshold: $(READY)  ## the same over the neuron's threshold
 RUN  := $(or $(RUN),$(shell date +%Y-%m-%d-%H%M%S))
 lab1_real   = dataset=nmnist dataset.root=$(DATA_DIR)/nmnist
 lab1_data   = $(if $(filter real,$(DATA)),$(lab1_real),model.hidden=128 trainer.epochs=8 trainer.threads=1)
-lab1_folder = $${outputs_dir}/multirun/$@/$(RUN)
-lab1_runs   = tracking.experiment=$@ resume=true 'hydra.sweep.dir=$${folder:$(lab1_folder)}' $(lab1_data) $(ARGS)
+lab1_folder = multirun/$@/$(RUN)
+lab1_runs   = tracking.experiment=$@ resume=true 'hydra.sweep.dir=$${outputs_dir}/$(lab1_folder)' $(lab1_data) $(ARGS)
 lab1_study  = $(lab1_runs) 'hydra.sweeper.storage=sqlite:///$${hydra.sweep.dir}/optuna.db' hydra.sweeper.parallel=2
-lab1_report = task=compare_surrogates 'task.sweep=$(lab1_folder)' tracking.experiment=$@ $(lab1_data) $(ARGS)
+lab1_report = task=compare_surrogates 'task.sweep=$${outputs_dir}/$(lab1_folder)' tracking.experiment=$@ $(lab1_data) $(ARGS)
 
 lab1-surrogates: $(READY)  ## the lab's S(x) and P(x) beside Sigmoid (DATA=real DATA_DIR=folder with nmnist/: real N-MNIST)
 	$(BIN)/snnexp -m surrogate=sigmoid,sine,power seed=0,1,2,3,4 $(lab1_runs)

@@ -2,8 +2,8 @@
 
     python bench/surrogate_study.py --work DIR [--data DIR] [--seeds 5] [--part lab|dspike|cost]
 
-`--data`: an N-MNIST folder; without it the embedded recordings alone are used. Every finished run is a line of
-DIR/runs.jsonl and is not repeated: start it again after an interruption.
+`--data`: an N-MNIST folder; without it the embedded recordings are used. Every finished run is a line of DIR/runs.jsonl
+and is not repeated: start it again after an interruption.
 
     lab     sigmoid, sine (alpha 1) and power (alpha 0.5): default network and loss, paired by seed with sigmoid
     dspike  fixed temperatures, and adaptive from two bad starts; 128 hidden neurons, readout=potential, cross-entropy
@@ -17,7 +17,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -112,12 +112,6 @@ def paired(a: dict[str, list[float]], b: dict[str, list[float]]) -> str:
     return " | ".join(f"{split} {spread([p - q for p, q in zip(a[split], b[split], strict=True)])}" for split in a)
 
 
-def places(data: str | None) -> Iterator[str]:
-    yield "dataset=digits_saccade"
-    if data:
-        yield f"dataset=nmnist dataset.root={Path(data).absolute()}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
@@ -126,18 +120,18 @@ def main() -> None:
     parser.add_argument("--part", choices=["lab", "dspike", "cost"], help="default: all three")
     options = parser.parse_args()
     runs, parts = Runs(options.work), [options.part] if options.part else ["lab", "dspike", "cost"]
+    place = f"dataset=nmnist dataset.root={Path(options.data).absolute()}" if options.data else "dataset=digits_saccade"
     if "lab" in parts:
-        place = list(places(options.data))[-1]
         found = table(runs, LAB, place, options.seeds)
         for name in list(LAB)[1:]:
             print(f"  {name} - sigmoid: {paired(found[name], found['sigmoid'])}")
-    for place in places(options.data) if "dspike" in parts else ():
+    if "dspike" in parts:
         common = f"{place} model.hidden=128 {POTENTIAL}"
         fixed = table(runs, FIXED, common, options.seeds)
         best = max(fixed, key=lambda name: statistics.mean(fixed[name]["val"]))  # never by the test
         for name, found in table(runs, ADAPTIVE, common, options.seeds).items():
             print(f"  {name} - {best} (the best by validation): {paired(found, fixed[best])}")
-    for place in places(options.data) if "cost" in parts else ():
+    if "cost" in parts:
         record = runs(f"{place} {POTENTIAL} surrogate=dspike_adaptive trainer.epochs=6", 0)
         print(f"{place}: choices {record['choices']:.2f} s of the processor, the epochs without them "
               f"{record['seconds']:.2f} s: {record['choices'] / record['seconds']:.1%}")

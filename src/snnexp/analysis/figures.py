@@ -136,14 +136,20 @@ def zeros_by_width(sparsity: Sequence[Mapping[str, Any]], settings: Sequence[Map
             rows = [r for r in sparsity if (r["surrogate"], r["layer"], r["value"]) == (function, layers[0], value)]
             over_time.plot([r["epoch"] for r in rows], [r["potentials"] for r in rows], color=CYCLE[i % len(CYCLE)],
                            label=f"{value:g}")
-    last.set(xscale="log", xlabel=f"alpha of {', '.join(sparse)}", ylabel="share exactly zero", title="last epoch")
+    for axes, values in ((last, [r["value"] for r in sparsity if r["surrogate"] in sparse]),
+                         (accuracy, [round(row["peak"], 3) for row in settings])):
+        axes.set_xscale("log")
+        axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
+        axes.minorticks_off()
+    over_time.xaxis.set_major_locator(MaxNLocator(integer=True))
+    last.set(xlabel=f"alpha of {', '.join(sparse)}", ylabel="share exactly zero", title="last epoch")
     over_time.set(xlabel="epoch", title=f"potentials of {layers[0]}, by alpha")
     for i, function in enumerate(functions):
         of_it = [row for row in settings if row["surrogate"] == function]
         accuracy.errorbar([r["peak"] for r in of_it], [r["test/accuracy"] for r in of_it],
                           [r["test/accuracy sd"] for r in of_it], marker="o", markersize=4, capsize=3, label=function,
                           color=CYCLE[i % len(CYCLE)])
-    accuracy.set(xscale="log", xlabel="peak of g'", ylabel="test accuracy", title="accuracy at equal peak")
+    accuracy.set(xlabel="peak of g'", ylabel="test accuracy", title="accuracy at equal peak")
     for axes in (last, over_time, accuracy):
         axes.legend(frameon=False, fontsize=7)
         _plain(axes)

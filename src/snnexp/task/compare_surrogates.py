@@ -103,7 +103,7 @@ def _settings(folder: Path) -> list[Setting]:
 
 def _compared(session: Session, settings: list[Setting]) -> Metrics:
     best = _best_of_each(settings)
-    tables = {"settings": _table(settings), "ranking": _ranking(settings, best), "correlation": _correlation(settings),
+    tables = {"ranking": _ranking(settings, best), "settings": _table(settings), "correlation": _correlation(settings),
               "same_peak": _same_peak(settings), "sparsity": _sparsity(settings)}  # fmt: skip
     made = {"surrogates": figures.surrogates([(s.name, s.surrogate) for s in best]),
             "learning": figures.learning({s.name: s.learning for s in best}),

@@ -19,7 +19,7 @@ from snnexp.dataset.base import Data
 from snnexp.errors import Pruned
 from snnexp.evaluate import evaluate, recorded
 from snnexp.session import Session
-from snnexp.terminal import EpochBar
+from snnexp.terminal import EpochBar, rows_table
 from snnexp.timefold import TimeFold
 from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load
 from snnexp.trial.job import prune
@@ -135,7 +135,11 @@ def by_layer(history: Sequence[Metrics], what: str, columns: Sequence[str]) -> R
 
 
 def report(session: Session, tables: Mapping[str, Rows], made: Mapping[str, Figure]) -> None:
-    """Write tables/<name>.csv and figures/<name>.png into the run directory, and log both."""
+    """Write tables/<name>.csv and figures/<name>.png into the run directory, log both, and print the first table (its
+    last epoch)."""
+    if not session.quiet:
+        first = next(iter(tables.values()))
+        rows_table("after the last epoch", [row for row in first if row.get("epoch") == first[-1].get("epoch")])
     for name, rows in tables.items():
         path = session.run_dir / "tables" / f"{name}.csv"
         path.parent.mkdir(exist_ok=True)
