@@ -260,8 +260,8 @@ def test_a_damaged_file_is_named_and_nothing_is_left(root, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("timesteps", 0), ("size", 48), ("size", 256), ("test", 0.0),
-                                             ("bins", "x"), ("samples", 2), ("average", 1), ("classes", ["cat", "cow"]), ("crop", -1),
-                                             ("validation", 1.0)])
+                                             ("bins", "x"), ("samples", 2), ("average", 1),
+                                             ("classes", ["cat", "cow"]), ("crop", -1), ("validation", 1.0)])
 def test_values_out_of_range_are_refused_by_name(root, tmp_path, name, value) -> None:
     with pytest.raises(InvalidValue, match=f"^{name}="):
         read(root, tmp_path / "cache", **{name: value})
