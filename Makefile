@@ -40,7 +40,7 @@ lab2-dvs: $(READY)  ## QCFS on event recordings, beside a directly trained SNN (
 	$(BIN)/snnexp experiment=lab2_dvs$(if $(filter real,$(DATA)),_real dataset.root=$(DATA_DIR)/cifar10_dvs) tracking.experiment=$@ $(ARGS)
 
 test: $(READY)  ## run the tests (minutes)
-	$(BIN)/pytest -m 'not slow' $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -m 'not slow' $(ARGS)
 
 test-slow: $(READY)  ## run the tests that take minutes each: kills, servers, the wheel
 	$(BIN)/pytest -m slow $(ARGS)

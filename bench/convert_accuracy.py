@@ -18,7 +18,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +73,11 @@ def settings(group: str, option: str, changes: dict[str, Any]) -> Any:
     return build(group, config)
 
 
-def todo(steps: list[int], seeds: int) -> Iterator[tuple[str, int, int]]:
-    for T in steps:
-        for seed in range(seeds if T <= 16 else 1):
-            yield from ((name, T, seed) for name in COMBINATIONS if T <= 32 or name in LONG)
+def todo(steps: list[int], seeds: int) -> list[tuple[str, int, int]]:
+    """(name, T, seed) of all that is asked; what takes long comes last."""
+    asked = [(name, T, seed) for T in steps for seed in range(seeds if T <= 16 else 1) for name in COMBINATIONS
+             if T <= 32 or name in LONG]
+    return sorted(asked, key=lambda it: (it[1] > 32, it[2], it[1]))
 
 
 def table(results: list[dict[str, Any]], ann: float) -> str:

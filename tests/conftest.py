@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in as many processes as there are cores
 ROOT = Path(__file__).resolve().parents[1]
 # Small, but the real thing: every stage of the main job, in seconds.
 SMALL = ("trainer.epochs=2", "model.hidden=32", "timesteps=4", "trainer.threads=1")

@@ -63,10 +63,10 @@ def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None) -> tupl
     _single_input(source)
     _out_of_place(source)
     _place_sites(source)
-    _drop_dropout(source)
+    drop_dropout(source)
     _pools_as_modules(source)
-    _fold_norms(source)
-    _finish(source)
+    fold_norms(source)
+    finish(source)
     _same_answers(original, source, example)
     network = copy.deepcopy(source)
     for name, module in source.named_modules():
@@ -328,7 +328,7 @@ def _bounded(low: Any, high: Any) -> nn.Module | None:
     return nn.ReLU() if high is None else nn.Hardtanh(0.0, float(high))
 
 
-def _drop_dropout(graph: fx.GraphModule) -> None:
+def drop_dropout(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         function = function_name(node) if node.op in ("call_function", "call_method") else ""
@@ -355,7 +355,7 @@ def _pools_as_modules(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
-def _fold_norms(graph: fx.GraphModule) -> None:
+def fold_norms(graph: fx.GraphModule) -> None:
     """BatchNorm into the convolution or linear layer before it, where both are called once and nobody else listens.
 
     Elsewhere it stays: in evaluation it is affine, so its constant enters once per step as any bias does.
@@ -383,7 +383,7 @@ def _fold_norms(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
-def _finish(graph: fx.GraphModule) -> None:
+def finish(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         node.type = None  # annotations that are text cannot be pickled
         if node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
