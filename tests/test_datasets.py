@@ -216,8 +216,8 @@ def test_every_group_file_names_a_function_and_its_arguments() -> None:
     from omegaconf import OmegaConf
 
     files = sorted((Path(__file__).parents[1] / "conf/dataset").glob("*saccade.yaml"))
-    files += sorted((Path(__file__).parents[1] / "conf/dataset").glob("nmnist.yaml"))
-    assert len(files) == 4
+    files += [Path(__file__).parents[1] / f"conf/dataset/{name}.yaml" for name in ("nmnist", "cifar10_dvs")]
+    assert len(files) == 6
     for file in files:
         config = OmegaConf.to_container(OmegaConf.load(file))
         inspect.signature(get_method(config.pop("_target_"))).bind(**config)
