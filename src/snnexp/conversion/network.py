@@ -115,7 +115,7 @@ class Decoded(Converted):
         flow, levels = self.flow, self.levels
         stages = [[n for n in flow.nodes[1:-1] if max(levels[n], 1) == k + 1] for k in range(self.depth)]
         inside: list[tuple[int, dict[fx.Node, Any]]] = []  # (layers passed, values), those that came first at the front
-        for new in chain(x.split(1), repeat(None)):
+        for new in chain(torch.split(x, 1), repeat(None)):
             if new is not None:
                 inside.append((0, {flow.placeholder: new}))
             for layer, values in inside:

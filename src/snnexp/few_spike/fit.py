@@ -30,8 +30,9 @@ CYCLE = 6  # rounds after a renewed step
 TOGETHER = 2**17  # candidates x points simulated at a time: what the caches hold
 RIDGE = 1e-6
 SMALLEST_MOVE, LARGEST_MOVE = 5e-5, 0.5  # of the interval; the largest shrinks as the search cools
-SLK=0.15;WW=8
-SLACK = 0.2  # log error by which a hot chain may become worse
+SLACK = 0.2  # log error by which a hot chain may become worse by a move
+RENEWED_SLACK = 0.3  # and by a renewed step
+EXCHANGE = 12  # renewals after which the best chain takes the place of the worst
 TOO_MANY = 6.0  # log error that a spike beyond the limit costs
 Report = Callable[[int, int], None]  # (rounds done, rounds in all)
 
@@ -57,7 +58,7 @@ class Target:
         """The best d [B, K] for each of B pairs T, h [B, K], and their costs [B]: log mean squared error, and more
         where there are too many spikes."""
         size = max(1, TOGETHER // len(self.x))
-        parts = [self._moments(*pair) for pair in zip(T.split(size), h.split(size), strict=True)]
+        parts = [self._moments(*pair) for pair in zip(torch.split(T, size), torch.split(h, size), strict=True)]
         gram, moment = (torch.cat(part).double() for part in zip(*parts, strict=True))
         factor, _ = torch.linalg.cholesky_ex(gram + RIDGE * torch.eye(T.shape[1], dtype=torch.float64))
         d = torch.cholesky_solve(moment.unsqueeze(2), factor).squeeze(2)
@@ -94,9 +95,9 @@ def fit(activation: str, interval: tuple[float, float], K: int, limit: float, *,
         hot = 1 - turn / cycles
         renewed = search.grown(coarse, search.shrunk(coarse, chains))
         renewed = search.around(coarse, renewed, CYCLE, 0.5 * hot)
-        chains = chains.or_better(renewed, SLK * hot * torch.rand(CHAINS, generator=search.generator))
+        chains = chains.or_better(renewed, RENEWED_SLACK * hot * torch.rand(CHAINS, generator=search.generator))
         best = best.or_better(chains)
-        if turn % WW == WW - 1:
+        if turn % EXCHANGE == EXCHANGE - 1:
             chains = chains.without_worst()
     chains = best
     chains = search.around(middle, chains.best(middle, 3), round(REFINING[0] * rounds), 0.5)
