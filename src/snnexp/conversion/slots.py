@@ -78,7 +78,7 @@ def counts(snn: Decoded, x: Tensor) -> Tensor:
         for site in flow.sites:
             neuron = flow.module(site)
             assert isinstance(neuron, FewSpike)
-            count = neuron.spikes(env[site.args[0]]).sum(0)  # type: ignore[index]
+            count = neuron.spikes(env[site.args[0]]).sum(0)
             found += torch.bincount(count.flatten().long().cpu(), minlength=len(found))
     return found / found.sum()
 

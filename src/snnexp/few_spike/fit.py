@@ -24,7 +24,7 @@ from snnexp.few_spike.table import FUNCTIONS, Fitted, Table, measured
 
 Density = Callable[[Tensor], Tensor]  # of the inputs; needs no norm
 POINTS = (500, 1500, 4000)  # of the grids
-GROWING, RENEWING, REFINING = 0.15, 0.6, (0.12, 0.13)  # shares of the rounds
+GROWING, RENEWING, REFINING = 0.15, 0.45, (0.1, 0.3)  # shares of the rounds
 CHAINS, MUTANTS, NEW = 8, 128, 1024  # candidates a round, and for a new step, of all chains together
 CYCLE = 6  # rounds after a renewed step
 TOGETHER = 2**17  # candidates x points simulated at a time: what the caches hold
@@ -93,15 +93,13 @@ def fit(activation: str, interval: tuple[float, float], K: int, limit: float, *,
     best, cycles = chains, round(RENEWING * rounds / CYCLE)
     for turn in range(cycles):
         hot = 1 - turn / cycles
-        renewed = search.grown(coarse, search.shrunk(coarse, chains))
-        renewed = search.around(coarse, renewed, CYCLE, 0.5 * hot)
+        renewed = search.around(coarse, search.grown(coarse, search.shrunk(coarse, chains)), CYCLE, 0.5 * hot)
         chains = chains.or_better(renewed, RENEWED_SLACK * hot * torch.rand(CHAINS, generator=search.generator))
         best = best.or_better(chains)
         if turn % EXCHANGE == EXCHANGE - 1:
             chains = chains.without_worst()
-    chains = best
-    chains = search.around(middle, chains.best(middle, 3), round(REFINING[0] * rounds), 0.5)
-    chains = search.around(fine, chains.best(fine, 1), round(REFINING[1] * rounds), 0.2)
+    chains = search.around(middle, best.best(middle, 3), round(REFINING[0] * rounds), 0.5)
+    chains = search.around(fine, chains.best(fine, 1), round(REFINING[1] * rounds), 0.25)
     d, _ = fine.project(chains.T, chains.h)
     return measured(activation, interval, Table(chains.T[0], chains.h[0], d[0]))
 
