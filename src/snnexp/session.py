@@ -35,7 +35,8 @@ from snnexp.trial.job import Job
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 TAGS = ("task", "model", "dataset", "neuron", "surrogate", "conversion", "calibration", "mitigation")
-CONVERTING = ("convert", "calibrate", "dynamics", "unevenness", "mitigations")  # where the last three have a part
+CONVERTING = ("convert", "calibrate", "dynamics", "unevenness", "mitigations", "few_spike")  # where the last three count
+ALONE = ("fit_few_spike",)  # tasks without a network
 
 
 @dataclass
@@ -117,7 +118,7 @@ class Session:
             return self.job.name or " ".join(f"{key}={value}" for key, value in self._variation.items())
         made = self._choices()
         named = [made[g] for g in TAGS if g in made and g != "task" and made[g] != "none"]
-        return "-".join([*named, f"s{self.seed}"])
+        return "-".join([*(named or [made["task"]]), f"s{self.seed}"])
 
     def _choices(self) -> dict[str, str]:
         """The option of each group in TAGS that has a part in the run: an activation takes no surrogate."""
@@ -125,6 +126,8 @@ class Session:
         absent = {"surrogate"} if not spiking else set()
         if self.choices["task"] not in CONVERTING:
             absent |= {"conversion", "calibration", "mitigation"}
+        if self.choices["task"] in ALONE:
+            absent |= {"model", "dataset", "neuron"}
         made = {g: self.choices[g] for g in TAGS if self.choices.get(g) and g not in absent}
         if made.get("calibration") == "none" and (steps := self.config["calibration"]["steps"]):
             made["calibration"] = "+".join(steps)
@@ -154,7 +157,9 @@ class Session:
     def _close(self, result: Metrics, tracked: str) -> Metrics:
         if self.quiet:
             return result
-        title = f"{self.choices['task']}: {self.choices['model']} on {self.choices['dataset']}, seed {self.seed}"
+        made = self._choices()
+        subject = f": {made['model']} on {made['dataset']}" if "model" in made else ""
+        title = f"{made['task']}{subject}, seed {self.seed}"
         shown = {name: value for name, value in result.items() if not name.startswith("val/accuracy_T")}
         closing_table(title, shown, {"results": self.run_dir, "tracked": tracked})
         return result

@@ -117,7 +117,8 @@ def _regressed(seen: Histogram, candidates: list[Table]) -> Table:
         eye = torch.eye(len(table.d), dtype=z.dtype, device=z.device)
         d = d0 + torch.linalg.solve(gram + RIDGE * eye, moment)  # towards the fitted one where no inputs are
         error = (w.transpose(1, 2) * (y - z.transpose(1, 2) @ d).square()).sum((1, 2))
-        made = Table(*(part.to(z).view(-1, 1).expand(-1, len(d)) for part in (table.T, table.h)), d.squeeze(2).T)
+        T, h = (part.to(z).view(-1, 1).expand(-1, len(d)) for part in (table.T, table.h))
+        made = Table(T, h, d.squeeze(2).T)
         if least is None or best is None:
             least, best = error, made
         best = Table(*(torch.where(error < least, new, old) for new, old in zip(made, best, strict=True)))

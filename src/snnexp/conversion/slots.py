@@ -44,8 +44,8 @@ def examine(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list[Layer
             neuron, f = flow.module(site), ann.module(twin)
             assert isinstance(neuron, FewSpike)
             assert f is not None
-            c = env[site.args[0]] + neuron.bias  # type: ignore[index]
-            fired[site] = neuron.spikes(env[site.args[0]]).sum(0)  # type: ignore[index]
+            c = env[site.args[0]] + neuron.bias
+            fired[site] = neuron.spikes(env[site.args[0]]).sum(0)
             _add(layers[site], neuron, fired[site], env[site], f(c), values[twin], share)
         neurons = sum(count[0].numel() for count in fired.values())
         spikes += sum(float(count.sum()) for count in fired.values()) / len(x)
@@ -55,7 +55,7 @@ def examine(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list[Layer
             if isinstance(module, (nn.Linear, *CONVS)):
                 cost = macs_of_row(module, env[node], len(part)) * share
                 macs += cost
-                before: fx.Node = node.args[0]  # type: ignore[assignment]
+                before: fx.Node = node.args[0]
                 if node in flow.timed:
                     operations += cost * _arriving(flow, before, env, fired) / env[before][0].numel()
                 else:
@@ -75,7 +75,9 @@ def counts(snn: Decoded, x: Tensor) -> Tensor:
         env: dict[fx.Node, Any] = {flow.placeholder: part}
         flow.run(flow.nodes[1:-1], env)
         for site in flow.sites:
-            count = flow.module(site).spikes(env[site.args[0]]).sum(0)  # type: ignore[union-attr, operator, index]
+            neuron = flow.module(site)
+            assert isinstance(neuron, FewSpike)
+            count = neuron.spikes(env[site.args[0]]).sum(0)
             found += torch.bincount(count.flatten().long().cpu(), minlength=len(found))
     return found / found.sum()
 

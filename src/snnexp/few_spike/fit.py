@@ -24,14 +24,15 @@ from snnexp.few_spike.table import FUNCTIONS, Fitted, Table, measured
 
 Density = Callable[[Tensor], Tensor]  # of the inputs; needs no norm
 POINTS = (500, 1500, 4000)  # of the grids
-GROWING, RENEWING, REFINING = 0.15, 0.6, (0.12, 0.13)  # shares of the rounds
+GROWING, RENEWING, REFINING = 0.15, 0.45, (0.1, 0.3)  # shares of the rounds
 CHAINS, MUTANTS, NEW = 8, 128, 1024  # candidates a round, and for a new step, of all chains together
 CYCLE = 6  # rounds after a renewed step
 TOGETHER = 2**17  # candidates x points simulated at a time: what the caches hold
 RIDGE = 1e-6
 SMALLEST_MOVE, LARGEST_MOVE = 5e-5, 0.5  # of the interval; the largest shrinks as the search cools
-SLK=0.15;WW=8
-SLACK = 0.2  # log error by which a hot chain may become worse
+SLACK = 0.2  # log error by which a hot chain may become worse by a move
+RENEWED_SLACK = 0.3  # and by a renewed step
+EXCHANGE = 12  # renewals after which the best chain takes the place of the worst
 TOO_MANY = 6.0  # log error that a spike beyond the limit costs
 Report = Callable[[int, int], None]  # (rounds done, rounds in all)
 
@@ -57,7 +58,7 @@ class Target:
         """The best d [B, K] for each of B pairs T, h [B, K], and their costs [B]: log mean squared error, and more
         where there are too many spikes."""
         size = max(1, TOGETHER // len(self.x))
-        parts = [self._moments(*pair) for pair in zip(T.split(size), h.split(size), strict=True)]
+        parts = [self._moments(*pair) for pair in zip(torch.split(T, size), torch.split(h, size), strict=True)]
         gram, moment = (torch.cat(part).double() for part in zip(*parts, strict=True))
         factor, _ = torch.linalg.cholesky_ex(gram + RIDGE * torch.eye(T.shape[1], dtype=torch.float64))
         d = torch.cholesky_solve(moment.unsqueeze(2), factor).squeeze(2)
@@ -92,15 +93,13 @@ def fit(activation: str, interval: tuple[float, float], K: int, limit: float, *,
     best, cycles = chains, round(RENEWING * rounds / CYCLE)
     for turn in range(cycles):
         hot = 1 - turn / cycles
-        renewed = search.grown(coarse, search.shrunk(coarse, chains))
-        renewed = search.around(coarse, renewed, CYCLE, 0.5 * hot)
-        chains = chains.or_better(renewed, SLK * hot * torch.rand(CHAINS, generator=search.generator))
+        renewed = search.around(coarse, search.grown(coarse, search.shrunk(coarse, chains)), CYCLE, 0.5 * hot)
+        chains = chains.or_better(renewed, RENEWED_SLACK * hot * torch.rand(CHAINS, generator=search.generator))
         best = best.or_better(chains)
-        if turn % WW == WW - 1:
+        if turn % EXCHANGE == EXCHANGE - 1:
             chains = chains.without_worst()
-    chains = best
-    chains = search.around(middle, chains.best(middle, 3), round(REFINING[0] * rounds), 0.5)
-    chains = search.around(fine, chains.best(fine, 1), round(REFINING[1] * rounds), 0.2)
+    chains = search.around(middle, best.best(middle, 3), round(REFINING[0] * rounds), 0.5)
+    chains = search.around(fine, chains.best(fine, 1), round(REFINING[1] * rounds), 0.25)
     d, _ = fine.project(chains.T, chains.h)
     return measured(activation, interval, Table(chains.T[0], chains.h[0], d[0]))
 

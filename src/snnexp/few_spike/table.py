@@ -28,7 +28,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "elu": F.elu, "leaky_relu": F.leaky_relu, "mish": F.mish,
     "softplus": F.softplus}
 RANGES: dict[str, tuple[tuple[float, float], ...]] = {  # of the shipped coefficients; the first is the talk's
-    "relu": ((0.0, 25.0),), "silu": ((-8.0, 12.0), (-6.0, 6.0), (-4.0, 3.0)), "sigmoid": ((-10.0, 10.0), (-5.0, 5.0)),
+    "relu": ((0.0, 25.0),), "silu": ((-8.0, 12.0), (-6.0, 6.0), (-4.0, 3.0), (-1.0, 1.0)),
+    "sigmoid": ((-10.0, 10.0), (-5.0, 5.0)),
     "gelu": ((-4.0, 10.0), (-4.0, 4.0)), "tanh": ((-4.0, 4.0), (-2.0, 2.0)), "hardswish": ((-4.0, 10.0), (-4.0, 4.0)),
     "hardsigmoid": ((-4.0, 4.0),)}
 SHIPPED = Path(__file__).parent / "coefficients"

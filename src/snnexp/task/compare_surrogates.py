@@ -17,11 +17,12 @@ from scipy import stats
 from torch import nn
 
 from snnexp.analysis import figures
+from snnexp.analysis.tables import Rows
 from snnexp.build import build
 from snnexp.errors import UserError
 from snnexp.session import Session
 from snnexp.surrogate import curve
-from snnexp.task.train import Rows, report
+from snnexp.task.train import report
 from snnexp.training import Metrics, load
 
 VAL = "val/accuracy"

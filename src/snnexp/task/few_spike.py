@@ -59,7 +59,7 @@ def _sources(session: Session, depths: list[int] | None) -> Iterator[tuple[str, 
         raise UserError(f"task.depths={depths}: model={session.choices['model']} has no depth; leave it null")
     if depths is not None and len(depths) > 1 and session.config["checkpoint"]:
         raise UserError("checkpoint= is for one network: give one depth in task.depths, or null")
-    for depth in depths or [None]:
+    for depth in [None] if depths is None else depths:
         changed = model if depth is None else model | {"depth": depth}
         name = session.choices["model"].rstrip("0123456789") + str(depth) if depth else session.choices["model"]
         config = session.config | {"model": changed, "timesteps": 1}

@@ -6,6 +6,8 @@ import csv
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from snnexp.analysis import few_spike as drawn
@@ -81,13 +83,24 @@ def _reported(session: Session, fits: list[Fitted]) -> Metrics:
     figures.write(made, folder / "figures")
     for name in (f"{activation}.yaml", "tables", "figures"):
         tracker.artifact(folder / name)
-    result = {}
+    _print(fits)
+    result: Metrics = {}
     for one in fits:
         found = {"mse": one.mse, "largest": one.largest, "spikes": one.spikes}
         where = "" if one.range == fits[0].range else f"_{one.range[0]:g}_{one.range[1]:g}"
         tracker.metrics({f"{name}{where}": value for name, value in found.items()}, step=one.table.K)
         result |= {f"{name}{where}_K{one.table.K}": value for name, value in found.items()}
     return result
+
+
+def _print(fits: list[Fitted]) -> None:
+    table = Table(title=f"few-spike neurons for {fits[0].activation}", title_justify="left")
+    for name in ("range", "K", "mean squared error", "largest error", "mean spikes"):
+        table.add_column(name)
+    for one in fits:
+        table.add_row(f"{one.range[0]:g} to {one.range[1]:g}", str(one.table.K), f"{one.mse:.3g}", f"{one.largest:.3g}",
+                      f"{one.spikes:.2f}")
+    Console(soft_wrap=True).print(table)
 
 
 def _interval(given: list[float]) -> Interval:
@@ -106,15 +119,16 @@ def _density(distribution: str) -> Density | None:
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"distribution={distribution} is not allowed: it must be uniform, or a CSV file with columns x "
                         f"and weight ({error})") from error
-    x, weight = torch.tensor(rows, dtype=torch.float32).T.contiguous()
-    if len(rows) < 2 or bool((weight < 0).any()) or not float(weight.sum()) > 0:
+    if len(rows) < 2 or min(weight for _, weight in rows) < 0 or not sum(weight for _, weight in rows) > 0:
         raise UserError(f"distribution={distribution}: it needs two rows or more, with weights of at least 0")
+    x, weight = (torch.tensor(column, dtype=torch.float32) for column in zip(*rows, strict=True))
 
     def density(at: Tensor) -> Tensor:
         right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
         share = ((at - x[right - 1]) / (x[right] - x[right - 1]).clamp(min=1e-12)).clamp(0, 1)
         between = weight[right - 1] + share * (weight[right] - weight[right - 1])
         inside = (at >= x[0]) & (at <= x[-1])
-        return torch.where(inside, between, 0.0) + 1e-6 * weight.max()  # nowhere nothing at all
+        floor = 1e-6 * weight.max()  # nowhere nothing at all
+        return torch.where(inside, between, floor).clamp(min=float(floor))
 
     return density

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from snnexp.analysis import figures
+from snnexp.analysis.tables import Rows, write
 from snnexp.analysis.temperature import adapt
 from snnexp.dataset.base import Data
 from snnexp.errors import Pruned
@@ -31,7 +31,6 @@ SPIKES = "val/spikes_per_sample"  # of all sites together, of the best epoch
 AT_T = "val/accuracy_T"           # when the output is averaged over the first so many steps, of the best epoch
 
 
-Rows = list[dict[str, Any]]
 Outcome = tuple[dict[str, Rows], dict[str, "Figure"]]  # tables and figures by name
 
 
@@ -140,13 +139,7 @@ def report(session: Session, tables: Mapping[str, Rows], made: Mapping[str, Figu
     if not session.quiet:
         first = next(iter(tables.values()))
         rows_table("after the last epoch", [row for row in first if row.get("epoch") == first[-1].get("epoch")])
-    for name, rows in tables.items():
-        path = session.run_dir / "tables" / f"{name}.csv"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
+    write(tables, session.run_dir / "tables")
     figures.write(made, session.run_dir / "figures")
     for folder in ("tables", "figures"):
         session.tracker.artifact(session.run_dir / folder)
