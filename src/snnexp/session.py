@@ -35,7 +35,7 @@ from snnexp.trial.job import Job
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 TAGS = ("task", "model", "dataset", "neuron", "surrogate", "conversion", "calibration", "mitigation")
-CONVERTING = ("convert", "calibrate", "dynamics", "unevenness", "mitigations", "few_spike")  # where the last three count
+CONVERTING = ("convert", "calibrate", "dynamics", "unevenness", "mitigations", "few_spike")  # with those three
 ALONE = ("fit_few_spike",)  # tasks without a network
 
 
