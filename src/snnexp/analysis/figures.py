@@ -394,7 +394,7 @@ def kinds(rows: Rows) -> Figure:
         for kind, color in colors.items():
             axes.barh(names, [row[kind] for row in at], left=left, color=color, label=labels[kind])
             left = [a + row[kind] for a, row in zip(left, at, strict=True)]
-        axes.set(title=f"T = {T}", xlim=(0, 1))
+        axes.set(title=f"T = {T}", xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
         _plain(axes)
     panels[0].invert_yaxis()
     figure.supxlabel("share of neurons (the rest ends in [0, θ))")
