@@ -46,7 +46,7 @@ few-spike: $(READY)  ## few-spike neurons: coefficients, figures and the paper's
 	$(BIN)/snnexp task=few_spike conversion=few_spike model=resnet20 neuron=relu timesteps=10 task.depths=[8,14,20,50] \
 	  loss=cross_entropy optimizer=sgd optimizer.weight_decay=1e-4 scheduler=cosine $(FEW_SPIKE_$(DATA)) $(FEW_SPIKE)
 
-few-spike-coefficients: $(READY)  ## fit the shipped coefficients of few-spike neurons anew, with their seeds (half an hour)
+few-spike-coefficients: $(READY)  ## fit the shipped coefficients of few-spike neurons anew, with their seeds (minutes)
 	$(BIN)/python bench/few_spike_coefficients.py $(ARGS)
 
 test: $(READY)  ## run the tests (minutes)
