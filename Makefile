@@ -110,7 +110,7 @@ few-spike: $(READY)  ## few-spike neurons: coefficients, figures and the paper's
 	  loss=cross_entropy optimizer=sgd optimizer.weight_decay=1e-4 scheduler=cosine $(FEW_SPIKE_$(DATA)) $(FEW_SPIKE)
 	$(call report,$@)
 
-few-spike-coefficients: $(READY)  ## fit the shipped coefficients of few-spike neurons anew, with their seeds (half an hour)
+few-spike-coefficients: $(READY)  ## fit the shipped coefficients of few-spike neurons anew, with their seeds (minutes)
 	$(BIN)/python bench/few_spike_coefficients.py $(ARGS)
 
 test: $(READY)  ## run the tests (minutes)
