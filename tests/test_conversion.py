@@ -601,7 +601,7 @@ def test_convert_trains_its_ann_once_and_logs_what_the_design_names(snnexp: Call
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["task=convert"], ["dataset of images"]),
+    (["task=convert"], ["neuron=lif spikes already"]),
     (["task=convert", "dataset=digits", "model=convnet"], ["neuron=lif spikes already"]),
     (["task=convert", *TINY, "calibration=light"], ["calibration=light belongs to task=calibrate"]),
     (["task=calibrate", *TINY], ["needs corrections"]),

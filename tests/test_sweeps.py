@@ -385,6 +385,7 @@ SWEEPS = sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml"))
 def test_these_sweeps_are_shipped() -> None:
     assert SWEEPS == [
         "conversion_threshold", "learning_rate", "neuron_threshold", "surrogate_alpha", "surrogate_choice",
+        "surrogate_values", "surrogate_values_all", "surrogate_width",
     ]  # fmt: skip
 
 

@@ -18,4 +18,4 @@ def write(tables: Mapping[str, Rows], folder: Path) -> None:
             with (folder / f"{name}.csv").open("w", newline="") as file:
                 table = csv.DictWriter(file, list(rows[0]))
                 table.writeheader()
-                table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+                table.writerows(rows)
