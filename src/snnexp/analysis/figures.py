@@ -122,7 +122,8 @@ def zeros_by_width(sparsity: Sequence[Mapping[str, Any]], settings: Sequence[Map
     functions = list(dict.fromkeys(row["surrogate"] for row in settings))
     epochs = max(row["epoch"] for row in sparsity)
     layers = list(dict.fromkeys(row["layer"] for row in sparsity if not math.isnan(row["potentials"])))
-    sparse = [f for f in functions if any(row["surrogate"] == f and row["potentials"] > 0 for row in sparsity)]
+    # where hardly anything is zero, it is by underflow
+    sparse = [f for f in functions if any(row["surrogate"] == f and row["potentials"] > 0.05 for row in sparsity)]
     for function in sparse:
         for i, layer in enumerate(layers):
             rows = [r for r in sparsity if (r["surrogate"], r["layer"], r["epoch"]) == (function, layer, epochs)]
@@ -143,7 +144,7 @@ def zeros_by_width(sparsity: Sequence[Mapping[str, Any]], settings: Sequence[Map
         axes.minorticks_off()
     over_time.xaxis.set_major_locator(MaxNLocator(integer=True))
     last.set(xlabel=f"alpha of {', '.join(sparse)}", ylabel="share exactly zero", title="last epoch")
-    over_time.set(xlabel="epoch", title=f"potentials of {layers[0]}, by alpha")
+    over_time.set(xlabel="epoch", title=f"potentials of {layers[0]}, by alpha", ylim=(0, 1.3))
     for i, function in enumerate(functions):
         of_it = [row for row in settings if row["surrogate"] == function]
         accuracy.errorbar([r["peak"] for r in of_it], [r["test/accuracy"] for r in of_it],
@@ -151,7 +152,8 @@ def zeros_by_width(sparsity: Sequence[Mapping[str, Any]], settings: Sequence[Map
                           color=CYCLE[i % len(CYCLE)])
     accuracy.set(xlabel="peak of g'", ylabel="test accuracy", title="accuracy at equal peak")
     for axes in (last, over_time, accuracy):
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=7, ncols=3 if axes is over_time else 1,
+                    loc="upper center" if axes is over_time else "best")
         _plain(axes)
     return figure
 
