@@ -354,7 +354,7 @@ def test_conversion_from_the_command_line(snnexp: Callable[..., Done]) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["task=fit_few_spike", "activation=softsign"], ["activation=softsign", "silu"]),
+    (["task=fit_few_spike", "activation=nonsense"], ["activation=nonsense", "silu"]),
     (["task=fit_few_spike", "K=0"], ["K=0", ">= 1"]),
     (["task=fit_few_spike", "range=[3,1]"], ["range=[3, 1]", "low < high"]),
     (["task=fit_few_spike", "distribution=nowhere.csv"], ["distribution=nowhere.csv", "columns x"]),

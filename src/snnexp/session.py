@@ -118,7 +118,7 @@ class Session:
             return self.job.name or " ".join(f"{key}={value}" for key, value in self._variation.items())
         made = self._choices()
         named = [made[g] for g in TAGS if g in made and g != "task" and made[g] != "none"]
-        return "-".join([*(named or [made["task"]]), f"s{self.seed}"])
+        return "-".join([*(named or [self.config["activation"]]), f"s{self.seed}"])
 
     def _choices(self) -> dict[str, str]:
         """The option of each group in TAGS that has a part in the run: an activation takes no surrogate."""
@@ -127,7 +127,7 @@ class Session:
         if self.choices["task"] not in CONVERTING:
             absent |= {"conversion", "calibration", "mitigation"}
         if self.choices["task"] in ALONE:
-            absent |= {"model", "dataset", "neuron"}
+            absent |= {"model", "dataset", "neuron", "surrogate"}
         made = {g: self.choices[g] for g in TAGS if self.choices.get(g) and g not in absent}
         if made.get("calibration") == "none" and (steps := self.config["calibration"]["steps"]):
             made["calibration"] = "+".join(steps)

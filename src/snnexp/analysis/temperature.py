@@ -74,7 +74,8 @@ def choose(net: TimeFold, surrogates: Sequence[AdaptiveDspike], split: Split, lo
             for one in group:
                 one.b = b
             found.append(compare(probe.surrogate(), finite))
-        best = max((1, 0, 2), key=lambda i: found[i].cosine)  # the first of equal ones: b as it was
+        # a gradient that is zero everywhere loses; the first of equal ones, b as it was, wins
+        best = max((1, 0, 2), key=lambda i: (found[i].ratio > 0, found[i].cosine))
         lower, same, higher = (fidelity.cosine for fidelity in found)
         for one in group:
             one.b = candidates[best]

@@ -36,7 +36,8 @@ class Neuron:
     T: int = 8
 
     def __post_init__(self) -> None:
-        require(bool(self.weights), "weights", list(self.weights), "a list of numbers, one an input")
+        require(isinstance(self.weights, Sequence) and bool(self.weights), "weights", self.weights,
+                "a list of numbers, one an input")
         self.weights = [number("weights", w, "a list of numbers") for w in self.weights]
         self.theta = number("theta", self.theta, "a number > 0", above=0)
         self.start = number("start", self.start, "a share of the threshold, from 0 to 1", at_least=0, at_most=1)
@@ -55,7 +56,7 @@ class Neuron:
 
     def expected(self, n: Tensor, v: Tensor) -> Tensor:
         """n* from count and residual."""
-        return (n + torch.floor(v / self.theta)).clamp(0, self.T)
+        return (n + torch.floor((v / self.theta).round(decimals=DECIMALS))).clamp(0, self.T)
 
 
 @dataclass
@@ -127,7 +128,7 @@ def trace(neuron: Neuron, trains: Sequence[str]) -> list[dict[str, Any]]:
         v = round(charged - fired * neuron.theta, DECIMALS)
         rows.append({"t": t + 1, "input": " ".join(train[t] for train in trains), "current": current,
                      "charged": charged, "spike": fired, "v": v})
-    even = int(neuron.expected(torch.tensor(float(n)), torch.tensor(v)))
+    even = int(neuron.expected(*torch.tensor([n, v], dtype=torch.float64)))
     return [row | {"spikes": n, "expected": even, "kind": kind(n, v, neuron)} for row in rows]
 
 

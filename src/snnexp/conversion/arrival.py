@@ -100,7 +100,8 @@ def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
                 continue
             others = [n for n in flow.sites if n is not site]
             inside, known = flow.segment([current], [*others, *flow.head])
-            sources = [n for n in known if n in others]
+            if not (sources := [n for n in known if n in others]):  # frames, in their own order
+                continue
             for name, order in ORDERS.items():
                 random = torch.Generator().manual_seed(seed)
                 values: dict[fx.Node, Any] = {n: env[n] for n in known}

@@ -19,6 +19,7 @@ from snnexp.conversion.walk import Layer, along
 from snnexp.errors import UserError, require
 from snnexp.few_spike.table import Table, decoded, load, relu, spikes
 
+BOUNDED = ("sigmoid", "tanh", "hardsigmoid", "softsign", "hardtanh")  # what they are does not scale with the input
 GRID = 100    # ranges tried for a ReLU, up to the largest activation
 RIDGE = 1e-4  # of the output weights' regression, in shares of the neurons
 
@@ -55,7 +56,8 @@ class FewSpike:
 
     def _candidates(self, name: str, layer: Layer) -> list[Table]:
         fitted = load(name, self.tables)
-        found = [fit.table for fit in fitted if fit.table.K == layer.T]
+        scales = (1,) if name in BOUNDED else (1, 2, 4)  # for inputs beyond the range of a fit
+        found = [Table(*(s * part for part in fit.table)) for fit in fitted if fit.table.K == layer.T for s in scales]
         if not found:
             have = ", ".join(str(K) for K in sorted({fit.table.K for fit in fitted})) or "none"
             raise UserError(

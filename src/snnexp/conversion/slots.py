@@ -103,7 +103,9 @@ def export(snn: Decoded, path: Path) -> None:
         for site in snn.flow.sites:
             neuron = snn.flow.module(site)
             assert isinstance(neuron, FewSpike)
-            T, h, d = (part.flatten(1).tolist() for part in neuron.table)
+            shifted = neuron.T - neuron.bias if bool(neuron.bias.any()) else neuron.T  # a bias that no layer could take
+            C = shifted[0].numel()
+            T, h, d = (part.flatten(1).expand(-1, C).tolist() for part in (shifted, neuron.h, neuron.d))
             for t, c in product(range(len(T)), range(len(T[0]))):
                 out.writerow([site.target, "all" if len(T[0]) == 1 else c, t + 1, T[t][c], h[t][c], d[t][c]])
 
@@ -123,7 +125,7 @@ def _arriving(flow: Flow, node: fx.Node, env: dict[fx.Node, Any], fired: dict[fx
     products and maxima have made of numbers on the way."""
     if node in fired:
         return float(fired[node].sum()) / len(fired[node])
-    timed = [n for n in node.all_input_nodes if n in flow.timed]
+    timed = [n for n in node.all_input_nodes if n in flow.timed and not isinstance(env[n], int | torch.Size)]
     multiplied = len(timed) > 1 and node.op != "call_module" and function_name(node) in PRODUCTS
     if multiplied or isinstance(flow.module(node), (nn.Linear, *CONVS, *MAX_POOLS)):
         return float((env[node] != 0).sum()) / len(env[node])

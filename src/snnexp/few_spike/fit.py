@@ -90,7 +90,7 @@ def fit(activation: str, interval: tuple[float, float], K: int, limit: float, *,
     chains = coarse.chains(T, T)
     for k in range(2, K + 1):
         chains = search.around(coarse, search.grown(coarse, chains), round(GROWING * rounds * 2 * k / K**2), 1.0)
-    best, cycles = chains, round(RENEWING * rounds / CYCLE)
+    best, cycles = chains, round(RENEWING * rounds / CYCLE) if K > 1 else 0  # one step cannot be renewed
     for turn in range(cycles):
         hot = 1 - turn / cycles
         renewed = search.around(coarse, search.grown(coarse, search.shrunk(coarse, chains)), CYCLE, 0.5 * hot)

@@ -26,7 +26,8 @@ from snnexp.errors import InvalidValue, UserError
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu, "silu": F.silu, "sigmoid": torch.sigmoid, "gelu": F.gelu, "tanh": torch.tanh,
     "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "elu": F.elu, "leaky_relu": F.leaky_relu, "mish": F.mish,
-    "softplus": F.softplus}
+    "softplus": F.softplus, "selu": F.selu, "celu": F.celu, "softsign": F.softsign, "tanhshrink": F.tanhshrink,
+    "logsigmoid": F.logsigmoid, "hardtanh": F.hardtanh}
 RANGES: dict[str, tuple[tuple[float, float], ...]] = {  # of the shipped coefficients; the first is the talk's
     "relu": ((0.0, 25.0),), "silu": ((-8.0, 12.0), (-6.0, 6.0), (-4.0, 3.0), (-1.0, 1.0)),
     "sigmoid": ((-10.0, 10.0), (-5.0, 5.0)),

@@ -100,12 +100,13 @@ def _experiment(name: str, runs: Sequence[Stored], source: Source) -> Section:
     inside = {sweep.run_id for sweep in sweeps}
     alone = results([run for run in runs if not _sweep(run) and run.parent not in inside])
     whole = sorted(sweeps, key=lambda sweep: (sweep.status == "finished", sweep.start))
-    newest = {(sweep.name, *sorted(sweep.params.items())): sweep for sweep in whole}.values()
+    counted = results([run for run in runs if not _sweep(run)])
+    kept, done = {result.run.parent for result in counted}, {run.parent for run in runs if run.status == "finished"}
+    newest = [sweep for sweep in whole if sweep.run_id in kept or sweep.run_id not in done]  # but those repeated
     groups = [(group, source.shown(group[0].run)) for group in seeds.grouped(alone)]
     telling = [(group, own) for group, own in groups if _has_table(own)]
     others = [(group, own) for group, own in groups if not _has_table(own)]
     reached = [result.run for group, _ in others for result in group]
-    counted = results([run for run in runs if not _sweep(run)])
     blocks: list[Block] = [*_texts(texts.question, texts.set_up), *what_was_run(counted),
                            *accuracies(reached, [], source.store, source.link)]
     blocks += [_group(group, own, source) for group, own in telling]

@@ -109,7 +109,7 @@ def _compared(session: Session, settings: list[Setting]) -> Metrics:
     made = {"surrogates": figures.surrogates([(s.name, s.surrogate) for s in best]),
             "learning": figures.learning({s.name: s.learning for s in best}),
             "accuracy": figures.accuracy_against_parameter(_points(settings))}
-    if tables["sparsity"]:
+    if any(not math.isnan(row["potentials"]) for row in tables["sparsity"]):
         made["sparsity"] = figures.zeros_by_width(tables["sparsity"], tables["settings"])
     report(session, {name: rows for name, rows in tables.items() if rows}, made)
     return {VAL: best[0].mean(VAL), "test/accuracy": best[0].mean("test/accuracy"), "settings": len(settings),

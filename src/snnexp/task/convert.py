@@ -99,6 +99,12 @@ class Conversion:
         except InvalidValue as error:
             raise error.told(f"mitigation.{error.name}") from error
 
+    def integrating(self, what: str) -> None:
+        """Raises UserError unless the conversion places integrate-and-fire neurons."""
+        if self.method.decoded:
+            raise UserError(f"{what} takes integrate-and-fire neurons: choose another conversion than "
+                            f"conversion={self.session.choices['conversion']}")
+
     def _check_frames(self, frames: int) -> None:
         """Raises UserError unless the recording that is seen frame by frame is seen whole."""
         for t in [steps[-1] for steps in self.groups()]:

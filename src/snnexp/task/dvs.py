@@ -59,7 +59,7 @@ def dvs(session: Session, direct: dict[str, Any], seeds: Sequence[int], rounds: 
         raise UserError("task=dvs compares ways to show event recordings to a network: choose dataset=cifar10_dvs or "
                         "dataset=cifar10_saccade")
     session.check(METRICS)
-    comparison = Comparison(session, direct, seeds, sorted(rounds), sorted(per_frame), images)
+    comparison = Comparison(session, direct, sorted(set(seeds)), sorted(set(rounds)), sorted(set(per_frame)), images)
     comparison.check()
     return session.tracked(comparison.run)
 

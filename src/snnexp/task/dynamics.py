@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from snnexp.analysis import figures, tables
 from snnexp.conversion.network import Converted
-from snnexp.conversion.neuron import ScaledIF
+from snnexp.conversion.neuron import Frames, ScaledIF
 from snnexp.conversion.walk import ROWS
 from snnexp.errors import UserError
 from snnexp.session import Session
@@ -27,6 +27,7 @@ def dynamics(session: Session, layer_images: int) -> Metrics:
     if session.choices["mitigation"] != "none":
         raise UserError("task=dynamics checks integrate-and-fire neurons as they are: choose mitigation=none")
     conversion = Conversion(session, layer_images, layer_images, layer_images)
+    conversion.integrating("task=dynamics")
     return session.tracked(lambda: _checked(conversion))
 
 
@@ -69,12 +70,13 @@ def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
     ended = dict.fromkeys(flow.sites, 0.0)
     for part in torch.split(x, max(1, ROWS[x.device.type] // T)):
         env, state, _ = snn.simulated(part, T)
-        phi = {site: unfold(env[site], T).mean(0) for site in flow.sites}
+        shown = [n for n in flow.nodes if isinstance(flow.module(n), Frames)]
+        phi = {n: unfold(env[n], T).mean(0) for n in (*flow.sites, *shown)}
         for site, row in found.items():
             neuron, current = flow.module(site), site.args[0]
             assert isinstance(neuron, ScaledIF)
             assert isinstance(current, fx.Node)
-            between, known = flow.segment([current], [n for n in (*flow.sites, *flow.head) if n is not site])
+            between, known = flow.segment([current], [n for n in (*flow.sites, *shown, *flow.head) if n is not site])
             values = {n: phi[n] if n in phi else env[n] for n in known}
             flow.run(between, values)
             remainder = (state[site] - neuron.v_init) / T

@@ -49,12 +49,21 @@ def few_spike(session: Session, depths: list[int] | None, test_images: int | Non
     calibration: Calibration = build("calibration", session.config)
     for source in sources.values():
         source.check(["val/accuracy"])
+        try:
+            images = calibration.sample(source.data.train)[:2]
+        except InvalidValue as error:
+            raise error.told(f"calibration.{error.name}") from error
+        graph, network = prepare(still(source.network()), images, method.maxpool, method.decoded)
+        walk(graph, network, images, session.config["timesteps"], method)
     return session.tracked(lambda: _measured(session, sources, method, calibration, test_images, layer_images))
 
 
 def _sources(session: Session, depths: list[int] | None) -> Iterator[tuple[str, Session]]:
     """The session of each ANN, by name."""
     model = session.config["model"]
+    depths = [depths] if isinstance(depths, int) else depths
+    if depths == []:
+        raise UserError("task.depths=[] is not allowed: it must be a list of depths, or null")
     if depths is not None and "depth" not in model:
         raise UserError(f"task.depths={depths}: model={session.choices['model']} has no depth; leave it null")
     if depths is not None and len(depths) > 1 and session.config["checkpoint"]:

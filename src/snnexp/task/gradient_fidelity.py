@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,8 @@ from snnexp.session import Session
 from snnexp.task.train import Measurement, Outcome, by_layer, train
 from snnexp.timefold import TimeFold
 from snnexp.training import Metrics
+
+log = logging.getLogger(__name__)
 
 
 def gradient_fidelity(session: Session, weights: int, batch: int, eps: float) -> Metrics:
@@ -39,7 +42,11 @@ class Finite(Measurement):
         generator, metrics = torch.Generator().manual_seed(self.seed), Metrics()
         for layer in layers(net):
             at = sample(net, layer, self.weights, generator)
-            probe = Probe(net, self.loss, layer, x.to(device), y.to(device), at)
+            try:
+                probe = Probe(net, self.loss, layer, x.to(device), y.to(device), at)
+            except InvalidValue:  # used twice, or over tokens
+                log.warning("no finite differences of layer %s: used more than once, or not on [N, C, ...]", layer)
+                continue
             found = compare(probe.surrogate(), probe.finite(self.eps))
             metrics |= {f"fidelity/{what}/{layer}": value for what, value in found._asdict().items()}
         return metrics

@@ -25,6 +25,7 @@ def mitigations(session: Session, compare: Mapping[str, Mitigation], val_images:
     if session.choices["mitigation"] != "none":
         raise UserError("task=mitigations compares those in task.compare: choose mitigation=none")
     conversion = Conversion(session, val_images, test_images, layer_images)
+    conversion.integrating("task=mitigations")
     if not any(_left(m, total) for m in compare.values() for total in conversion.steps):
         raise UserError(f"timesteps={conversion.steps} leaves no mitigation of task.compare a step after its rehearsal")
     return session.tracked(lambda: _compared(conversion, compare))

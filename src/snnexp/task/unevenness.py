@@ -11,7 +11,7 @@ from snnexp.analysis import figures, tables
 from snnexp.analysis.unevenness import Neuron, Orders, search, trace
 from snnexp.conversion.arrival import Arrival, arrivals, explanations
 from snnexp.conversion.measure import LayerError
-from snnexp.errors import InvalidValue
+from snnexp.errors import InvalidValue, require
 from snnexp.mitigation.base import Mitigated
 from snnexp.session import Session
 from snnexp.task.convert import Conversion
@@ -34,12 +34,15 @@ def unevenness(session: Session, cases: Mapping[str, Mapping[str, Any]], weights
     except InvalidValue as error:
         raise error.told(f"task.{error.name}") from error
     conversion = Conversion(session, val_images, test_images, layer_images)
+    conversion.integrating("task=unevenness")
     return session.tracked(lambda: _measured(conversion, steps, orders))
 
 
 def _case(name: str, weights: Sequence[float], trains: Sequence[str], theta: float = 1.0,
           start: float = 0.0) -> list[dict[str, Any]]:
     try:
+        require(bool(trains) and all(isinstance(word, str) for word in trains), "trains", list(trains),
+                'quoted words of 0 and 1, one an input, such as ["10", "01"]')
         return trace(Neuron(weights, theta, start, len(trains[0])), trains)
     except InvalidValue as error:
         raise InvalidValue(f"cases.{name}.{error.name}", error.value, error.allowed) from error

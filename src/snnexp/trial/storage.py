@@ -17,8 +17,9 @@ import optuna
 from hydra.utils import instantiate
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import NullPool, create_engine
 
-from snnexp.address import advisory, database, kind, locked, masked
+from snnexp.address import ADVISORY, advisory, database, kind, locked, masked
 from snnexp.errors import UserError
 from snnexp.trial.job import Address
 
@@ -42,7 +43,7 @@ def _opened(url: str, process: int) -> BaseStorage:
     try:
         if path := file(url):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(url) if path else nullcontext():
+        with exclusive(url) if path else _maker(url):
             return _made(url)
     except Exception as error:  # SQLAlchemy, drivers and the file system raise many kinds
         reason = masked(" ".join(str(error.__cause__ or error).split()))[:300]
@@ -61,6 +62,14 @@ def _made(url: str) -> BaseStorage:
         raise ValueError("that is no storage of a study")
     engine: dict[str, Any] = {"connect_args": connect[kind(url)], "pool_pre_ping": kind(url) != "sqlite"}
     return get_storage(RDBStorage(url, engine_kwargs=engine))
+
+
+def _maker(url: str) -> AbstractContextManager[None]:
+    """One process at a time makes the tables of a server's empty database: Optuna does not see to that."""
+    if kind(url) not in ADVISORY:
+        return nullcontext()
+    connect = {"postgresql": {"connect_timeout": 10}, "mysql": {"connect_timeout": 10}}[kind(url)]
+    return advisory(create_engine(url, connect_args=connect, poolclass=NullPool), url, "study")
 
 
 def file(url: str) -> Path | None:
