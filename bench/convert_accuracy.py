@@ -29,6 +29,7 @@ from snnexp.checkpoint import load_into
 from snnexp.config import conf_dir
 from snnexp.conversion.measure import spread
 from snnexp.conversion.network import convert
+from snnexp.dataset.base import Data
 from snnexp.dataset.image_folder import image_folder
 from snnexp.model.resnet import cifar_resnet
 from snnexp.timefold import Normalize, TimeFold
@@ -60,6 +61,18 @@ def trained(args: argparse.Namespace, folder: Path) -> Path:
                *args.overrides]  # fmt: skip
     subprocess.run([sys.executable, "-m", "snnexp.run", *command], check=True)
     return max(outputs.glob("runs/*/*/best.pt"), key=os.path.getmtime)
+
+
+def source(args: argparse.Namespace) -> tuple[nn.Module, Data, Tensor, Tensor]:
+    """The trained ResNet-20 [N, 3, 32, 32] -> [N, 10], its data, and the --test images with their labels."""
+    args.work = args.work.absolute()
+    folder = images(args.data, args.work)
+    data = image_folder(folder, cache=args.work / "cache")
+    net = TimeFold(cifar_resnet(data.shape, len(data.classes), nn.ReLU, depth=20, width=16, shortcut="B",
+                                readout="current"), 1, temporal=False, front=Normalize(*data.normalize))
+    load_into(net, trained(args, folder))
+    x, y = next(data.test.batches(args.test, spread(data.test, args.test)))
+    return nn.Sequential(net.front, net.network).eval(), data, x, y
 
 
 def settings(group: str, option: str, changes: dict[str, Any]) -> Any:
@@ -115,14 +128,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("overrides", nargs="*", help="for the training, e.g. trainer.precision=bf16-mixed")
     args = parser.parse_args()
-    args.work = args.work.absolute()
-    folder = images(args.data, args.work)
-    data = image_folder(folder, cache=args.work / "cache")
-    net = TimeFold(cifar_resnet(data.shape, len(data.classes), nn.ReLU, depth=20, width=16, shortcut="B",
-                                readout="current"), 1, temporal=False, front=Normalize(*data.normalize))
-    load_into(net, trained(args, folder))
-    ann = nn.Sequential(net.front, net.network).eval()
-    x, y = next(data.test.batches(args.test, spread(data.test, args.test)))
+    ann, data, x, y = source(args)
 
     def right(network: nn.Module) -> Tensor:
         with torch.inference_mode():

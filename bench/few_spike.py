@@ -19,19 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convert_accuracy import settings, trained
-from snnexp.checkpoint import load_into
+from convert_accuracy import settings, source
 from snnexp.conversion import slots
 from snnexp.conversion.few_spike import FewSpike
 from snnexp.conversion.graph import prepare
-from snnexp.conversion.measure import spread
 from snnexp.conversion.network import Decoded
 from snnexp.conversion.walk import walk
-from snnexp.dataset.image_folder import image_folder
 from snnexp.few_spike.table import SHIPPED, load
-from snnexp.model.resnet import cifar_resnet
-from snnexp.timefold import Normalize, TimeFold
-from train_cifar import images
 
 PER_LAYER = 128  # images over which spikes are counted
 
@@ -87,14 +81,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("overrides", nargs="*", help="for the training, e.g. trainer.precision=bf16-mixed")
     args = parser.parse_args()
-    args.work = args.work.absolute()
-    folder = images(args.data, args.work)
-    data = image_folder(folder, cache=args.work / "cache")
-    net = TimeFold(cifar_resnet(data.shape, len(data.classes), nn.ReLU, depth=20, width=16, shortcut="B",
-                                readout="current"), 1, temporal=False, front=Normalize(*data.normalize))
-    load_into(net, trained(args, folder))
-    ann = nn.Sequential(net.front, net.network).eval()
-    x, y = next(data.test.batches(args.test, spread(data.test, args.test)))
+    ann, data, x, y = source(args)
     log = args.work / "few_spike.jsonl"
     results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {(r["K"], r["per_channel"], r["seed"]) for r in results}

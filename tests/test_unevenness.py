@@ -21,7 +21,7 @@ from snnexp.conversion.neuron import ScaledIF
 from snnexp.conversion.qcfs import QCFS as FromQCFS
 from snnexp.conversion.walk import walk
 from snnexp.errors import InvalidValue, UserError
-from snnexp.mitigation.base import Mitigation, depth
+from snnexp.mitigation.base import Mitigation
 from snnexp.mitigation.offset_spike import OffsetSpike
 from snnexp.mitigation.residual_membrane import ResidualMembrane
 from snnexp.mitigation.signed import Signed
@@ -300,7 +300,7 @@ def test_rehearsals_are_counted() -> None:
     assert examine(source, cos, x, T)[1].spikes == pytest.approx(heard)
     for s in sites:
         assert torch.equal(before[0][s], env[s][: 2 * len(x)])
-    assert depth(plain.flow) == 4
+    assert plain.flow.levels[plain.flow.output] == 4
     assert Signed(0.0).applied(plain).latency(T) == 4
     assert [m.steps(4) for m in ACTIVE] == [6, 8, 10, 4, 4, 4]
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from snnexp.analysis.figures import BLUE, GREY, ORANGE
+from snnexp.analysis.figures import BLUE, GREY, ORANGE, plain
 from snnexp.dynamics import if_step
 from snnexp.few_spike.table import FUNCTIONS, Fitted, decoded, relu, spikes
 
@@ -36,7 +36,7 @@ def approximation(fit: Fitted) -> Figure:
     lower.set(ylabel="spikes", xlabel="input x")
     lower.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"mean squared error {fit.mse:.2g}, largest {fit.largest:.2g}, {fit.spikes:.2f} spikes on average")
-    _bare(upper, middle, lower)
+    plain(upper, middle, lower)
     return figure
 
 
@@ -50,7 +50,7 @@ def raster(fit: Fitted, inputs: int = 800) -> Figure:
     axes.set(xlabel="input x", ylabel="time step", ylim=(fit.table.K + 0.7, 0.3),
              title=f"spikes of few-spike neurons for {fit.activation}")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _bare(axes)
+    plain(axes)
     return figure
 
 
@@ -69,7 +69,7 @@ def errors(fits: Sequence[Fitted]) -> Figure:
     by_K.legend(frameon=False, title="range")
     by_spikes.set(xlabel="mean spikes")
     figure.suptitle(f"few-spike neurons for {fits[0].activation}")
-    _bare(by_K, by_spikes)
+    plain(by_K, by_spikes)
     return figure
 
 
@@ -106,7 +106,7 @@ def error_against_steps(found: Mapping[str, Sequence[tuple[int, float, float]]])
     by_steps.set(xlabel="time steps", ylabel="root mean square error (of the range)")
     by_steps.legend(frameon=False)
     by_spikes.set(xlabel="mean spikes")
-    _bare(by_steps, by_spikes)
+    plain(by_steps, by_spikes)
     return figure
 
 
@@ -121,7 +121,7 @@ def shares(by_network: Mapping[str, Tensor]) -> Figure:
     axes.set(xlabel="spikes in one inference", ylabel="share of neurons")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
-    _bare(axes)
+    plain(axes)
     return figure
 
 
@@ -131,8 +131,3 @@ def _stairs(axes: Axes, x: Tensor, y: Tensor, label: str) -> None:
     edges = torch.cat([torch.zeros(1, dtype=torch.int64), jumps, torch.tensor([len(x)])])
     first, last = edges[:-1], edges[1:] - 1
     axes.hlines(y[first].numpy(), x[first].numpy(), x[last].numpy(), color=BLUE, linewidth=1.6, label=label)
-
-
-def _bare(*axes: Axes) -> None:
-    for each in axes:
-        each.spines[["top", "right"]].set_visible(False)

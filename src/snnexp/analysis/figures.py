@@ -47,7 +47,7 @@ def surrogate(function: nn.Module) -> Figure:
     )
     axes.set(xlabel="x = v − θ", title=f"{type(function).__name__} ({function.extra_repr().split(', spiking')[0]})")
     axes.legend(frameon=False)
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -65,7 +65,7 @@ def surrogates(functions: Sequence[tuple[str, nn.Module]]) -> Figure:
             axes.plot(x.numpy(), primitive.numpy(), color=BLUE, label="primitive g(x)")
         axes.plot(x.numpy(), derivative.numpy(), color=ORANGE, label="backward: g'(x)")
         axes.set(title=name, ylim=(-0.05, max(1.05, min(2.2, 1.05 * float(derivative.max())))))
-        _plain(axes)
+        plain(axes)
     for axes in list(panels.flat)[len(functions) :]:
         axes.axis("off")
     for axes in panels[-1]:
@@ -84,7 +84,7 @@ def learning(curves: Mapping[str, Sequence[float]]) -> Figure:
     axes.set(xlabel="epoch", ylabel="validation accuracy", title="learning, mean over seeds")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -105,7 +105,7 @@ def accuracy_against_parameter(points: Mapping[str, Sequence[tuple[float, Sequen
         axes.set(title=name, xscale="log")
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
-        _plain(axes)
+        plain(axes)
     for axes in list(panels.flat)[len(points) :]:
         axes.axis("off")
     for line in panels:
@@ -154,7 +154,7 @@ def zeros_by_width(sparsity: Sequence[Mapping[str, Any]], settings: Sequence[Map
     for axes in (last, over_time, accuracy):
         axes.legend(frameon=False, fontsize=7, ncols=3 if axes is over_time else 1,
                     loc="upper center" if axes is over_time else "best")
-        _plain(axes)
+        plain(axes)
     return figure
 
 
@@ -178,7 +178,7 @@ def temperature(history: Sequence[Mapping[str, float]]) -> Figure:
     shapes.set(xlabel="x = v − θ", title="g'(x)" if len(curves) == 1 else f"g'(x) of {next(iter(curves))[8:]}")
     shapes.legend(frameon=False, fontsize=8)
     for axes in (over_time, shapes):
-        _plain(axes)
+        plain(axes)
     return figure
 
 
@@ -194,7 +194,7 @@ def by_layer(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: s
         axes.set(xlabel="epoch", title=column, ylim=(min(0, axes.get_ylim()[0]), None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=8)
-        _plain(axes)
+        plain(axes)
     figure.suptitle(title)
     return figure
 
@@ -217,7 +217,7 @@ def rasters(x: Tensor, trains: Mapping[str, Tensor], label: str) -> Figure:
         )
         if few:
             axes.set_yticks(range(train.shape[1]))
-        _plain(axes)
+        plain(axes)
     axes.set(xlabel="time step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"spikes of one test example ({label})")
@@ -233,7 +233,7 @@ def rates(values: Mapping[str, float], unit: str) -> Figure:
     axes.invert_yaxis()
     axes.set(xlabel=unit, title="activity per layer")
     axes.margins(x=0.15)
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -277,7 +277,7 @@ def accuracy_against_t(curves: Mapping[str, Mapping[int, float]], ann: float) ->
     axes.set_xticks(steps, [str(t) for t in steps])
     axes.set(xlabel="time steps T", ylabel="test accuracy")
     axes.legend(frameon=False)
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -305,7 +305,7 @@ def ways(table: Sequence[Mapping[str, Any]]) -> Figure:
     cost.margins(x=0.15)
     cost.set(xlabel="processor time of one training, s")
     for axes in (accuracy, cost):
-        _plain(axes)
+        plain(axes)
     return figure
 
 
@@ -327,7 +327,7 @@ def layers(table: Sequence[LayerError]) -> Figure:
     parts.set(xlabel="mean squared error / (mean ANN activation)²")
     for axes in (means, rates_axes, parts):
         axes.legend(frameon=False, fontsize=8)
-        _plain(axes)
+        plain(axes)
     means.invert_yaxis()
     figure.suptitle(f"layers after T = {table[0].T} steps")
     return figure
@@ -351,7 +351,7 @@ def dynamics(rows: Rows) -> Figure:
     residual.invert_yaxis()
     figure.legend(*remainder.get_legend_handles_labels(), loc="outside right center", frameon=False)
     for axes in (residual, remainder, inside):
-        _plain(axes)
+        plain(axes)
     return figure
 
 
@@ -376,7 +376,7 @@ def orders(found: Sequence[Orders]) -> Figure:
         axes.set_yscale("log")
         axes.set_title(title, size=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _plain(axes)
+        plain(axes)
     axes_all[0, 0].legend(frameon=False, fontsize=8)
     figure.supxlabel("spikes too many (above 0: over-firing, below: under-firing)")
     figure.supylabel("share of all orders")
@@ -397,7 +397,7 @@ def kinds(rows: Rows) -> Figure:
             axes.barh(names, [row[kind] for row in at], left=left, color=color, label=labels[kind])
             left = [a + row[kind] for a, row in zip(left, at, strict=True)]
         axes.set(title=f"T = {T}", xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
-        _plain(axes)
+        plain(axes)
     panels[0].invert_yaxis()
     figure.supxlabel("share of neurons (the rest ends in [0, θ))")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
@@ -424,7 +424,7 @@ def arrivals(rows: Rows) -> Figure:
     uneven.legend(title="spikes arrive", frameon=False, fontsize=8)
     for axes in (uneven, swing, trend):
         axes.set_xlim(left=0)
-        _plain(axes)
+        plain(axes)
     figure.suptitle(f"the same spikes in other orders, T = {T}")
     return figure
 
@@ -448,7 +448,7 @@ def mitigations(rows: Rows, ann: float) -> Figure:
         if key != "energy_nj":
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
-        _plain(axes)
+        plain(axes)
     axes_all[0].set(ylabel="test accuracy")
     figure.legend(*axes_all[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     return figure
@@ -464,5 +464,7 @@ def _shades(n: int) -> list[Any]:
     return [tuple(v) for v in colormaps["viridis_r"](torch.linspace(0.1, 1, n).numpy())]
 
 
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
+def plain(*axes: Axes) -> None:
+    """Without a frame above and on the right."""
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)

@@ -87,9 +87,7 @@ def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
     """Every site after the first in each order of `ORDERS`, for inputs [N, ...]; what is below it stays as it is, so
     each neuron's mean input is the same in all orders. For networks of `ScaledIF` without a mitigation; T >= 2."""
     flow, found = snn.flow, dict[tuple[str, str], Arrival]()
-    depth: dict[fx.Node, int] = {}
-    for node in flow.nodes:
-        depth[node] = max((depth[n] + (n in flow.sites) for n in node.all_input_nodes), default=0)
+    levels = flow.levels
     device = next(snn.buffers()).device
     for part in torch.split(x, max(1, ROWS[device.type] // T)):
         seed += 1
@@ -110,8 +108,8 @@ def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
                 neuron, c = flow.module(site), unfold(values[current], T)
                 assert isinstance(neuron, ScaledIF)
                 row = found.setdefault((str(site.target), name), Arrival(
-                    str(site.target), T, name, depth[site], len(sources), c.shape[2], c.shape[-1] if c.dim() > 3 else 1,
-                    float(neuron.theta.mean())))
+                    str(site.target), T, name, levels[site] - 1, len(sources), c.shape[2],
+                    c.shape[-1] if c.dim() > 3 else 1, float(neuron.theta.mean())))
                 _add(row, neuron, c, len(part) / len(x))
     for row in found.values():
         row.uneven, row.swing, row.trend = math.sqrt(row.uneven), math.sqrt(row.swing), math.sqrt(row.trend)

@@ -136,6 +136,14 @@ class Flow:
     def module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
+    @property
+    def levels(self) -> dict[fx.Node, int]:
+        """How many sites each value has passed on its longest way; that of `output` is the network's depth."""
+        found: dict[fx.Node, int] = {}
+        for node in self.nodes:
+            found[node] = max((found[n] for n in node.all_input_nodes), default=0) + (node in self.sites)
+        return found
+
     def replace(self, node: fx.Node, module: nn.Module) -> None:
         self.graph.set_submodule(str(node.target), module)
         self.modules = dict(self.graph.named_modules())

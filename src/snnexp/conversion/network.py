@@ -137,7 +137,7 @@ class Decoded(Converted):
     def stream(self, x: Tensor) -> Iterator[Any]:
         """A pipeline: the inputs x [N, ...] enter one a slot of K steps, and while one is in a layer, those before it
         are in the layers above. The answers [1, ...] in the same order, the first after `depth` slots."""
-        flow, levels = self.flow, self.levels
+        flow, levels = self.flow, self.flow.levels
         stages = [[n for n in flow.nodes[1:-1] if max(levels[n], 1) == k + 1] for k in range(self.depth)]
         inside: list[tuple[int, dict[fx.Node, Any]]] = []  # (layers passed, values), those that came first at the front
         for new in chain(torch.split(x, 1), repeat(None)):
@@ -152,18 +152,9 @@ class Decoded(Converted):
                 return
 
     @property
-    def levels(self) -> dict[fx.Node, int]:
-        """How many sites each value has passed on its longest way."""
-        found: dict[fx.Node, int] = {}
-        for node in self.flow.nodes:
-            below = max((found[n] for n in node.all_input_nodes), default=0)
-            found[node] = below + (node in self.flow.sites)
-        return found
-
-    @property
     def depth(self) -> int:
         """Sites on the longest way to the output: an answer takes `depth` slots."""
-        return self.levels[self.flow.output]
+        return self.flow.levels[self.flow.output]
 
 
 def convert(ann: nn.Module, images: Tensor, method: Method, T: int, corrections: Sequence[Correction] = (),

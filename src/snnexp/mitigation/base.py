@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from snnexp.conversion.graph import Flow
 from snnexp.conversion.network import Converted, Simulation, joined
 from snnexp.conversion.neuron import ScaledIF
 from snnexp.errors import UserError, integer, require
@@ -67,7 +66,7 @@ class Mitigated(Converted):
             self.flow.replace(site, mitigation.neuron(placed))
 
     def latency(self, T: int) -> int:
-        return self.mitigation.latency(T, depth(self.flow))
+        return self.mitigation.latency(T, self.flow.levels[self.flow.output])
 
     @torch.no_grad()
     def at(self, x: Tensor, steps: Sequence[int]) -> list[Any]:
@@ -120,11 +119,3 @@ class Mitigated(Converted):
             n: unfold(env[n], T)[:t].mean(0) for n in flow.emitting}
         flow.run(flow.tail, means)
         return fx.map_arg(flow.output.args[0], means.__getitem__)
-
-
-def depth(flow: Flow) -> int:
-    """Sites on the longest way through the network."""
-    far: dict[fx.Node, int] = {}
-    for node in flow.nodes:
-        far[node] = max((far[n] for n in node.all_input_nodes), default=0) + (node in flow.sites)
-    return max(far.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -12,12 +11,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from snnexp.analysis import few_spike as drawn
-from snnexp.analysis import figures
+from snnexp.analysis import figures, tables
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
 from snnexp.conversion import slots
 from snnexp.conversion.graph import prepare
-from snnexp.conversion.measure import LayerError, columns, spread
+from snnexp.conversion.measure import LayerError, spread
 from snnexp.conversion.network import Decoded
 from snnexp.conversion.walk import Method, walk
 from snnexp.errors import InvalidValue, UserError, integer
@@ -111,8 +110,7 @@ def _measured(session: Session, sources: dict[str, Session], method: Method, cal
         slots.export(snn, folder / "tables" / f"coefficients_{name}.csv")
     last = [LayerError(**{k: v for k, v in layer.items() if k != "network"}) for layer in layers
             if layer["network"] == rows[-1]["network"]]
-    _write(folder / "tables" / "few_spike.csv", list(rows[0]), rows)
-    _write(folder / "tables" / "layers.csv", ["network", *columns()], layers)
+    tables.write({"few_spike": rows, "layers": layers}, folder / "tables")
     figures.write({"spikes": drawn.shares(shares), "layers": figures.layers(last)}, folder / "figures")
     for part in ("tables", "figures"):
         session.tracker.artifact(folder / part)
@@ -121,13 +119,6 @@ def _measured(session: Session, sources: dict[str, Session], method: Method, cal
               for row in rows for key, value in row.items() if key != "network"}
     session.tracker.metrics(result, step=K)
     return result
-
-
-def _write(path: Any, names: list[str], rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, names)
-        table.writeheader()
-        table.writerows(rows)
 
 
 def _print(rows: list[dict[str, Any]], K: int) -> None:

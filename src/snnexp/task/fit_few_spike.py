@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from snnexp.analysis import few_spike as drawn
-from snnexp.analysis import figures
+from snnexp.analysis import figures, tables
 from snnexp.errors import InvalidValue, UserError, integer, number, require
 from snnexp.few_spike.fit import Density, fit
 from snnexp.few_spike.table import RANGES, Fitted, known, measured, relu, save
@@ -63,11 +63,9 @@ def _fitted(activation: str, interval: Interval, K: int, limit: float, density: 
 def _reported(session: Session, fits: list[Fitted]) -> Metrics:
     folder, tracker, activation = session.run_dir, session.tracker, fits[0].activation
     save(fits, folder / f"{activation}.yaml")
-    (folder / "tables").mkdir()
-    with (folder / "tables" / "fit.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["activation", "low", "high", "K", "mse", "largest", "spikes"])
-        table.writerows([activation, *f.range, f.table.K, f.mse, f.largest, f.spikes] for f in fits)
+    written: dict[str, tables.Rows] = {"fit": [
+        {"activation": activation, "low": f.range[0], "high": f.range[1], "K": f.table.K, "mse": f.mse,
+         "largest": f.largest, "spikes": f.spikes} for f in fits]}
     last = max((f for f in fits if f.range == fits[0].range), key=lambda f: f.table.K)
     made = {"approximation": drawn.approximation(last), "raster": drawn.raster(last)}
     if len(fits) > 1:
@@ -75,11 +73,11 @@ def _reported(session: Session, fits: list[Fitted]) -> Metrics:
     if activation == "relu":
         codes = drawn.codes()
         made["codes"] = drawn.error_against_steps(codes)
-        with (folder / "tables" / "codes.csv").open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["code", "steps", "rms_error", "spikes"])
-            table.writerows([code, *point] for code, points in codes.items() for point in points
-                            if code == "few spikes" or (point[0] & (point[0] + 1)) == 0)  # rate: at 2^k - 1
+        written["codes"] = [
+            {"code": code, "steps": steps, "rms_error": error, "spikes": count}
+            for code, points in codes.items() for steps, error, count in points
+            if code == "few spikes" or (steps & (steps + 1)) == 0]  # rate: at 2^k - 1
+    tables.write(written, folder / "tables")
     figures.write(made, folder / "figures")
     for name in (f"{activation}.yaml", "tables", "figures"):
         tracker.artifact(folder / name)

@@ -24,6 +24,7 @@ from snnexp.errors import UserError
 from snnexp.trial.job import Address
 
 JOURNAL = "journal:"
+CONNECT = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}, "mysql": {"connect_timeout": 10}}
 _threads = threading.RLock()  # of this process; a file's lock tells only processes apart
 _depth = 0
 
@@ -57,10 +58,9 @@ def _opened(url: str, process: int) -> BaseStorage:
 def _made(url: str) -> BaseStorage:
     if url.startswith(JOURNAL):
         return JournalStorage(JournalFileBackend(str(file(url))))
-    connect = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}, "mysql": {"connect_timeout": 10}}
-    if kind(url) not in connect or (kind(url) == "sqlite" and database(url) in (None, Path(":memory:"))):
+    if kind(url) not in CONNECT or (kind(url) == "sqlite" and database(url) in (None, Path(":memory:"))):
         raise ValueError("that is no storage of a study")
-    engine: dict[str, Any] = {"connect_args": connect[kind(url)], "pool_pre_ping": kind(url) != "sqlite"}
+    engine: dict[str, Any] = {"connect_args": CONNECT[kind(url)], "pool_pre_ping": kind(url) != "sqlite"}
     return get_storage(RDBStorage(url, engine_kwargs=engine))
 
 
@@ -68,8 +68,7 @@ def _maker(url: str) -> AbstractContextManager[None]:
     """One process at a time makes the tables of a server's empty database: Optuna does not see to that."""
     if kind(url) not in ADVISORY:
         return nullcontext()
-    connect = {"postgresql": {"connect_timeout": 10}, "mysql": {"connect_timeout": 10}}[kind(url)]
-    return advisory(create_engine(url, connect_args=connect, poolclass=NullPool), url, "study")
+    return advisory(create_engine(url, connect_args=CONNECT[kind(url)], poolclass=NullPool), url, "study")
 
 
 def file(url: str) -> Path | None:
