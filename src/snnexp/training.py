@@ -7,6 +7,7 @@ ends with the same weights as one that was not.
 from __future__ import annotations
 
 import ctypes
+import gc
 import io
 import os
 import re
@@ -426,7 +427,10 @@ class _Rank:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when the parent is
             if os.getppid() != self.parent:
                 os._exit(1)
-        return self.function(fabric, *arguments)
+        result = self.function(fabric, *arguments)
+        gc.collect()  # the wrapped network, now out of use, refers to the process group
+        torch.distributed.destroy_process_group()  # joins its threads: one met by Python's end aborts the process
+        return result
 
 
 def _to_ranks(number: int, frame: FrameType | None) -> None:
