@@ -7,7 +7,7 @@ and is not repeated: start it again after an interruption.
 
     lab     sigmoid, sine (alpha 1) and power (alpha 0.5): default network and loss, paired by seed with sigmoid
     dspike  fixed temperatures, and adaptive from two bad starts; 128 hidden neurons, readout=potential, cross-entropy
-    cost    processor time of the choices of temperature over that of the epochs, default settings, 1,024 weights
+    cost    processor time of the choices of temperature over that of the epochs, 1,024 weights
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ LAB = {"sigmoid": "surrogate=sigmoid", "S(x), alpha 1": "surrogate=sine surrogat
        "P(x), alpha 0.5": "surrogate=power surrogate.alpha=0.5"}  # fmt: skip
 POTENTIAL = "model.readout=potential loss=cross_entropy"
 FIXED = {f"fixed b = {b}": f"surrogate=dspike surrogate.b={b}" for b in (0.1, 1.0, 3.0, 10.0, 100.0)}
-ADAPTIVE = {f"adaptive from b = {b}": f"surrogate=dspike_adaptive surrogate.b={b} surrogate.high=100.0 "
-            "surrogate.db=5.0 surrogate.every=5" for b in (0.1, 100.0)}  # fmt: skip
+MOVES = "surrogate.high=100.0 surrogate.db=5.0 surrogate.moves=20"
+ADAPTIVE = {f"adaptive from b = {b}": f"surrogate=dspike_adaptive surrogate.b={b} {MOVES}" for b in (0.1, 100.0)}
 
 
 class Runs:
@@ -132,7 +132,7 @@ def main() -> None:
         for name, found in table(runs, ADAPTIVE, common, options.seeds).items():
             print(f"  {name} - {best} (the best by validation): {paired(found, fixed[best])}")
     if "cost" in parts:
-        record = runs(f"{place} {POTENTIAL} surrogate=dspike_adaptive trainer.epochs=6", 0)
+        record = runs(f"{place} {POTENTIAL} surrogate=dspike_adaptive {MOVES} trainer.epochs=6", 0)
         print(f"{place}: choices {record['choices']:.2f} s of the processor, the epochs without them "
               f"{record['seconds']:.2f} s: {record['choices'] / record['seconds']:.1%}")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from conftest import SMALL, Done
 from snnexp.analysis.finite_difference import Probe, compare, layers, sample
 from snnexp.analysis.sparsity import sparsity
-from snnexp.analysis.temperature import adapt, adaptive
+from snnexp.analysis.temperature import adapt, adaptive, choose
 from snnexp.dataset.base import Split
 from snnexp.errors import InvalidValue
 from snnexp.loss import CrossEntropy, MSERate
@@ -233,6 +233,7 @@ def test_two_ranks_share_one_choice(snnexp: Callable[..., Done]) -> None:
     ("surrogate.b=50", "surrogate.b=50 is not allowed: it must be a number from low=0.1 to high=30"),
     ("surrogate.temperature=both", "surrogate.temperature=both is not allowed: it must be one of shared, per_layer"),
     ("surrogate.every=0", "surrogate.every=0 is not allowed: it must be an integer >= 1"),
+    ("surrogate.moves=0", "surrogate.moves=0 is not allowed: it must be an integer >= 1"),
     ("surrogate.weights=1", "surrogate.weights=1 is not allowed: it must be an integer >= 2"),
     ("surrogate.layer=linear3", "surrogate.layer=linear3 is not allowed: it must be one of linear1, linear2"),
 ])  # fmt: skip
@@ -243,10 +244,29 @@ def test_wrong_settings_are_refused(snnexp: Callable[..., Done], argument: str, 
     assert "Traceback" not in done.err
 
 
+SETTINGS = {"b": 3.0, "db": 1.0, "low": 1.0, "high": 5.0, "temperature": "shared", "every": None, "moves": 1,
+            "layer": None, "subset": "all", "weights": 2, "batch": 4, "eps": 0.5}  # fmt: skip
+
+
+def test_several_moves_are_single_ones_on_the_same_differences() -> None:
+    def chosen(moves: int, times: int) -> tuple[float, tuple[float, ...]]:
+        settings = SETTINGS | {"b": 30.0, "high": 30.0, "moves": moves, "batch": 16}
+        net, (x, y) = two_layer(AdaptiveDspike(**settings)), batch(16)
+        for _ in range(times):  # with the same seed: the same samples and weights
+            choose(net, adaptive(net), Split(x, y, torch.arange(16)), CrossEntropy(), 0, torch.device("cpu"))
+        return adaptive(net)[0].b, adaptive(net)[0].choice[:5]
+
+    path = [chosen(1, times)[0] for times in range(1, 40)]
+    assert path[:3] == [29.0, 28.0, 27.0]
+    assert 1 < path[-1] == path[-2] < 25, "it has arrived"
+    assert chosen(3, 1) == chosen(1, 3)
+    assert chosen(100, 1) == chosen(1, 39)
+    _, (lower, same, higher, *_) = chosen(100, 1)
+    assert same == max(lower, same, higher)
+
+
 def test_another_rank_takes_the_choice_of_the_first() -> None:
-    settings = {"b": 3.0, "db": 1.0, "low": 1.0, "high": 5.0, "temperature": "shared", "every": None, "layer": None,
-                "subset": "all", "weights": 2, "batch": 4, "eps": 0.5}  # fmt: skip
-    first, other = (two_layer(AdaptiveDspike(**settings), readout="spikes") for _ in range(2))
+    first, other = (two_layer(AdaptiveDspike(**SETTINGS), readout="spikes") for _ in range(2))
     assert [one.site for one in adaptive(first)] == ["neuron1", "readout"]
     assert adaptive(first)[0].candidates == (2.0, 3.0, 4.0)
     for net in (first, other):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
-from snnexp.analysis.finite_difference import Probe, compare, layers, sample
+from snnexp.analysis.finite_difference import Fidelity, Probe, compare, layers, sample
 from snnexp.dataset.base import Split
 from snnexp.errors import InvalidValue
 from snnexp.surrogate.dspike_adaptive import AdaptiveDspike, Choice
@@ -49,7 +50,8 @@ def adapt(fabric: Fabric, net: TimeFold, split: Split, loss: nn.Module, seed: in
 def choose(net: TimeFold, surrogates: Sequence[AdaptiveDspike], split: Split, loss: nn.Module, seed: int,
            device: torch.device) -> None:
     """Set every `b` to the candidate whose surrogate gradient has the highest cosine similarity to the finite
-    differences (on a tie as it was), on a batch and at weights that `seed` draws, and note the choice.
+    differences (on a tie as it was), again up to `moves` times, on a batch and at weights that `seed` draws, and note
+    the last choice.
 
     Raises UserError for a layer that the network does not have.
     """
@@ -68,18 +70,7 @@ def choose(net: TimeFold, surrogates: Sequence[AdaptiveDspike], split: Split, lo
     copies = adaptive(probe.net)
     groups = [copies] if settings.temperature == "shared" else [[one] for one in copies]
     for group in groups:
-        candidates = group[0].candidates
-        found = []
-        for b in candidates:
-            for one in group:
-                one.b = b
-            found.append(compare(probe.surrogate(), finite))
-        # a gradient that is zero everywhere loses; the first of equal ones, b as it was, wins
-        best = max((1, 0, 2), key=lambda i: (found[i].ratio > 0, found[i].cosine))
-        lower, same, higher = (fidelity.cosine for fidelity in found)
-        for one in group:
-            one.b = candidates[best]
-            one.choice = Choice(lower, same, higher, found[best].error, found[best].nonzero)
+        _move(group, probe, finite)
     if not finite.any():
         log.warning("the finite differences of %s are all zero: the temperature stays; try a larger surrogate.eps or "
                     "surrogate.batch", layer)
@@ -87,3 +78,25 @@ def choose(net: TimeFold, surrogates: Sequence[AdaptiveDspike], split: Split, lo
     for surrogate, one in zip(surrogates, copies, strict=True):
         surrogate.b = one.b
         surrogate.choice = one.choice._replace(seconds=surrogate.choice.seconds + seconds)
+
+
+def _move(group: Sequence[AdaptiveDspike], probe: Probe, finite: Tensor) -> None:
+    """Move the temperature that `group` shares to the best candidate, until it stays or has moved `moves` times."""
+
+    @cache
+    def fidelity(b: float) -> Fidelity:
+        for one in group:
+            one.b = b
+        return compare(probe.surrogate(), finite)
+
+    for _ in range(group[0].moves):
+        candidates = group[0].candidates
+        found = [fidelity(b) for b in candidates]
+        # a gradient that is zero everywhere loses; the first of equal ones, b as it was, wins
+        best = max((1, 0, 2), key=lambda i: (found[i].ratio > 0, found[i].cosine))
+        lower, same, higher = (f.cosine for f in found)
+        for one in group:
+            one.b = candidates[best]
+            one.choice = Choice(lower, same, higher, found[best].error, found[best].nonzero)
+        if best == 1:
+            return

@@ -27,12 +27,13 @@ class Choice(NamedTuple):
 
 
 class AdaptiveDspike(Dspike):
-    """Dspike that starts at temperature `b`; a step is `db`, and `low` <= b <= `high`.
+    """Dspike that starts at temperature `b`; a move is `db`, and `low` <= b <= `high`.
 
-    `temperature`: shared by all sites, or per_layer. `every`: steps between two choices (None: once an epoch). `layer`:
-    the layer whose weights are moved (None: the first), `subset`: a random one of `weights` of them, or all; `batch`:
-    training samples; `eps`: how far a weight is moved. Raises `InvalidValue`. Temperature and last choice are part of
-    the state, so that a resumed run goes on as it was. `site` names the neuron in what is logged per layer.
+    `temperature`: shared by all sites, or per_layer. `every`: steps between two choices (None: once an epoch), `moves`:
+    of a choice, at most (the paper's is one). `layer`: the layer whose weights are moved (None: the first), `subset`:
+    a random one of `weights` of them, or all; `batch`: training samples; `eps`: how far a weight is moved. Raises
+    `InvalidValue`. Temperature and last choice are part of the state, so that a resumed run goes on as it was. `site`
+    names the neuron in what is logged per layer.
     """
 
     db: float
@@ -43,13 +44,14 @@ class AdaptiveDspike(Dspike):
     eps: float
 
     def __init__(self, b: float, db: float, low: float, high: float, temperature: str, every: int | None,
-                 layer: str | int | None, subset: str, weights: int, batch: int, eps: float,
+                 moves: int, layer: str | int | None, subset: str, weights: int, batch: int, eps: float,
                  spiking: bool = True) -> None:
         super().__init__(b=b, spiking=spiking, db=db, low=low, high=high, weights=weights, batch=batch, eps=eps)
         require(low <= b <= high, "b", b, f"a number from low={low} to high={high}")
         self.temperature = choice("temperature", temperature, ("shared", "per_layer"))
         self.subset = choice("subset", subset, ("random", "all"))
         self.every = None if every is None else integer("every", every, at_least=1)
+        self.moves = integer("moves", moves, at_least=1)
         if isinstance(layer, bool) or not isinstance(layer, str | int | None):
             raise InvalidValue("layer", layer, "the name of a layer, or null: the first")
         self.layer = None if layer is None else str(layer)  # layers of a Sequential have numbers for names
