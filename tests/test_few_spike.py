@@ -227,6 +227,32 @@ def test_what_an_inference_costs() -> None:
     assert shares.tolist() == pytest.approx([float((count == k).float().mean()) for k in range(K + 1)])
 
 
+class Bottleneck(nn.Module):
+    """A number, without an activation, between two layers; then half of a signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.narrow, self.wide, self.end = (nn.Linear(*size) for size in ((4, 6), (6, 2), (2, 8), (4, 3)))
+
+    def forward(self, x):
+        wide = torch.relu(self.wide(self.narrow(torch.relu(self.a(x)))))
+        return self.end(wide.chunk(2, 1)[0])
+
+
+def test_numbers_cost_multiply_accumulates_and_a_half_costs_half() -> None:
+    net, x, K = Bottleneck().eval(), torch.randn(50, 4), 5
+    source, network = prepare(net, x, decoded=True)
+    walk(source, network, x, K, FewSpike())
+    _, account = slots.examine(source, Decoded(network, K), x)
+    sites = [m for m in network.modules() if isinstance(m, Neuron)]
+    hidden, currents = sites[0](net.a(x)), [net.a(x)]
+    currents.append(net.wide(net.narrow(hidden)))
+    first, second = (float(site.spikes(c).sum()) / 50 for site, c in zip(sites, currents, strict=True))
+    assert account.spikes == pytest.approx(first + second)
+    assert account.synaptic_operations == pytest.approx(2 * first + 3 * second / 2)
+    assert account.energy_nj == pytest.approx(4.6e-3 * (24 + 2 * 8) + 0.9e-3 * account.synaptic_operations)
+
+
 def test_residual_networks_come_close_with_few_spikes() -> None:
     net = cifar_resnet((3, 16, 16), 10, nn.ReLU, depth=14, width=4, shortcut="A", readout="current").eval()
     x = torch.randn(48, 3, 16, 16)

@@ -26,7 +26,8 @@ def examine(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list[Layer
 
     A layer's error is phi - a = [phi - f(c)] quantisation, what is out of the neuron's range with it, + [f(c) - f(z)]
     propagated. Each spike costs an operation in every synapse it reaches: a layer's multiply-accumulates per input,
-    times the spikes of the sites that lead to it. What a product or maximum has made of numbers arrives as one number.
+    times the spikes of the sites that lead to it. What a layer, product or maximum has made of numbers arrives as one
+    number, which costs a multiply-accumulate.
     In steps, the latency is that of an answer, L K, and `interval`, 2K, lies between two (gather for K steps, fire for
     K), as the paper has them. `more`: parameters, layers L, `at_most_two` (share of neurons with at most two spikes).
     """
@@ -57,7 +58,9 @@ def examine(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list[Layer
                 macs += cost
                 before: fx.Node = node.args[0]
                 if node in flow.timed:
-                    operations += cost * _arriving(flow, before, env, fired) / env[before][0].numel()
+                    each = cost / env[before][0].numel()
+                    heard, told = _arriving(flow, before, env, fired)
+                    operations, analog = operations + each * heard, analog + each * told
                 else:
                     analog += cost
     parameters = sum(p.numel() for p in snn.parameters())
@@ -120,13 +123,19 @@ def _add(layer: LayerError, neuron: FewSpike, count: Tensor, phi: Tensor, reache
         setattr(layer, name, getattr(layer, name) + share * float(value.mean()))
 
 
-def _arriving(flow: Flow, node: fx.Node, env: dict[fx.Node, Any], fired: dict[fx.Node, Tensor]) -> float:
-    """Spikes per input that reach `node`: of the sites that lead there, and numbers other than 0 of what layers,
-    products and maxima have made of numbers on the way."""
+def _arriving(flow: Flow, node: fx.Node, env: dict[fx.Node, Any], fired: dict[fx.Node, Tensor]) -> tuple[float, float]:
+    """Per input, the spikes that reach `node`, of the sites that lead there, and the numbers other than 0 that layers,
+    products and maxima have made on the way. Of a part of a signal they are taken to be in proportion to its size."""
     if node in fired:
-        return float(fired[node].sum()) / len(fired[node])
+        return float(fired[node].sum()) / len(fired[node]), 0.0
     timed = [n for n in node.all_input_nodes if n in flow.timed and not isinstance(env[n], int | torch.Size)]
     multiplied = len(timed) > 1 and node.op != "call_module" and function_name(node) in PRODUCTS
     if multiplied or isinstance(flow.module(node), (nn.Linear, *CONVS, *MAX_POOLS)):
-        return float((env[node] != 0).sum()) / len(env[node])
-    return sum(_arriving(flow, n, env, fired) for n in timed)
+        return 0.0, float((env[node] != 0).sum()) / len(env[node])
+    part = env[node].numel() / _size(env[timed[0]]) if function_name(node) == "getitem" else 1.0
+    heard, told = zip(*(_arriving(flow, n, env, fired) for n in timed), strict=True)
+    return part * sum(heard), part * sum(told)
+
+
+def _size(value: Tensor | Sequence[Tensor]) -> int:
+    return value.numel() if isinstance(value, Tensor) else sum(part.numel() for part in value)
