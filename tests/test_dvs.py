@@ -405,6 +405,15 @@ def test_convert_takes_recordings_averaged_or_by_frame(snnexp: Callable[..., Don
     assert "must be a multiple of 4" in refused.err
 
 
+def test_mitigations_are_compared_on_whole_recordings(snnexp: Callable[..., Done]) -> None:
+    done = snnexp("task=mitigations", *DIGITS, "conversion=qcfs", "calibration.images=8", "dataset.average=true",
+                  "timesteps=[8]", "task.compare.residual_membrane.rehearse=4", "trainer.epochs=1")
+    assert done.code == 0, done.err
+    with (done.runs()[-1] / "tables/mitigations.csv").open() as file:
+        rows = {row["mitigation"]: row["T"] for row in csv.DictReader(file)}
+    assert rows == {"none": "8", "residual_membrane": "4", "signed": "8", "signed_at_0": "8", "waiting": "8"}
+
+
 @pytest.mark.parametrize(("arguments", "said"), [
     (["dataset=digits"], "choose dataset=cifar10_dvs or dataset=cifar10_saccade"),
     (["neuron=lif"], "neuron=lif spikes: task=dvs trains ANNs"),

@@ -18,7 +18,8 @@ from snnexp.training import Metrics
 def mitigations(session: Session, compare: Mapping[str, Mitigation], val_images: int | None, test_images: int | None,
                 layer_images: int) -> Metrics:
     """Convert once, then try each of `compare` with so many steps that, rehearsals included, each neuron works for
-    each of timesteps; where too few are left for T, that pair is left out.
+    each of timesteps; where too few are left for T (of averaged recordings: no multiple of their frames), that pair is
+    left out.
 
     Raises UserError as `task=convert` does, with a mitigation of its own, and if nothing can be compared.
     """
@@ -26,15 +27,16 @@ def mitigations(session: Session, compare: Mapping[str, Mitigation], val_images:
         raise UserError("task=mitigations compares those in task.compare: choose mitigation=none")
     conversion = Conversion(session, val_images, test_images, layer_images)
     conversion.integrating("task=mitigations")
-    if not any(_left(m, total) for m in compare.values() for total in conversion.steps):
+    if not any(_left(conversion, m, total) for m in compare.values() for total in conversion.steps):
         raise UserError(f"timesteps={conversion.steps} leaves no mitigation of task.compare a step after its rehearsal")
     return session.tracked(lambda: _compared(conversion, compare))
 
 
-def _left(mitigation: Mitigation, total: int) -> int:
-    """Steps that count; 0: too few."""
-    T = total - mitigation.steps(0)
-    return T if max(1, mitigation.again) <= T else 0
+def _left(conversion: Conversion, mitigation: Mitigation, total: int) -> int:
+    """Steps that count; 0: too few, or part of a recording."""
+    T, data = total - mitigation.steps(0), conversion.source.data
+    whole = T % data.train.x.shape[1] == 0 if data.averaged else True
+    return T if whole and max(1, mitigation.again) <= T else 0
 
 
 def _compared(conversion: Conversion, compare: Mapping[str, Mitigation]) -> Metrics:
@@ -43,7 +45,7 @@ def _compared(conversion: Conversion, compare: Mapping[str, Mitigation]) -> Metr
     result = dict(ann)
     for total in conversion.steps:
         for name, mitigation in compare.items():
-            if T := _left(mitigation, total):
+            if T := _left(conversion, mitigation, total):
                 plain, source, _ = conversion.converted(T, calibrated=True)
                 snn = mitigation.applied(plain)
                 found = {split: conversion.accuracy(snn, split, [T])[T] for split in ("val", "test")}
