@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,8 +105,10 @@ def test_pruned_trials_are_pruned_and_keep_what_they_reported(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("kind", "reason"), [("exit", "exit status 3"), ("kill", "SIGKILL")])
 def test_a_job_that_dies_fails_its_own_trial_and_is_retried(tmp_path: Path, kind: str, reason: str) -> None:
-    app(tmp_path, f"kind=choice({kind},plain)", "hydra.sweeper.n_trials=2", "hydra.sweeper.retries=1",
-        "hydra.sweeper.parallel=2", "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:0}")  # fmt: skip
+    done = app(tmp_path, f"kind=choice({kind},plain)", "hydra.sweeper.n_trials=2", "hydra.sweeper.retries=1",
+               "hydra.sweeper.parallel=2", "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:0}")
+    launches = re.findall(r"launching (\d+) jobs", done.stdout)
+    assert launches == ["0", "1", "1", "1"], "joblib's executor is made before two threads ask for it at once"
     trials = study(tmp_path).trials
     assert states(trials) == {"COMPLETE": 1, "FAIL": 2}
     dead = [t for t in trials if t.state.name == "FAIL"]

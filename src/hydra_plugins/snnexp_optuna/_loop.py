@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
+from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
@@ -54,7 +55,7 @@ class Loop:
         """Returns when there is nothing more to do; after Ctrl-C, what was running is left to be taken up again."""
         running: dict[Future[Outcome], optuna.Trial] = {}
         self.recover()
-        pool = _Here() if self.settings["parallel"] == 1 else ThreadPoolExecutor(self.settings["parallel"])
+        pool = self._pool()
         try:
             while True:
                 while len(running) < self.settings["parallel"] and (trial := self.ask()):
@@ -137,6 +138,15 @@ class Loop:
         if not self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]):
             name = self.study.study_name
             raise UserError(f"no trial of study {name} was completed; the last said: {self.last_reason}")
+
+    def _pool(self) -> Executor:
+        """What waits for jobs: this thread, or several."""
+        if self.settings["parallel"] == 1:
+            return _Here()
+        if isinstance(self.launcher, JoblibLauncher):
+            # threads that make joblib's executor at the same time may meet it half made; workers start with a job
+            self.launcher.launch([], initial_job_idx=0)
+        return ThreadPoolExecutor(self.settings["parallel"])
 
     def _finish(self, trial: FrozenTrial, outcome: Outcome, blame: bool = True) -> bool:
         """Tell the study; returns whether the trial failed."""
