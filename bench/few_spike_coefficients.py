@@ -21,7 +21,7 @@ from snnexp.few_spike.table import RANGES, SHIPPED, Fitted, measured, relu, save
 STEPS = (6, 8, 10, 12, 16)
 ROUNDS, SEED = 300, 0
 # The paper's two cases, searched longer: at most so many spikes, rounds, the best of some seeds.
-LONG = {("silu", (-8.0, 12.0), 16): (4.19, 2500, 0), ("sigmoid", (-10.0, 10.0), 12): (2.735, 2500, 1)}
+LONG = {("silu", (-8.0, 12.0), 16): (4.19, 2500, 5), ("sigmoid", (-10.0, 10.0), 12): (2.735, 2500, 1)}
 
 
 def fitted(activation: str, interval: tuple[float, float], K: int) -> Fitted:

@@ -657,7 +657,10 @@ X8 = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     (lambda n, x: n.fc(F.relu(n.a(x)).flatten(1))[:, 0].relu(), "one number a sample"),
     (lambda n, x: F.adaptive_max_pool2d(F.relu(n.a(x)), 1), "conversion.maxpool=gate"),
     (lambda n, x: n.fc(F.relu(n.a(x)).view(12, -1)), "does not run on 2 samples"),
-], ids=["hardtanh", "own relu", "mean", "roll", "cat", "one number", "max pooling", "frozen"])  # fmt: skip
+    (lambda n, x: n.fc(torch.div(F.relu(n.a(x)), 0.25, rounding_mode="floor").flatten(1)), "div .* cannot be"),
+    (lambda n, x: n.fc((3 * F.relu(n.a(x))).to(torch.int32).float().flatten(1)), "to .* gives whole numbers"),
+], ids=["hardtanh", "own relu", "mean", "roll", "cat", "one number", "max pooling", "frozen", "floor",
+        "int"])  # fmt: skip
 def test_what_only_looks_convertible_is_refused(f: Callable[[Net, Tensor], Tensor], words: str) -> None:
     net = Net(f)
     net.hardtanh, net.squared = nn.Hardtanh(), SquaredReLU()
@@ -672,7 +675,8 @@ def test_what_only_looks_convertible_is_refused(f: Callable[[Net, Tensor], Tenso
     lambda n, x: n.fc(F.relu(input=n.a(input=x)).view(x.size(0), -1)),
     lambda n, x: n.fc((F.relu(n.a(x)) * torch.ones_like(n.a(x)[:1])).flatten(1)),
     lambda n, x: n.fc(F.relu(n.a(x)).flatten(1)).squeeze(-1),
-], ids=["sizes", "position", "sizes after a site", "keywords", "ones_like", "squeeze"])
+    lambda n, x: n.fc(F.relu(n.a(x)).reshape(x.shape[:1] + (-1,))),  # noqa: RUF005
+], ids=["sizes", "position", "sizes after a site", "keywords", "ones_like", "squeeze", "slice of sizes"])
 def test_what_only_looks_inconvertible_is_converted(f: Callable[[Net, Tensor], Tensor]) -> None:
     net = Net(f)
     snn, _ = convert(net, X8, MaxThreshold(start=0.5), 256, [Bias(), Weights(), Potential()])
@@ -680,6 +684,51 @@ def test_what_only_looks_inconvertible_is_converted(f: Callable[[Net, Tensor], T
         expected = net(X8)
         assert float((snn(X8) - expected).abs().mean() / expected.abs().mean()) < 0.02
         torch.testing.assert_close(snn(X8[:1]), snn(X8)[:1], rtol=1e-3, atol=1e-3)
+
+
+SUMS: list[Callable[[Net, Tensor], Tensor]] = [
+    lambda n, x: torch.add(y := F.relu(n.a(x)), n.b(y), alpha=0.1),
+    lambda n, x: (z := n.b(F.relu(n.a(x)))) + z,
+    lambda n, x: (y := F.relu(n.a(x))) + n.one(y),
+    lambda n, x: n.b(y := F.relu(n.a(x))) * 1 + n.b2(y.mean((2, 3), keepdim=True)),
+    lambda n, x: n.b(y := F.relu(n.a(x))) + y,
+]
+
+
+@pytest.mark.parametrize("corrections", [[], [Bias()], [Weights()]], ids=["none", "bias", "weights"])
+@pytest.mark.parametrize("sums", SUMS, ids=["alpha", "twice", "broadcast", "broadcast layer", "plain"])
+def test_a_bias_enters_a_layer_only_where_it_means_the_same(sums: Callable[[Net, Tensor], Tensor], corrections: list[
+        object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is that of the calibration, whose biases are at the neurons."""
+    net = Net(lambda n, x: n.fc(F.relu(sums(n, x)).flatten(1)))
+    net.one, net.b2 = nn.Conv2d(4, 1, 3, padding=1), nn.Conv2d(4, 4, 1)
+    folded, _ = convert(net, X8, ThresholdShift(form="bias"), 4, corrections)
+    monkeypatch.setattr("snnexp.conversion.walk.fold_biases", lambda flow: None)
+    at_neurons, _ = convert(net, X8, ThresholdShift(form="bias"), 4, corrections)
+    torch.testing.assert_close(folded(X8), at_neurons(X8), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [
+    (nn.Conv2d(3, 4, 3, padding="same", dilation=2), nn.ReLU(), nn.Conv2d(4, 4, 4, padding="same"), nn.ReLU(),
+     nn.Flatten(), nn.Linear(256, 3)),
+    (nn.Conv2d(3, 4, 3, padding="valid"), nn.ReLU(), nn.Conv2d(4, 4, 3, padding="valid"), nn.ReLU(), nn.Flatten(),
+     nn.Linear(64, 3)),
+    (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2, 2, groups=2), nn.BatchNorm2d(4), nn.ReLU(),
+     nn.Flatten(), nn.Linear(576, 3)),
+    (nn.Flatten(2), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 8), nn.BatchNorm1d(3), nn.ReLU(), nn.Flatten(),
+     nn.Linear(24, 3)),
+    (nn.Flatten(2), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Flatten(),
+     nn.Linear(9, 3)),
+], ids=["same", "valid", "transposed groups", "norm over tokens", "as many tokens as features"])
+def test_layers_with_rare_settings(layers: tuple[nn.Module, ...]) -> None:
+    net = shaken(nn.Sequential(*copy.deepcopy(layers)))
+    errors = []
+    for T, corrections in ((4, []), (4, [Bias(), Weights()]), (256, [])):
+        snn, _ = convert(net, X8, MaxThreshold(start=0.5), T, corrections)
+        with torch.no_grad():
+            errors.append(float((snn(X8) - net(X8)).abs().mean() / net(X8).abs().mean()))
+    assert errors[1] < errors[0]
+    assert errors[2] < 0.05
 
 
 def test_computed_weights_and_wrappers_are_taken_off() -> None:

@@ -24,6 +24,7 @@ from snnexp.errors import InvalidValue, UserError
 from snnexp.few_spike.fit import fit
 from snnexp.few_spike.table import FUNCTIONS, SHIPPED, Table, decoded, load, measured, relu, save, spikes
 from snnexp.model.resnet import cifar_resnet
+from snnexp.timefold import TimeMean
 
 
 @pytest.fixture(autouse=True)
@@ -253,6 +254,16 @@ def test_numbers_cost_multiply_accumulates_and_a_half_costs_half() -> None:
     assert account.energy_nj == pytest.approx(4.6e-3 * (24 + 2 * 8) + 0.9e-3 * account.synaptic_operations)
 
 
+def test_numbers_that_no_spikes_lead_to_are_counted() -> None:
+    """Recordings shown by frame: their first layer hears numbers."""
+    net = nn.Sequential(TimeMean(), nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)).eval()
+    x = torch.rand(5, 4, 2, 6, 6)
+    source, network = prepare(net, x, decoded=True)
+    walk(source, network, x, 4, FewSpike())
+    _, account = slots.examine(source, Decoded(network, 4), x)
+    assert account.energy_nj == pytest.approx(4.6e-3 * 3 * 16 * 18 + 0.9e-3 * 2 * account.spikes, rel=1e-5)
+
+
 def test_residual_networks_come_close_with_few_spikes() -> None:
     net = cifar_resnet((3, 16, 16), 10, nn.ReLU, depth=14, width=4, shortcut="A", readout="current").eval()
     x = torch.randn(48, 3, 16, 16)
@@ -328,6 +339,8 @@ def seq(activation: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(("net", "K", "words"), [
     (Normed, 8, ["layer norm (LayerNorm)", "elementwise"]),
     (lambda: seq(nn.Softsign()), 8, ["layer 1 (Softsign)", "K = 8", "task=fit_few_spike activation=softsign"]),
+    (lambda: seq(nn.LeakyReLU(0.5)), 8, ["layer 1 (LeakyReLU(negative_slope=0.5))", "other parameters", "leaky_relu"]),
+    (lambda: seq(nn.Softplus(beta=0.2)), 8, ["layer 1 (Softplus(beta=0.2", "other parameters"]),
     (lambda: seq(nn.SiLU()), 7, ["layer 1 (SiLU)", "K = 7", "conversion.tables"])])
 def test_what_cannot_be_served_is_told_by_the_layer(net: Callable[[], nn.Module], K: int, words: list[str]) -> None:
     with pytest.raises(UserError) as error:
@@ -382,6 +395,8 @@ def test_conversion_from_the_command_line(snnexp: Callable[..., Done]) -> None:
 @pytest.mark.parametrize(("arguments", "words"), [
     (["task=fit_few_spike", "activation=nonsense"], ["activation=nonsense", "silu"]),
     (["task=fit_few_spike", "K=0"], ["K=0", ">= 1"]),
+    (["task=fit_few_spike", "K=[]"], ["K=[]", ">= 1"]),
+    (["task=fit_few_spike", "range=5"], ["range=5", "two numbers"]),
     (["task=fit_few_spike", "range=[3,1]"], ["range=[3, 1]", "low < high"]),
     (["task=fit_few_spike", "distribution=nowhere.csv"], ["distribution=nowhere.csv", "columns x"]),
     (["task=convert", "model=convnet", *TINY, "conversion.tables=/nowhere", "timesteps=4"],

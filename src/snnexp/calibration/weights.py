@@ -70,7 +70,8 @@ class Weights:
         if isinstance(synapse, nn.Linear):
             patches, errors, groups = x.unsqueeze(-1), e.unsqueeze(-1), 1  # [n, K, 1], [n, C, 1]
         else:
-            patches = F.unfold(x, synapse.kernel_size, synapse.dilation, synapse.padding, synapse.stride)  # type: ignore[arg-type]
+            padded = F.pad(x, synapse._reversed_padding_repeated_twice)  # also of padding=same, which may be uneven
+            patches = F.unfold(padded, synapse.kernel_size, synapse.dilation, 0, synapse.stride)
             errors, groups = e.flatten(2), synapse.groups
             if patches.shape[2] > self.places:
                 at = torch.randperm(patches.shape[2], generator=torch.Generator().manual_seed(0))[: self.places]

@@ -6,6 +6,7 @@ spikes", Nature Machine Intelligence 2021; the neuron: `snnexp.few_spike.table`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from snnexp.conversion.neuron import FewSpike as Neuron
 from snnexp.conversion.thresholds import BINS, SMALLEST, Histogram, counted
 from snnexp.conversion.walk import Layer, along
 from snnexp.errors import UserError, require
-from snnexp.few_spike.table import Table, decoded, load, relu, spikes
+from snnexp.few_spike.table import FUNCTIONS, Table, decoded, load, relu, spikes
 
 BOUNDED = ("sigmoid", "tanh", "hardsigmoid", "softsign", "hardtanh")  # what they are does not scale with the input
 GRID = 100    # ranges tried for a ReLU, up to the largest activation
@@ -47,6 +48,7 @@ class FewSpike:
         seen = _seen(layer, self.per_channel)
         if isinstance(layer.activation, Curve):
             name = type(layer.activation[0]).__name__.lower().replace("leakyrelu", "leaky_relu")
+            _as_fitted(name, layer)
             table = _regressed(seen, self._candidates(name, layer))
         else:
             table = _widest(seen, layer.T)
@@ -65,6 +67,15 @@ class FewSpike:
                 f"{layer.T} (timesteps; there are: {have}). Fit them with task=fit_few_spike activation={name} "
                 f"K=[{layer.T}], and give the folder with conversion.tables=FOLDER")
         return found
+
+
+def _as_fitted(name: str, layer: Layer) -> None:
+    """Raises UserError for an activation that is not the function which has coefficients, such as LeakyReLU(0.5)."""
+    x = torch.linspace(-8, 8, 1001)
+    f = copy.deepcopy(layer.activation).cpu().float()
+    if name in FUNCTIONS and not torch.allclose(f(x), FUNCTIONS[name](x), atol=0.01):  # also the tanh form of GELU
+        raise UserError(f"layer {layer.name} ({f[0]}) has other parameters than the {name} that few-spike coefficients "  # type: ignore[index]
+                        "are fitted to: there are none for it")
 
 
 def _seen(layer: Layer, per_channel: bool) -> Histogram:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
@@ -88,7 +90,7 @@ def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None,
     _place_sites(source, decoded)
     drop_dropout(source)
     _pools_as_modules(source)
-    fold_norms(source)
+    fold_norms(source, example)
     finish(source)
     _same_answers(original, source, example)
     network = copy.deepcopy(source)
@@ -159,8 +161,8 @@ class Flow:
         first = node.args[0] if node.args else None
         if not (isinstance(first, fx.Node) and first in self.timed and len(first.users) == 1):
             return False
-        made = isinstance(self.module(first), (nn.Linear, *CONVS)) or _is_addition(first)
-        return made and (node in self.sites or (_is_addition(node) and node.args[1] is not first))
+        made = isinstance(self.module(first), (nn.Linear, *CONVS)) or is_addition(first)
+        return made and (node in self.sites or (is_addition(node) and node.args[1] is not first))
 
     def segment(self, wanted: Iterable[fx.Node], known: Iterable[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
         """(nodes to run, in order, to have `wanted`; those of `known` that this starts from)."""
@@ -434,11 +436,16 @@ def _pools_as_modules(graph: fx.GraphModule) -> None:
         graph.graph.erase_node(node)
 
 
-def fold_norms(graph: fx.GraphModule) -> None:
+@torch.no_grad()
+def fold_norms(graph: fx.GraphModule, example: Tensor | None = None) -> None:
     """BatchNorm into the convolution or linear layer before it, where both are called once and nobody else listens.
 
-    Elsewhere it stays: in evaluation it is affine, so its constant enters once per step as any bias does.
+    Elsewhere it stays: in evaluation it is affine, so its constant enters once per step as any bias does. `example`
+    tells a linear layer of tokens, whose axis 1, which a norm acts on, is not that of the layer's outputs.
     """
+    if example is not None:
+        with suppress(Exception):  # a network that does not run is told later
+            ShapeProp(graph).propagate(example)  # type: ignore[no-untyped-call]
     calls: dict[str, int] = {}
     for node in graph.graph.nodes:
         if node.op == "call_module":
@@ -451,15 +458,22 @@ def fold_norms(graph: fx.GraphModule) -> None:
         once = len(before.users) == 1 and calls[str(before.target)] == calls[str(node.target)] == 1
         if not isinstance(norm, NORMS) or norm.running_mean is None or not once:
             continue
-        if isinstance(layer, CONVS):
+        grouped = isinstance(layer, CONVS) and layer.transposed and layer.groups > 1  # torch cannot fold these
+        if isinstance(layer, CONVS) and not grouped:
             fused: nn.Module = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)
-        elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
+        elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d) and _axes(before) in (2, None):
             fused = fuse_linear_bn_eval(layer, norm)
         else:
             continue
         graph.set_submodule(str(before.target), fused)
         node.replace_all_uses_with(before)
         graph.graph.erase_node(node)
+
+
+def _axes(node: fx.Node) -> int | None:
+    """Of the node's value, as ShapeProp has noted it."""
+    noted = node.meta.get("tensor_meta")
+    return len(noted.shape) if isinstance(noted, TensorMetadata) else None
 
 
 def finish(graph: fx.GraphModule) -> None:
@@ -501,7 +515,7 @@ def _same_answers(original: nn.Module, source: fx.GraphModule, example: Tensor) 
 def _check_rows(flow: Flow, example: Tensor) -> None:
     """Raise UserError where a sample's value depends on others of its batch, since time is folded into the batch.
 
-    Notes the number of axes of each value as its node's `meta["dims"]`.
+    So too where it is whole numbers. Notes the shape of each value, of one sample, as its node's `meta["shape"]`.
     """
     pair = example if len(example) > 1 else torch.cat([example, example])
     together: dict[fx.Node, Any] = {flow.placeholder: pair[:2]}
@@ -510,7 +524,7 @@ def _check_rows(flow: Flow, example: Tensor) -> None:
         flow.run(flow.nodes[1:-1], env)
     sizes = _sizes(flow.nodes)
     for node in flow.nodes[1:-1]:
-        node.meta["dims"] = together[node].dim() if isinstance(together[node], Tensor) else None
+        node.meta["shape"] = together[node].shape[1:] if isinstance(together[node], Tensor) else None
         if node not in flow.timed or node in sizes:
             continue
         for both, one in zip(_leaves(together[node]), _leaves(alone[node]), strict=True):
@@ -520,6 +534,9 @@ def _check_rows(flow: Flow, example: Tensor) -> None:
                 raise UserError(f"layer {where(node)} joins or mixes the samples of a batch, which no network over "
                                 "time can: its steps are worked off as a batch. Keep the first axis for samples, and "
                                 "every sample to itself")
+        if not all(leaf.is_floating_point() for leaf in _leaves(together[node])):
+            raise UserError(f"layer {where(node)} gives whole numbers: rounding does not commute with the mean over "
+                            "time")
         if node in flow.sites and together[node].dim() < 2:
             raise UserError(f"layer {where(node)} is an activation of one number a sample, [N]: keep an axis of "
                             "features, [N, 1]")
@@ -553,7 +570,7 @@ def _check_linear(flow: Flow, maxpool: str | None, decoded: bool) -> None:
             continue
         timed = [n for n in node.all_input_nodes if n in flow.timed]
         scaled = name in LINEAR_IN_ONE and len(timed) == 1 and (name in COMMUTING or node.args[0] in timed)
-        if name in LINEAR or scaled:
+        if (name in LINEAR or scaled) and not node.kwargs.get("rounding_mode"):
             continue
         kind = type(module).__name__ if module is not None else name
         if kind.lower().replace("logs", "log_s") in READOUTS and node in flow.tail and node not in weighty:
@@ -567,7 +584,7 @@ def _check_linear(flow: Flow, maxpool: str | None, decoded: bool) -> None:
             "these (neuron=relu, clip or qcfs for networks that take a neuron), or another conversion")
 
 
-def _is_addition(node: fx.Node) -> bool:
+def is_addition(node: fx.Node) -> bool:
     """x + y of two nodes."""
     return node.op in ("call_function", "call_method") and function_name(node) == "add" and not node.kwargs \
         and len(node.args) == 2 and all(isinstance(n, fx.Node) for n in node.args)
@@ -594,7 +611,8 @@ def _batched(nodes: Sequence[fx.Node]) -> set[fx.Node]:
         if node in sizes and not any(n in sizes for n in known):  # asks a value for its sizes
             known = known if _tells_length(node) else []
         elif node.target is operator.getitem and known and known[0] in sizes:
-            known = known if node.args[1] == 0 else []
+            picked = node.args[1]  # the batch's axis, or axes from it on
+            known = known if picked == 0 or (isinstance(picked, slice) and not picked.start) else []
         if known:
             found.add(node)
     return found

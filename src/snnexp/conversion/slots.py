@@ -124,13 +124,14 @@ def _add(layer: LayerError, neuron: FewSpike, count: Tensor, phi: Tensor, reache
 
 
 def _arriving(flow: Flow, node: fx.Node, env: dict[fx.Node, Any], fired: dict[fx.Node, Tensor]) -> tuple[float, float]:
-    """Per input, the spikes that reach `node`, of the sites that lead there, and the numbers other than 0 that layers,
-    products and maxima have made on the way. Of a part of a signal they are taken to be in proportion to its size."""
+    """Per input, the spikes that reach `node`, of the sites that lead there, and the numbers other than 0: those that
+    layers, products and maxima have made on the way, or that no spikes lead to. Of a part of a signal they are taken to
+    be in proportion to its size."""
     if node in fired:
         return float(fired[node].sum()) / len(fired[node]), 0.0
     timed = [n for n in node.all_input_nodes if n in flow.timed and not isinstance(env[n], int | torch.Size)]
     multiplied = len(timed) > 1 and node.op != "call_module" and function_name(node) in PRODUCTS
-    if multiplied or isinstance(flow.module(node), (nn.Linear, *CONVS, *MAX_POOLS)):
+    if not timed or multiplied or isinstance(flow.module(node), (nn.Linear, *CONVS, *MAX_POOLS)):
         return 0.0, float((env[node] != 0).sum()) / len(env[node])
     part = env[node].numel() / _size(env[timed[0]]) if function_name(node) == "getitem" else 1.0
     heard, told = zip(*(_arriving(flow, n, env, fired) for n in timed), strict=True)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from snnexp.conversion.graph import CONVS, NORMS, Flow, function_name
+from snnexp.conversion.graph import CONVS, NORMS, Flow, is_addition
 from snnexp.conversion.neuron import FewSpike, Readout, ScaledIF
 from snnexp.timefold import unfold
 
@@ -366,13 +366,14 @@ def carrier(flow: Flow, current: fx.Node) -> fx.Node | None:
     if len(current.users) != 1:
         return None
     module = flow.module(current)
-    if isinstance(module, nn.Linear) and current.meta["dims"] != 2:  # [N, L, D]: channels are axis 1, outputs the last
+    if isinstance(module, nn.Linear) and len(current.meta["shape"]) > 1:  # [N, L, D]: axis 1 are not the outputs
         return None
     if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *NORMS)):
         once = sum(n.op == "call_module" and n.target == current.target for n in flow.nodes) == 1
         return current if once and module.weight is not None else None
-    if current.op in ("call_function", "call_method") and function_name(current) == "add" and len(current.args) == 2:
+    if is_addition(current) and current.args[0] is not current.args[1]:
         found = [c for n in reversed(current.args) if isinstance(n, fx.Node) and (c := carrier(flow, n)) is not None]
+        found = [c for c in found if c.meta["shape"] == current.meta["shape"]]  # others are broadcast
         return found[0] if found else None
     return None
 

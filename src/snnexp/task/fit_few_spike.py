@@ -32,6 +32,7 @@ def fit_few_spike(session: Session, activation: str, K: int | list[int], range: 
     """
     try:
         known(activation)
+        require(K != [], "K", K, "an integer >= 1, or a list of them")
         steps = [integer("K", k, at_least=1) for k in (K if isinstance(K, list) else [K])]
         intervals = RANGES.get(activation, ((-8.0, 8.0),)) if range is None else (_interval(range),)
         limit = None if spikes is None else number("spikes", spikes, "a number > 0, or null", above=0)
@@ -102,8 +103,9 @@ def _print(fits: list[Fitted]) -> None:
 
 
 def _interval(given: list[float]) -> Interval:
-    require(len(given) == 2 and all(isinstance(v, int | float) for v in given) and given[0] < given[1] and given[1] > 0,
-            "range", given, "two numbers [low, high], low < high and high > 0")
+    pair = isinstance(given, list) and len(given) == 2 and all(isinstance(v, int | float) for v in given)
+    require(pair and given[0] < given[1] and given[1] > 0, "range", given,
+            "two numbers [low, high], low < high and high > 0")
     return float(given[0]), float(given[1])
 
 
