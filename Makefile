@@ -11,6 +11,8 @@ IMAGES ?= dataset=cifar10 data_dir=$(DATA_DIR)
 LABS := lab1-surrogates lab1-sweep lab1-sparsity \
         lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet lab2-dvs few-spike
 comma := ,
+$(if $(filter tracking=none,$(ARGS)),$(if $(filter labs $(LABS),$(MAKECMDGOALS)),\
+  $(error $(filter labs $(LABS),$(MAKECMDGOALS)) ends with a report on what MLflow has: leave tracking=none out of ARGS)))
 # the last line of a target whose runs go to the MLflow experiment of its name: $(call report,$@)
 report = $(BIN)/snnexp task=report task.experiments=[$(1)] $(filter outputs_dir=% tracking.%,$(ARGS))
 

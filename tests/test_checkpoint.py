@@ -9,12 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from spikingjelly.activation_based.surrogate import Sigmoid
 from torch import nn
 
 from conftest import Done
 from snnexp.checkpoint import load_into, read
 from snnexp.errors import UserError
+from snnexp.neuron.lif import LIF
+from snnexp.surrogate.dspike_adaptive import AdaptiveDspike
+from snnexp.surrogate.power import Power
 from snnexp.timefold import Normalize, TimeFold
+
+
+def adaptive(b: float) -> AdaptiveDspike:
+    return AdaptiveDspike(b, db=1.0, low=1.0, high=20.0, temperature="shared", every=None, moves=1, layer=None,
+                          subset="all", weights=2, batch=4, eps=0.5)
 
 
 def network() -> nn.Sequential:
@@ -76,6 +85,23 @@ def test_what_does_not_fit_is_named(tmp_path):
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("evil",)
+
+
+@pytest.mark.parametrize("into", [lambda: Sigmoid(4.0), lambda: Power(0.5), lambda: adaptive(10.0)],
+                         ids=["sigmoid", "power", "adaptive"])
+@pytest.mark.parametrize("of", [lambda: Sigmoid(4.0), lambda: Power(0.5), lambda: adaptive(3.0)],
+                         ids=["sigmoid", "power", "adaptive"])
+def test_what_a_surrogate_has_come_to_is_no_weight(of, into, tmp_path):
+    """Weights go from each surrogate to each other, which starts as its settings say."""
+    first, second = (TimeFold(nn.Sequential(nn.Flatten(), nn.Linear(4, 2), LIF(make(), 0.5)), 3, temporal=True)
+                     for make in (of, into))
+    first(torch.ones(1, 3, 1, 2, 2)).sum().backward()
+    torch.save(first.state_dict(), tmp_path / "weights.pt")
+    load_into(second, tmp_path / "weights.pt")
+    assert torch.equal(second.network[1].weight, first.network[1].weight)
+    surrogate = second.network[2].surrogate
+    assert getattr(surrogate, "b", 10.0) == 10.0
+    assert getattr(surrogate, "seen", 0) == 0
 
 
 def test_no_code_is_run(tmp_path, monkeypatch):

@@ -86,6 +86,14 @@ def test_tables_and_figures_of_a_sweep(snnexp: Callable[..., Done], sweep: Path)
     assert figures == {"surrogates.png", "learning.png", "accuracy.png", "sparsity.png"}
 
 
+def test_runs_that_differ_in_more_are_no_seeds(snnexp: Callable[..., Done], sweep: Path) -> None:
+    config = OmegaConf.load(sweep / "1" / "config.yaml")
+    OmegaConf.save(OmegaConf.merge(config, {"model": {"hidden": 16}}), sweep / "1" / "config.yaml")
+    done = snnexp(*SMALL, "task=compare_surrogates", f"task.sweep={sweep}", "tracking=none")
+    assert done.code == 1
+    assert "its runs differ in more than surrogate and seed, in model.hidden" in done.err
+
+
 def test_a_folder_without_runs_is_refused(snnexp: Callable[..., Done], tmp_path: Path) -> None:
     done = snnexp(*SMALL, "task=compare_surrogates", f"task.sweep={tmp_path}", "tracking=none")
     assert done.code == 1

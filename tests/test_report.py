@@ -6,8 +6,10 @@ import re
 import shutil
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import yaml
 
 import stored
 from conftest import ROOT, Done
+from snnexp.config import fingerprint
 from snnexp.errors import UserError
 from snnexp.report import html, markdown
 from snnexp.report.document import Figure, Link, Paragraph, Section, Table, shown
@@ -181,6 +184,7 @@ def test_runs_are_chosen_by_sweep_and_by_filter(outputs: Path, parent: str) -> N
     ({"filter": "metrics.x >"}, "task.filter=metrics.x > is not allowed: it must be in MLflow's search syntax ("),
     ({"experiments": "lab", "filter": "tags.a = 'b'"}, "no run to report on in lab: task.filter=tags.a = 'b'"),
     ({"sweep": "0123"}, "no run to report on in Default, lab, other: task.sweep=0123"),
+    ({"name": 2026, "port": 0}, "task.port=0"),
     ({"name": "a/b"}, "task.name=a/b is not allowed"),
     ({"port": 0}, "task.port=0 is not allowed: it must be an integer >= 1"),
 ])  # fmt: skip
@@ -217,8 +221,28 @@ def test_runs_are_told_apart_by_options_and_by_keys_within_them() -> None:
 
 def test_the_newest_finished_run_of_a_seed_counts() -> None:
     runs = [run(1), run(2), run(1), run(1, status="failed"), run(3, status="running")]
-    counted = [result.run for result in results(runs)]
+    counted = [result.run for result in results(runs, Store.__new__(Store))]
     assert sorted(map(id, counted)) == sorted([id(runs[1]), id(runs[2])])
+
+
+def test_a_training_is_shown_at_its_best_epoch() -> None:
+    """As its test result is; MLflow's newest value is the last epoch's."""
+    curves = {"val/accuracy": {1: 0.7, 2: 0.9, 3: 0.8}, "val/loss": {1: 0.5, 2: 0.1, 3: 0.3}}
+    store: Any = SimpleNamespace(curve=lambda run, metric: curves[metric])
+    last = {"val/accuracy": 0.8, "val/loss": 0.3, "test/accuracy": 0.85, "best_epoch": 2.0}
+    (result,) = results([replace(run(1), metrics=last)], store)
+    assert result.metrics == last | {"val/accuracy": 0.9, "val/loss": 0.1}
+
+
+def test_folders_of_images_are_data_not_places() -> None:
+    images = {"dataset___target_": "snnexp.dataset.image_folder.image_folder"}
+    runs = [run(0, **images, dataset__root="a"), run(0, **images, dataset__root="b")]
+    assert told_apart(runs) == [{"dataset.root": "a", "seed": "0"}, {"dataset.root": "b", "seed": "0"}]
+    config = {"seed": 0, "dataset": {"_target_": images["dataset___target_"], "root": "a"}}
+    other = {"seed": 0, "dataset": {"_target_": "snnexp.dataset.nmnist.nmnist", "root": "a"}}
+    for one, same in ((config, False), (other, True)):
+        moved = one | {"dataset": one["dataset"] | {"root": "b"}}
+        assert (fingerprint(one) == fingerprint(moved)) is same
 
 
 @pytest.mark.parametrize(("text", "short"), [

@@ -435,6 +435,8 @@ def test_the_three_tasks_write_their_tables_and_figures(snnexp: Callable[..., Do
     (["task=convert", "mitigation=nope"], ["mitigation/nope", "residual_membrane"]),
     (["task=dynamics", "mitigation=signed"], ["mitigation=none"]),
     (["task=mitigations", "mitigation=signed"], ["mitigation=none"]),
+    (["task=unevenness", "task.T=8"], ["task.T=8", "a list"]),
+    (["task=unevenness", "task.thresholds=2"], ["task.thresholds=2", "a list"]),
     (["task=unevenness", "task.T=[11]"], ["task.T=11", "at most 10"]),
     (["task=unevenness", "+task.cases.bad={weights:[1.0],trains:['12']}"], ["task.cases.bad.trains", "0 or 1"]),
 ])

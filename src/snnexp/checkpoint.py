@@ -13,8 +13,8 @@ from snnexp.errors import UserError
 NESTED = ("state_dict", "model")  # where training scripts keep the weights beside other things
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each key
 OURS = "network."  # what TimeFold puts there
-STATE = "._extra_state"  # of a surrogate that adapts: another has none
-OPTIONAL = ("num_batches_tracked", STATE)  # counts no computation needs; files of old versions lack them
+STATE = ("._extra_state", ".surrogate.counts")  # what a surrogate has come to, which is no weight
+OPTIONAL = ("num_batches_tracked", *STATE)  # counts no computation needs; files of old versions lack them
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -54,10 +54,11 @@ def load_into(net: nn.Module, path: str | Path) -> None:
 def fit(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
     """Load `weights` from `path` into `net`; raises UserError unless all keys and shapes fit.
 
-    What the file says of normalisation (`front.*`) wins; a file that says nothing leaves the dataset's.
+    What the file says of normalisation (`front.*`) wins; a file that says nothing leaves the dataset's. A surrogate
+    starts as its settings say, whatever the file's had come to.
     """
     own = net.state_dict()
-    weights = {k: v for k, v in weights.items() if k in own or not k.endswith(STATE)}
+    weights = {k: v for k, v in weights.items() if not k.endswith(STATE)}
     missing = [k for k in own if k not in weights and not k.endswith(OPTIONAL) and not k.startswith("front.")]
     unexpected = [k for k in weights if k not in own]
     misshapen = [f"{k} {_shape(v)} in the file, {_shape(own[k])} in the network"

@@ -28,6 +28,7 @@ KEYS = ("seed", "timesteps", "resume", "checkpoint", "objective", *FOLDERS)
 NOT_THE_EXPERIMENT = ("resume", "tracking", "objective", *FOLDERS)
 RUN = re.compile(r"runs:/(\w+)")  # an earlier run, as a checkpoint
 PLACES = ("dataset.root", "dataset.cache")
+ANY_IMAGES = "image_folder"  # a dataset, or the source of one, which `dataset.root` chooses
 
 # Hydra makes its directories before anyone can look at the config: so `~` is resolved where it is composed.
 OmegaConf.register_new_resolver("folder", lambda path: str(Path(str(path)).expanduser().absolute()), replace=True)
@@ -121,7 +122,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def experiment_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What determines a run's result, flattened: everything but places, tracking and the objective."""
     kept = flatten({key: value for key, value in config.items() if key not in NOT_THE_EXPERIMENT})
-    return {key: value for key, value in kept.items() if key not in PLACES}
+    return {key: value for key, value in kept.items() if not is_place(key, kept)}
+
+
+def is_place(key: str, flat: Mapping[str, Any]) -> bool:
+    """Whether `key` of a flattened config says where the data are, not which."""
+    any_images = flat.get("dataset.source") == ANY_IMAGES or str(flat.get("dataset._target_")).endswith(ANY_IMAGES)
+    return key in PLACES and not (any_images and key == "dataset.root")
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:

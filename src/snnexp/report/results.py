@@ -8,18 +8,20 @@ from dataclasses import dataclass
 
 from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED
-from snnexp.config import NOT_THE_EXPERIMENT, PLACES
+from snnexp.config import NOT_THE_EXPERIMENT, is_place
 from snnexp.report.document import Link, Table, Words, shown
 from snnexp.session import TAGS
 from snnexp.tracking import Store, Stored
 
+BY_EPOCH = ("val/accuracy", "val/loss")
 METRICS = ("val/accuracy", "test/accuracy", "test/spikes_per_sample")
 ANN, AT_T = "test/ann_accuracy", {"before calibration": "test/plain_accuracy", "SNN": "test/snn_accuracy"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: what tells it apart from the others it is shown with (and its seed), and its final metrics."""
+    """A finished run: what tells it apart from others it is shown with (and its seed), and its metrics (of a training,
+    those of its best epoch)."""
 
     run: Stored
     varied: Mapping[str, str]
@@ -30,11 +32,20 @@ class Result:
         return self.varied[SEED]
 
 
-def results(runs: Sequence[Stored]) -> list[Result]:
+def results(runs: Sequence[Stored], store: Store) -> list[Result]:
     """The finished runs; of those that were repeated, with the same seed, the newest."""
     finished = [run for run in runs if run.status == "finished"]
-    found = [Result(run, varied, run.metrics) for run, varied in zip(finished, told_apart(finished), strict=True)]
-    return list({tuple(result.varied.items()): result for result in found}.values())
+    newest = {tuple(varied.items()): (run, varied) for run, varied in zip(finished, told_apart(finished), strict=True)}
+    return [Result(run, varied, _at_best_epoch(run, store)) for run, varied in newest.values()]
+
+
+def _at_best_epoch(run: Stored, store: Store) -> dict[str, float]:
+    """Its metrics; what was validated after each epoch is that of the epoch that was tested, not of the last."""
+    metrics = dict(run.metrics)
+    if "best_epoch" in metrics:
+        curves = {name: store.curve(run, name) for name in BY_EPOCH if name in metrics}
+        metrics |= {name: c[epoch] for name, c in curves.items() if (epoch := int(metrics["best_epoch"])) in c}
+    return metrics
 
 
 def told_apart(runs: Sequence[Stored]) -> list[dict[str, str]]:
@@ -59,8 +70,8 @@ def told_apart(runs: Sequence[Stored]) -> list[dict[str, str]]:
 def _keys(runs: Sequence[Stored]) -> list[str]:
     """The parameters that determine a result, apart from seeds; those near the root first."""
     keys = {key for run in runs for key in run.params}
-    kept = [key for key in keys if key.split(".")[0] not in NOT_THE_EXPERIMENT and key not in PLACES
-            and key.split(".")[-1] != SEED]
+    kept = [key for key in keys if key.split(".")[0] not in NOT_THE_EXPERIMENT and key.split(".")[-1] != SEED
+            and not all(is_place(key, run.params) for run in runs)]
     return sorted(kept, key=lambda key: (key.count("."), key))
 
 
@@ -99,12 +110,12 @@ def accuracies(
 ) -> list[Table]:
     """The tables of what these runs reached: accuracies at the end, and, of converted networks, against T."""
     spread = "mean ± standard deviation over the seeds"
-    trained = results([run for run in runs if ANN not in run.metrics])
+    trained = results([run for run in runs if ANN not in run.metrics], store)
     metrics = [m for m in dict.fromkeys([*objective, *METRICS]) if any(m in result.metrics for result in trained)]
     tables = []
     if metrics:
         tables.append(by_setting(trained, metrics, f"What the runs reached: {spread}", link))
-    if converted := _against_t(results([run for run in runs if ANN in run.metrics]), store):
+    if converted := _against_t(results([run for run in runs if ANN in run.metrics], store), store):
         at = sorted({name for network in converted for name in network.metrics} - {"ANN"}, key=lambda t: int(t[4:]))
         tables.append(by_setting(converted, ["ANN", *at], f"Test accuracy after T time steps: {spread}", link))
     return tables

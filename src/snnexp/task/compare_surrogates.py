@@ -19,6 +19,7 @@ from torch import nn
 from snnexp.analysis import figures
 from snnexp.analysis.tables import Rows
 from snnexp.build import build
+from snnexp.config import experiment_of
 from snnexp.errors import UserError
 from snnexp.session import Session
 from snnexp.surrogate import curve
@@ -91,6 +92,7 @@ def _settings(folder: Path) -> list[Setting]:
             groups.setdefault(json.dumps(config["surrogate"]), []).append((config, run))
     if not groups:
         raise UserError(f"task.sweep={folder}: there are no finished trainings in that folder")
+    _alike(folder, [config for runs in groups.values() for config, _ in runs])
     made = []
     for runs in groups.values():
         runs.sort(key=lambda run: run[0]["seed"])
@@ -100,6 +102,16 @@ def _settings(folder: Path) -> list[Setting]:
         made.append(Setting(build("surrogate", config), parameter, value, results,
                             [load(run / "last.pt")["history"] for _, run in runs]))
     return sorted(made, key=lambda setting: (setting.function, setting.value))
+
+
+def _alike(folder: Path, configs: Sequence[dict[str, Any]]) -> None:
+    """Raises UserError where runs differ in more than surrogate and seed: they would count as seeds of one setting."""
+    rest = [{key: value for key, value in experiment_of(config).items()
+             if "surrogate" not in key.split(".") and key.split(".")[-1] != "seed"} for config in configs]
+    differing = sorted({key for one in rest for key in one | rest[0] if one.get(key) != rest[0].get(key)})
+    if differing:
+        raise UserError(f"task.sweep={folder}: its runs differ in more than surrogate and seed, in "
+                        f"{', '.join(differing)}: compare sweeps of one setting each")
 
 
 def _compared(session: Session, settings: list[Setting]) -> Metrics:

@@ -48,7 +48,7 @@ def dvs(session: Session, direct: dict[str, Any], seeds: Sequence[int], rounds: 
     """
     try:
         for name, values in (("seeds", seeds), ("rounds", rounds), ("per_frame", per_frame)):
-            if not values:
+            if not isinstance(values, list) or not values:
                 raise InvalidValue(name, values, "a list of integers")
             for value in values:
                 integer(name, value, at_least=0 if name == "seeds" else 1)

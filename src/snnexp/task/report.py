@@ -34,7 +34,7 @@ def report(session: Session, experiments: str | Sequence[str] | None, sweep: str
     except InvalidValue as error:
         raise error.told(f"task.{error.name}") from error
     of = {run.experiment for run in runs}
-    title = name or sweep or (of.pop() if len(of) == 1 else "report")
+    title = str(name or sweep or (of.pop() if len(of) == 1 else "report"))
     if not re.fullmatch(r"[\w.+-]+", title):
         raise UserError(f"task.name={title} is not allowed: it must be a file name without folder or suffix")
     folder = Path(session.config["outputs_dir"]) / "reports"

@@ -135,10 +135,11 @@ def by_layer(history: Sequence[Metrics], what: str, columns: Sequence[str]) -> R
 
 def report(session: Session, tables: Mapping[str, Rows], made: Mapping[str, Figure]) -> None:
     """Write tables/<name>.csv and figures/<name>.png into the run directory, log both, and print the first table (its
-    last epoch)."""
+    last epoch, if it has epochs)."""
     if not session.quiet:
-        first = next(iter(tables.values()))
-        rows_table("after the last epoch", [row for row in first if row.get("epoch") == first[-1].get("epoch")])
+        name, first = next(iter(tables.items()))
+        title = "after the last epoch" if "epoch" in first[-1] else name
+        rows_table(title, [row for row in first if row.get("epoch") == first[-1].get("epoch")])
     write(tables, session.run_dir / "tables")
     figures.write(made, session.run_dir / "figures")
     for folder in ("tables", "figures"):

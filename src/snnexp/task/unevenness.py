@@ -29,6 +29,8 @@ def unevenness(session: Session, cases: Mapping[str, Mapping[str, Any]], weights
     Raises UserError as `task=convert` does, and for small neurons that cannot be.
     """
     try:
+        for name, values in (("weights", weights), ("thresholds", thresholds), ("starts", starts), ("T", T)):
+            require(isinstance(values, list) and bool(values), name, values, "a list")
         steps = [{"case": name} | row for name, case in cases.items() for row in _case(name, **case)]
         orders = [search(Neuron(*chosen)) for chosen in product(weights, thresholds, starts, T)]
     except InvalidValue as error:
