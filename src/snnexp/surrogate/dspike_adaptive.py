@@ -39,6 +39,7 @@ class AdaptiveDspike(Dspike):
     db: float
     low: float
     high: float
+    moves: int
     weights: int
     batch: int
     eps: float
@@ -46,12 +47,12 @@ class AdaptiveDspike(Dspike):
     def __init__(self, b: float, db: float, low: float, high: float, temperature: str, every: int | None,
                  moves: int, layer: str | int | None, subset: str, weights: int, batch: int, eps: float,
                  spiking: bool = True) -> None:
-        super().__init__(b=b, spiking=spiking, db=db, low=low, high=high, weights=weights, batch=batch, eps=eps)
+        super().__init__(b=b, spiking=spiking, db=db, low=low, high=high, moves=moves, weights=weights, batch=batch,
+                         eps=eps)
         require(low <= b <= high, "b", b, f"a number from low={low} to high={high}")
         self.temperature = choice("temperature", temperature, ("shared", "per_layer"))
         self.subset = choice("subset", subset, ("random", "all"))
         self.every = None if every is None else integer("every", every, at_least=1)
-        self.moves = integer("moves", moves, at_least=1)
         if isinstance(layer, bool) or not isinstance(layer, str | int | None):
             raise InvalidValue("layer", layer, "the name of a layer, or null: the first")
         self.layer = None if layer is None else str(layer)  # layers of a Sequential have numbers for names

@@ -41,7 +41,7 @@ _RULES: dict[tuple[str, str], Callable[[str, object], object]] = {  # SpikingJel
     ("Dspike", "b"): _positive,
     **{("AdaptiveDspike", name): _positive for name in ("b", "db", "low", "high", "eps")},
     ("AdaptiveDspike", "weights"): lambda name, value: integer(name, value, at_least=2),
-    ("AdaptiveDspike", "batch"): lambda name, value: integer(name, value, at_least=1),
+    **{("AdaptiveDspike", name): lambda name, value: integer(name, value, at_least=1) for name in ("batch", "moves")},
     ("LeakyKReLU", "leak"): _at_least_0,
     ("LogTailedReLU", "alpha"): _at_least_0,
     ("PiecewiseLeakyReLU", "c"): _at_least_0,
