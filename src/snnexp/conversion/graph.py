@@ -90,9 +90,10 @@ def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None,
     _place_sites(source, decoded)
     drop_dropout(source)
     _pools_as_modules(source)
+    source.eval().recompile()
+    _same_answers(original, source, example)  # before weights change, whose rounding moves steps of a quantised network
     fold_norms(source, example)
     finish(source)
-    _same_answers(original, source, example)
     network = copy.deepcopy(source)
     for name, module in source.named_modules():
         if isinstance(module, TimeMean):
