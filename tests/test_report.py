@@ -21,7 +21,7 @@ from snnexp.config import fingerprint
 from snnexp.errors import UserError
 from snnexp.report import html, markdown
 from snnexp.report.document import Figure, Link, Paragraph, Section, Table, shown
-from snnexp.report.results import results, told_apart
+from snnexp.report.results import at_best_epoch, results, told_apart
 from snnexp.tracking import Nothing, Store, Stored
 from stored import report
 
@@ -221,7 +221,7 @@ def test_runs_are_told_apart_by_options_and_by_keys_within_them() -> None:
 
 def test_the_newest_finished_run_of_a_seed_counts() -> None:
     runs = [run(1), run(2), run(1), run(1, status="failed"), run(3, status="running")]
-    counted = [result.run for result in results(runs, Store.__new__(Store))]
+    counted = [result.run for result in results(runs)]
     assert sorted(map(id, counted)) == sorted([id(runs[1]), id(runs[2])])
 
 
@@ -230,8 +230,7 @@ def test_a_training_is_shown_at_its_best_epoch() -> None:
     curves = {"val/accuracy": {1: 0.7, 2: 0.9, 3: 0.8}, "val/loss": {1: 0.5, 2: 0.1, 3: 0.3}}
     store: Any = SimpleNamespace(curve=lambda run, metric: curves[metric])
     last = {"val/accuracy": 0.8, "val/loss": 0.3, "test/accuracy": 0.85, "best_epoch": 2.0}
-    (result,) = results([replace(run(1), metrics=last)], store)
-    assert result.metrics == last | {"val/accuracy": 0.9, "val/loss": 0.1}
+    assert at_best_epoch(replace(run(1), metrics=last), store) == last | {"val/accuracy": 0.9, "val/loss": 0.1}
 
 
 def test_folders_of_images_are_data_not_places() -> None:

@@ -98,9 +98,9 @@ def _experiment(name: str, runs: Sequence[Stored], source: Source) -> Section:
     """What has tables of its own comes first, for it is the answer; then sweeps, then runs that just were run."""
     texts, sweeps = lab(name), [run for run in runs if _sweep(run)]
     inside = {sweep.run_id for sweep in sweeps}
-    alone = results([run for run in runs if not _sweep(run) and run.parent not in inside], source.store)
+    alone = results([run for run in runs if not _sweep(run) and run.parent not in inside])
     whole = sorted(sweeps, key=lambda sweep: (sweep.status == "finished", sweep.start))
-    counted = results([run for run in runs if not _sweep(run)], source.store)
+    counted = results([run for run in runs if not _sweep(run)])
     kept, done = {result.run.parent for result in counted}, {run.parent for run in runs if run.status == "finished"}
     newest = [sweep for sweep in whole if sweep.run_id in kept or sweep.run_id not in done]  # but those repeated
     groups = [(group, source.shown(group[0].run)) for group in seeds.grouped(alone)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED
@@ -12,16 +12,15 @@ from snnexp.config import NOT_THE_EXPERIMENT, is_place
 from snnexp.report.document import Link, Table, Words, shown
 from snnexp.session import TAGS
 from snnexp.tracking import Store, Stored
+from snnexp.training import METRICS as BY_EPOCH
 
-BY_EPOCH = ("val/accuracy", "val/loss")
 METRICS = ("val/accuracy", "test/accuracy", "test/spikes_per_sample")
 ANN, AT_T = "test/ann_accuracy", {"before calibration": "test/plain_accuracy", "SNN": "test/snn_accuracy"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: what tells it apart from others it is shown with (and its seed), and its metrics (of a training,
-    those of its best epoch)."""
+    """A finished run: what tells it apart from the others it is shown with (and its seed), and its final metrics."""
 
     run: Stored
     varied: Mapping[str, str]
@@ -32,14 +31,14 @@ class Result:
         return self.varied[SEED]
 
 
-def results(runs: Sequence[Stored], store: Store) -> list[Result]:
+def results(runs: Sequence[Stored]) -> list[Result]:
     """The finished runs; of those that were repeated, with the same seed, the newest."""
     finished = [run for run in runs if run.status == "finished"]
-    newest = {tuple(varied.items()): (run, varied) for run, varied in zip(finished, told_apart(finished), strict=True)}
-    return [Result(run, varied, _at_best_epoch(run, store)) for run, varied in newest.values()]
+    found = [Result(run, varied, run.metrics) for run, varied in zip(finished, told_apart(finished), strict=True)]
+    return list({tuple(result.varied.items()): result for result in found}.values())
 
 
-def _at_best_epoch(run: Stored, store: Store) -> dict[str, float]:
+def at_best_epoch(run: Stored, store: Store) -> dict[str, float]:
     """Its metrics; what was validated after each epoch is that of the epoch that was tested, not of the last."""
     metrics = dict(run.metrics)
     if "best_epoch" in metrics:
@@ -110,12 +109,13 @@ def accuracies(
 ) -> list[Table]:
     """The tables of what these runs reached: accuracies at the end, and, of converted networks, against T."""
     spread = "mean ± standard deviation over the seeds"
-    trained = results([run for run in runs if ANN not in run.metrics], store)
+    trained = [replace(result, metrics=at_best_epoch(result.run, store))
+               for result in results([run for run in runs if ANN not in run.metrics])]
     metrics = [m for m in dict.fromkeys([*objective, *METRICS]) if any(m in result.metrics for result in trained)]
     tables = []
     if metrics:
         tables.append(by_setting(trained, metrics, f"What the runs reached: {spread}", link))
-    if converted := _against_t(results([run for run in runs if ANN in run.metrics], store), store):
+    if converted := _against_t(results([run for run in runs if ANN in run.metrics]), store):
         at = sorted({name for network in converted for name in network.metrics} - {"ANN"}, key=lambda t: int(t[4:]))
         tables.append(by_setting(converted, ["ANN", *at], f"Test accuracy after T time steps: {spread}", link))
     return tables

@@ -83,8 +83,7 @@ class Conversion:
             self.images = self.calibration.sample(data.train)
         except InvalidValue as error:
             raise error.told(f"calibration.{error.name}") from error
-        if data.averaged:
-            self._check_frames(data.train.x.shape[1])
+        self._check_frames()
         if data.temporal:  # each frame is an image; of each recording one calibrates, in turn
             turn = torch.arange(len(self.images))
             self.images = self.images[turn, turn % self.images.shape[1]].float()
@@ -105,12 +104,18 @@ class Conversion:
             raise UserError(f"{what} takes integrate-and-fire neurons: choose another conversion than "
                             f"conversion={self.session.choices['conversion']}")
 
-    def _check_frames(self, frames: int) -> None:
+    @property
+    def frames(self) -> int:
+        """Of a recording that is averaged for the ANN and shown to the SNN frame by frame; else 1."""
+        data = self.source.data
+        return data.train.x.shape[1] if data.averaged else 1
+
+    def _check_frames(self) -> None:
         """Raises UserError unless the recording that is seen frame by frame is seen whole."""
         for t in [steps[-1] for steps in self.groups()]:
-            if t % frames:
-                raise UserError(f"timesteps={t} is not allowed: the network is shown the {frames} frames of a "
-                                f"recording one after the other, so T must be a multiple of {frames} (only "
+            if t % self.frames:
+                raise UserError(f"timesteps={t} is not allowed: the network is shown the {self.frames} frames of a "
+                                f"recording one after the other, so T must be a multiple of {self.frames} (only "
                                 "conversions that are one network for all T may stop before, at a smaller T of a list)")
 
     def _whole(self, network: nn.Module) -> Any:

@@ -34,9 +34,8 @@ def mitigations(session: Session, compare: Mapping[str, Mitigation], val_images:
 
 def _left(conversion: Conversion, mitigation: Mitigation, total: int) -> int:
     """Steps that count; 0: too few, or part of a recording."""
-    T, data = total - mitigation.steps(0), conversion.source.data
-    whole = T % data.train.x.shape[1] == 0 if data.averaged else True
-    return T if whole and max(1, mitigation.again) <= T else 0
+    T = total - mitigation.steps(0)
+    return T if T % conversion.frames == 0 and max(1, mitigation.again) <= T else 0
 
 
 def _compared(conversion: Conversion, compare: Mapping[str, Mitigation]) -> Metrics:
