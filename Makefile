@@ -126,8 +126,13 @@ test-cluster: $(READY)  ## run sweeps on SLURM and PostgreSQL, started here (Deb
 	tests/cluster/install.sh
 	$(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
-lint: $(READY)  ## ruff and mypy (strict on src/)
+format: $(READY)  ## lay the code out and sort its imports with ruff
+	$(BIN)/ruff check --quiet --select I --fix src tests bench
+	$(BIN)/ruff format src tests bench
+
+lint: $(READY)  ## ruff (rules and layout) and mypy (strict on src/)
 	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 
 bench: $(READY)  ## measure speed against named peers (DATA_DIR=folder with nmnist/ for the real recordings)

@@ -69,10 +69,12 @@ def compare(real: list[Events], simulated: list[Events], again: list[Events]) ->
     print("correlation with the real (simulated) recording:")
     row("events a recording", "", *(f"{np.corrcoef(n[k], n[k + 1])[0, 1]:.3f}" for k in (0, 1)))
     saccades = [counts(side, np.array(SACCADES)) for side in sides]
-    for what, view in (("events of a pixel", lambda m: m.sum((1, 2))),
-                       ("events of a pixel and polarity", lambda m: m.sum(1)),
-                       ("the same by saccade", lambda m: m),
-                       *((f"the same, saccade {k + 1} alone", lambda m, k=k: m[:, k]) for k in range(3))):
+    for what, view in (
+        ("events of a pixel", lambda m: m.sum((1, 2))),
+        ("events of a pixel and polarity", lambda m: m.sum(1)),
+        ("the same by saccade", lambda m: m),
+        *((f"the same, saccade {k + 1} alone", lambda m, k=k: m[:, k]) for k in range(3)),
+    ):
         row(what, "", *(f"{alike(view(a), view(b)):.3f}" for a, b in pairwise(saccades)))
     fine = [counts(side, np.arange(0, 331, 10)) for side in sides]
     row("the same in each 10 ms", "", *(f"{alike(a, b):.3f}" for a, b in pairwise(fine)))
@@ -93,14 +95,17 @@ def fit(images: NDArray[np.uint8], real: list[Events], sweeps: int) -> Camera:
     ms = np.array(camera.path)[:, 0]
 
     def build(v: NDArray[np.float64]) -> Camera:
-        path = np.column_stack([ms, v[len(names):].reshape(2, -1).T])
-        return replace(camera, path=tuple(map(tuple, path.tolist())),
-                       **dict(zip(names, np.exp(v[:len(names)]).tolist(), strict=True)))
+        path = np.column_stack([ms, v[len(names) :].reshape(2, -1).T])
+        return replace(
+            camera,
+            path=tuple(map(tuple, path.tolist())),
+            **dict(zip(names, np.exp(v[: len(names)]).tolist(), strict=True)),
+        )
 
     def loss(v: NDArray[np.float64]) -> float:
         maps = counts(build(v).record(images, range(len(images))), edges)
         total, aim = maps.sum((0, 2, 3, 4)), goal.sum((0, 2, 3, 4))
-        return float(((maps - goal)**2).sum() / (goal**2).sum() + 5 * ((total - aim)**2).sum() / (aim**2).sum())
+        return float(((maps - goal) ** 2).sum() / (goal**2).sum() + 5 * ((total - aim) ** 2).sum() / (aim**2).sum())
 
     v = np.concatenate([np.log([getattr(camera, name) for name in names]), np.array(camera.path)[:, 1:].T.ravel()])
     step, best = np.where(np.arange(len(v)) < len(names), 0.05, 0.2), loss(v)
@@ -132,8 +137,10 @@ def main() -> None:
         print(fit(images, real, args.fit))
         return
     parts = np.array_split(np.arange(len(images)), len(images) // 32 + 1)
-    simulated, again = ([events for part in parts for events in Camera().record(images[part], (part + key).tolist())]
-                        for key in (0, 10_000))
+    simulated, again = (
+        [events for part in parts for events in Camera().record(images[part], (part + key).tolist())]
+        for key in (0, 10_000)
+    )
     print(f"MNIST train images {first + 1}..{last}")
     compare(real, simulated, again)
 

@@ -54,11 +54,25 @@ def trained(args: argparse.Namespace, folder: Path) -> Path:
     if args.checkpoint:
         return args.checkpoint
     outputs = args.work / f"relu-{args.epochs}"
-    command = ["model=resnet20", "neuron=relu", "dataset=image_folder", f"dataset.root={folder}",
-               "dataset.augment.crop=4", "dataset.augment.flip=true", "loss=cross_entropy", "optimizer=sgd",
-               "optimizer.lr=0.2", "trainer.batch_size=128", "scheduler=one_cycle", f"trainer.epochs={args.epochs}",
-               f"cache_dir={args.work / 'cache'}", f"outputs_dir={outputs}", "tracking=none", "resume=true",
-               *args.overrides]  # fmt: skip
+    command = [
+        "model=resnet20",
+        "neuron=relu",
+        "dataset=image_folder",
+        f"dataset.root={folder}",
+        "dataset.augment.crop=4",
+        "dataset.augment.flip=true",
+        "loss=cross_entropy",
+        "optimizer=sgd",
+        "optimizer.lr=0.2",
+        "trainer.batch_size=128",
+        "scheduler=one_cycle",
+        f"trainer.epochs={args.epochs}",
+        f"cache_dir={args.work / 'cache'}",
+        f"outputs_dir={outputs}",
+        "tracking=none",
+        "resume=true",
+        *args.overrides,
+    ]
     subprocess.run([sys.executable, "-m", "snnexp.run", *command], check=True)
     return max(outputs.glob("runs/*/*/best.pt"), key=os.path.getmtime)
 
@@ -68,8 +82,12 @@ def source(args: argparse.Namespace) -> tuple[nn.Module, Data, Tensor, Tensor]:
     args.work = args.work.absolute()
     folder = images(args.data, args.work)
     data = image_folder(folder, cache=args.work / "cache")
-    net = TimeFold(cifar_resnet(data.shape, len(data.classes), nn.ReLU, depth=20, width=16, shortcut="B",
-                                readout="current"), 1, temporal=False, front=Normalize(*data.normalize))
+    net = TimeFold(
+        cifar_resnet(data.shape, len(data.classes), nn.ReLU, depth=20, width=16, shortcut="B", readout="current"),
+        1,
+        temporal=False,
+        front=Normalize(*data.normalize),
+    )
     load_into(net, trained(args, folder))
     x, y = next(data.test.batches(args.test, spread(data.test, args.test)))
     return nn.Sequential(net.front, net.network).eval(), data, x, y
@@ -88,16 +106,25 @@ def settings(group: str, option: str, changes: dict[str, Any]) -> Any:
 
 def todo(steps: list[int], seeds: int) -> list[tuple[str, int, int]]:
     """(name, T, seed) of all that is asked; what takes long comes last."""
-    asked = [(name, T, seed) for T in steps for seed in range(seeds if T <= 16 else 1) for name in COMBINATIONS
-             if T <= 32 or name in LONG]
+    asked = [
+        (name, T, seed)
+        for T in steps
+        for seed in range(seeds if T <= 16 else 1)
+        for name in COMBINATIONS
+        if T <= 32 or name in LONG
+    ]
     return sorted(asked, key=lambda it: (it[1] > 32, it[2], it[1]))
 
 
 def table(results: list[dict[str, Any]], ann: float) -> str:
     """Mean accuracy by combination and T, then paired differences with the standard error over images and seeds."""
     steps = sorted({r["T"] for r in results})
-    lines = [f"ANN: {100 * ann:.2f} %", "", f"| combination | {' | '.join(f'T = {T}' for T in steps)} |",
-             f"| --- |{' --- |' * len(steps)}"]
+    lines = [
+        f"ANN: {100 * ann:.2f} %",
+        "",
+        f"| combination | {' | '.join(f'T = {T}' for T in steps)} |",
+        f"| --- |{' --- |' * len(steps)}",
+    ]
     right = {(r["name"], r["T"], r["seed"]): torch.tensor(list(bytes.fromhex(r["right"]))).float() for r in results}
     for name in COMBINATIONS:
         cells = []
@@ -110,8 +137,11 @@ def table(results: list[dict[str, Any]], ann: float) -> str:
         for T in steps:
             pairs = [right[a, T, s] - right[b, T, s] for s in range(9) if (a, T, s) in right and (b, T, s) in right]
             each = torch.stack(pairs).mean(0) if pairs else None
-            cells.append("" if each is None else f"{100 * float(each.mean()):+.2f} ± "
-                                                 f"{100 * float(each.std()) / math.sqrt(len(each)):.2f}")
+            cells.append(
+                ""
+                if each is None
+                else f"{100 * float(each.mean()):+.2f} ± {100 * float(each.std()) / math.sqrt(len(each)):.2f}"
+            )
         lines.append(f"| {a} - {b} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -143,15 +173,19 @@ def main() -> None:
         conversion, changes, calibration = COMBINATIONS[name]
         chosen = settings("calibration", calibration, {"images": args.images, "seed": seed})
         start = time.process_time()
-        snn, _ = convert(ann, chosen.sample(data.train), settings("conversion", conversion, changes), T,
-                         chosen.corrections)
+        snn, _ = convert(
+            ann, chosen.sample(data.train), settings("conversion", conversion, changes), T, chosen.corrections
+        )
         seconds = time.process_time() - start
         hits = right(snn)
         results.append({"name": name, "T": T, "seed": seed, "right": bytes(hits.tolist()).hex(), "seconds": seconds})
         with log.open("a") as file:
             file.write(json.dumps(results[-1]) + "\n")
-        print(f"T = {T}, seed {seed}, {name}: {100 * float(hits.float().mean()):.2f} % (ANN {100 * accuracy:.2f} %), "
-              f"calibrated in {seconds:.0f} s", file=sys.stderr)
+        print(
+            f"T = {T}, seed {seed}, {name}: {100 * float(hits.float().mean()):.2f} % (ANN {100 * accuracy:.2f} %), "
+            f"calibrated in {seconds:.0f} s",
+            file=sys.stderr,
+        )
         (args.work / "accuracy.md").write_text(table(results, accuracy))
     print(table(results, accuracy))
 

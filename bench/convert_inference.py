@@ -63,9 +63,13 @@ def sides(args: argparse.Namespace) -> tuple[Tensor, dict[str, Callable[[], Tens
             parts.append(theirs(part.expand(args.T, *part.shape)).mean(0))
         return torch.cat(parts)
 
-    return x, {"ANN": lambda: ann(x), "ANN, channels last": lambda: fast(x), "snnexp": lambda: snn(x),
-               "SpikingJelly, single-step": single,
-               "SpikingJelly, multi-step": multi}
+    return x, {
+        "ANN": lambda: ann(x),
+        "ANN, channels last": lambda: fast(x),
+        "snnexp": lambda: snn(x),
+        "SpikingJelly, single-step": single,
+        "SpikingJelly, multi-step": multi,
+    }
 
 
 def peak(args: argparse.Namespace, name: str, queue: multiprocessing.Queue[float]) -> None:
@@ -110,8 +114,10 @@ def main() -> None:
                 run()
                 seconds[name].append(time.process_time() - start)
     print(f"ResNet-20, 32 x 32, T = {args.T}, {args.images} images, {args.threads} thread(s), {args.rounds} rounds\n")
-    print("| side | ms an image and step | over T x ANN, best | median | the ANN with channels last, best | median | "
-          "peak memory, MiB |")
+    print(
+        "| side | ms an image and step | over T x ANN, best | median | the ANN with channels last, best | median | "
+        "peak memory, MiB |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, times in seconds.items():
         steps = 1 if name.startswith("ANN") else args.T
@@ -119,11 +125,15 @@ def main() -> None:
         for ann in (seconds["ANN"], seconds["ANN, channels last"]):
             pairs = [t / steps / a for t, a in zip(times, ann, strict=True)]
             ratios += [min(times) / steps / min(ann), statistics.median(pairs)]
-        print(f"| {name} | {1000 * min(times) / steps / len(x):.3f} | {' | '.join(f'{r:.2f}' for r in ratios)} | "
-              f"{memory(args, name):.0f} |")
+        print(
+            f"| {name} | {1000 * min(times) / steps / len(x):.3f} | {' | '.join(f'{r:.2f}' for r in ratios)} | "
+            f"{memory(args, name):.0f} |"
+        )
     if args.calibrate:
-        print(f"\ncalibration over inference, {args.calibrate} images, by round: "
-              f"{', '.join(f'{calibrated(args):.2f}' for _ in range(args.rounds))}")
+        print(
+            f"\ncalibration over inference, {args.calibrate} images, by round: "
+            f"{', '.join(f'{calibrated(args):.2f}' for _ in range(args.rounds))}"
+        )
 
 
 def calibrated(args: argparse.Namespace) -> float:

@@ -40,32 +40,49 @@ def measured(ann: nn.Module, calibration: Tensor, x: Tensor, y: Tensor, K: int, 
     walk(source, network, calibration, K, FewSpike(per_channel))
     snn = Decoded(network, K)
     _, account = slots.examine(source, snn, x[:: max(1, len(x) // PER_LAYER)])
-    return {"right": bytes(right(snn, x, y).tolist()).hex(), "spikes": account.spikes, "neurons": account.neurons,
-            "energy_nj": account.energy_nj, "ann_energy_nj": account.ann_energy_nj, **account.more}
+    return {
+        "right": bytes(right(snn, x, y).tolist()).hex(),
+        "spikes": account.spikes,
+        "neurons": account.neurons,
+        "energy_nj": account.energy_nj,
+        "ann_energy_nj": account.ann_energy_nj,
+        **account.more,
+    }
 
 
 def accuracies(results: list[dict[str, Any]], ann: Tensor) -> str:
-    lines = [f"ANN: {100 * float(ann.mean()):.2f} %", "",
-             "| K | range | SNN | SNN - ANN (points, ± standard error) | spikes (thousands) | per neuron | "
-             "at most two | energy / ANN's |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        f"ANN: {100 * float(ann.mean()):.2f} %",
+        "",
+        "| K | range | SNN | SNN - ANN (points, ± standard error) | spikes (thousands) | per neuron | "
+        "at most two | energy / ANN's |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for K, per_channel in sorted({(r["K"], r["per_channel"]) for r in results}):
         same = [r for r in results if (r["K"], r["per_channel"]) == (K, per_channel)]
         hits = torch.stack([torch.tensor(list(bytes.fromhex(r["right"]))).float() for r in same])
         gap = (hits - ann).mean(0)
         mean = {name: sum(r[name] for r in same) / len(same) for name in ("spikes", "at_most_two", "energy_nj")}
-        lines.append(f"| {K} | {'channel' if per_channel else 'layer'} | {100 * float(hits.mean()):.2f} | "
-                     f"{100 * float(gap.mean()):+.2f} ± {100 * float(gap.std()) / math.sqrt(len(gap)):.2f} | "
-                     f"{mean['spikes'] / 1e3:.0f} | {mean['spikes'] / same[0]['neurons']:.2f} | "
-                     f"{100 * mean['at_most_two']:.1f} % | {mean['energy_nj'] / same[0]['ann_energy_nj']:.3f} |")
+        lines.append(
+            f"| {K} | {'channel' if per_channel else 'layer'} | {100 * float(hits.mean()):.2f} | "
+            f"{100 * float(gap.mean()):+.2f} ± {100 * float(gap.std()) / math.sqrt(len(gap)):.2f} | "
+            f"{mean['spikes'] / 1e3:.0f} | {mean['spikes'] / same[0]['neurons']:.2f} | "
+            f"{100 * mean['at_most_two']:.1f} % | {mean['energy_nj'] / same[0]['ann_energy_nj']:.3f} |"
+        )
     return "\n".join(lines)
 
 
 def coefficients() -> str:
-    lines = ["| activation | range | K | mean squared error | largest error | mean spikes |",
-             "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| activation | range | K | mean squared error | largest error | mean spikes |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for path in sorted(SHIPPED.glob("*.yaml")):
-        lines += [f"| {fit.activation} | {list(fit.range)} | {fit.table.K} | {fit.mse:.2e} | {fit.largest:.3f} | "
-                  f"{fit.spikes:.2f} |" for fit in load(path.stem)]
+        lines += [
+            f"| {fit.activation} | {list(fit.range)} | {fit.table.K} | {fit.mse:.2e} | {fit.largest:.3f} | "
+            f"{fit.spikes:.2f} |"
+            for fit in load(path.stem)
+        ]
     return "\n".join(lines)
 
 
@@ -91,8 +108,9 @@ def main() -> None:
                 if (K, per_channel, seed) in done:
                     continue
                 sample = settings("calibration", "none", {"images": args.images, "seed": seed}).sample(data.train)
-                results.append({"K": K, "per_channel": per_channel, "seed": seed,
-                                **measured(ann, sample, x, y, K, per_channel)})
+                results.append(
+                    {"K": K, "per_channel": per_channel, "seed": seed, **measured(ann, sample, x, y, K, per_channel)}
+                )
                 with log.open("a") as file:
                     file.write(json.dumps(results[-1]) + "\n")
                 print(f"K = {K}, {'channel' if per_channel else 'layer'}, seed {seed}: done", file=sys.stderr)

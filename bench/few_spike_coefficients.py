@@ -44,8 +44,11 @@ def main() -> None:
                 start = time.process_time()
                 tables.append(fitted(activation, interval, K))
                 save(tables, args.to / f"{activation}.yaml")
-                print(f"{activation} on {interval}, K = {K}: {tables[-1].mse:.3g}, {tables[-1].spikes:.2f} spikes, "
-                      f"{time.process_time() - start:.0f} s", file=sys.stderr)
+                print(
+                    f"{activation} on {interval}, K = {K}: {tables[-1].mse:.3g}, {tables[-1].spikes:.2f} spikes, "
+                    f"{time.process_time() - start:.0f} s",
+                    file=sys.stderr,
+                )
 
 
 if __name__ == "__main__":

@@ -43,8 +43,14 @@ def loader(x: Tensor, y: Tensor, workers: int) -> DataLoader[tuple[Tensor, Tenso
     peer = datasets.CIFAR10.__new__(datasets.CIFAR10)  # torchvision's own __getitem__, without its files
     peer.data, peer.targets = np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy()), y.tolist()
     peer.target_transform = None
-    peer.transform = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(),
-                                         transforms.ToTensor(), transforms.Normalize(MEAN, STD)])  # fmt: skip
+    peer.transform = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
     return DataLoader(peer, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
 

@@ -52,8 +52,9 @@ def main() -> None:
         start = time.perf_counter()
         (Path(folder) / "peer/events_np").mkdir(parents=True)
         NMNIST.create_raw_from_extracted(args.data / "nmnist", Path(folder) / "peer/events_np")
-        peer = NMNIST(str(Path(folder) / "peer"), train=True, data_type="frame", frames_number=args.timesteps,
-                      split_by="number")
+        peer = NMNIST(
+            str(Path(folder) / "peer"), train=True, data_type="frame", frames_number=args.timesteps, split_by="number"
+        )
         peer_prepared = time.perf_counter() - start
 
         n = len(data.train) + len(data.val)
@@ -75,8 +76,10 @@ def main() -> None:
         print(f"{n} recordings, T = {args.timesteps}, one thread; {args.epochs} epochs after a first")
         print(f"{'':26}{'prepare s':>10}{'fastest ms':>12}{'snnexp is':>12}{'median ms':>12}{'snnexp is':>12}")
         for k, (name, preparation, _) in enumerate(rows):
-            print(f"{name:26}{preparation:10.2f}{1000 * best[k]:12.1f}{best[k] / best[0]:11.1f}x"
-                  f"{1000 * median[k]:12.1f}{median[k] / median[0]:11.1f}x")
+            print(
+                f"{name:26}{preparation:10.2f}{1000 * best[k]:12.1f}{best[k] / best[0]:11.1f}x"
+                f"{1000 * median[k]:12.1f}{median[k] / median[0]:11.1f}x"
+            )
 
 
 if __name__ == "__main__":

@@ -34,10 +34,18 @@ from snnexp.timefold import Normalize, TimeFold
 from train_cifar import images
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    ("none", {}), ("residual_membrane", {"rehearse": 1}), ("residual_membrane", {"rehearse": 2}),
-    ("residual_membrane", {"rehearse": 4}), ("offset_spike", {"rehearse": 1}), ("offset_spike", {"rehearse": 2}),
-    ("offset_spike", {"rehearse": 4}), ("offset_spike", {"rehearse": 2, "rounds": 2}), ("signed", {"level": 1.0}),
-    ("signed", {"level": 0.0}), ("waiting", {})]
+    ("none", {}),
+    ("residual_membrane", {"rehearse": 1}),
+    ("residual_membrane", {"rehearse": 2}),
+    ("residual_membrane", {"rehearse": 4}),
+    ("offset_spike", {"rehearse": 1}),
+    ("offset_spike", {"rehearse": 2}),
+    ("offset_spike", {"rehearse": 4}),
+    ("offset_spike", {"rehearse": 2, "rounds": 2}),
+    ("signed", {"level": 1.0}),
+    ("signed", {"level": 0.0}),
+    ("waiting", {}),
+]
 
 
 def name(option: str, changes: dict[str, Any]) -> str:
@@ -71,9 +79,13 @@ def table(results: list[dict[str, Any]]) -> str:
     seeds = sorted({r["seed"] for r in results})
     found = {(r["name"], r["total"], r["seed"]): r for r in results}
     ann = interval([hits(found["ANN", 0, s]) for s in seeds])[0]
-    lines = [f"ANN: {100 * ann:.2f} %, {len(seeds)} network(s)", "",
-             "| steps a layer | mitigation | T | steps to the answer | accuracy | to none | share of the gap | "
-             "spikes | energy, uJ | over-fire, % | under-fire, % | unevenness, spikes |", "| --- " * 12 + "|"]
+    lines = [
+        f"ANN: {100 * ann:.2f} %, {len(seeds)} network(s)",
+        "",
+        "| steps a layer | mitigation | T | steps to the answer | accuracy | to none | share of the gap | "
+        "spikes | energy, uJ | over-fire, % | under-fire, % | unevenness, spikes |",
+        "| --- " * 12 + "|",
+    ]
     for total in sorted({r["total"] for r in results} - {0}):
         for label in dict.fromkeys(r["name"] for r in results if r["total"] == total):
             runs = [found[label, total, s] for s in seeds if (label, total, s) in found]
@@ -82,10 +94,20 @@ def table(results: list[dict[str, Any]]) -> str:
             gain, spread_ = interval([hits(r) - p for r, p in zip(runs, plain, strict=True)])
             gap = ann - interval(plain)[0]
             mean = {k: sum(r[k] for r in runs) / len(runs) for k in ("spikes", "energy", "over", "under", "uneven")}
-            cells = [total, label, runs[0]["T"], runs[0]["latency"], f"{100 * accuracy:.2f} ± {100 * error:.2f}",
-                     f"{100 * gain:+.2f} ± {100 * spread_:.2f}", f"{gain / gap:.2f}", f"{mean['spikes'] / 1e3:.1f} k",
-                     f"{mean['energy'] / 1e3:.2f}", f"{100 * mean['over']:.2f}", f"{100 * mean['under']:.2f}",
-                     f"{mean['uneven']:.4f}"]
+            cells = [
+                total,
+                label,
+                runs[0]["T"],
+                runs[0]["latency"],
+                f"{100 * accuracy:.2f} ± {100 * error:.2f}",
+                f"{100 * gain:+.2f} ± {100 * spread_:.2f}",
+                f"{gain / gap:.2f}",
+                f"{mean['spikes'] / 1e3:.1f} k",
+                f"{mean['energy'] / 1e3:.2f}",
+                f"{100 * mean['over']:.2f}",
+                f"{100 * mean['under']:.2f}",
+                f"{mean['uneven']:.4f}",
+            ]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -111,16 +133,23 @@ def main() -> None:
         results.append(record)
         with log.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        print(f"seed {record['seed']}, {record['total']} steps, {record['name']}: "
-              f"{100 * float(hits(record).mean()):.2f} %", file=sys.stderr)
+        print(
+            f"seed {record['seed']}, {record['total']} steps, {record['name']}: "
+            f"{100 * float(hits(record).mean()):.2f} %",
+            file=sys.stderr,
+        )
 
     def right(net: Any) -> str:
         with torch.inference_mode():
             return bytes((torch.cat([net(part) for part in x.split(250)]).argmax(1) == y).tolist()).hex()
 
     for seed, checkpoint in enumerate(args.checkpoints):
-        net = TimeFold(network(args.network, data.shape, len(data.classes), args.levels), 1, temporal=False,
-                       front=Normalize(*data.normalize))  # type: ignore[misc]
+        net = TimeFold(
+            network(args.network, data.shape, len(data.classes), args.levels),
+            1,
+            temporal=False,
+            front=Normalize(*data.normalize),
+        )  # type: ignore[misc]
         load_into(net, checkpoint)
         ann = nn.Sequential(net.front, net.network).eval()
         done = {(r["name"], r["total"]) for r in results if r["seed"] == seed}
@@ -139,10 +168,22 @@ def main() -> None:
                 layers, account = examine(source, snn, seen, T)
                 whole = [sum(getattr(layer, k) for layer in layers) / len(layers) for k in ("over", "under")]
                 uneven = sum(layer.over_spikes + layer.under_spikes for layer in layers) / len(layers)
-                keep({"name": name(option, changes), "total": total, "T": T, "seed": seed, "right": right(snn),
-                      "latency": account.latency, "spikes": account.spikes, "energy": account.energy_nj,
-                      "over": whole[0], "under": whole[1], "uneven": uneven,
-                      "layers": [asdict(layer) for layer in layers]})
+                keep(
+                    {
+                        "name": name(option, changes),
+                        "total": total,
+                        "T": T,
+                        "seed": seed,
+                        "right": right(snn),
+                        "latency": account.latency,
+                        "spikes": account.spikes,
+                        "energy": account.energy_nj,
+                        "over": whole[0],
+                        "under": whole[1],
+                        "uneven": uneven,
+                        "layers": [asdict(layer) for layer in layers],
+                    }
+                )
     print(table(results))
 
 

@@ -47,8 +47,19 @@ def ours(options: argparse.Namespace, seed: int, data: Data) -> float:
     run = session(options, seed)
     run.data = data
     net = run.network()
-    Fit(run.trainer.fabric(), net, data, run.loss, run.optimizer, run.scheduler, run.trainer, seed=seed,
-        folder=run.run_dir, on_step=lambda *_: None, on_epoch=lambda _: None).run()  # fmt: skip
+    Fit(
+        run.trainer.fabric(),
+        net,
+        data,
+        run.loss,
+        run.optimizer,
+        run.scheduler,
+        run.trainer,
+        seed=seed,
+        folder=run.run_dir,
+        on_step=lambda *_: None,
+        on_epoch=lambda _: None,
+    ).run()
     net.load_state_dict(load(run.run_dir / "best.pt")["model"])
     return evaluate(net, data.test, run.loss, 256, CPU, len(data.classes)).accuracy
 
@@ -60,8 +71,13 @@ def plain(seed: int, x: Tensor, y: Tensor, train: Tensor, test: Tensor) -> float
     def lif() -> nn.Module:
         return neuron.LIFNode(2.0, decay_input=False, v_reset=None, surrogate_function=surrogate.ATan(), step_mode="m")
 
-    net = nn.Sequential(layer.Flatten(step_mode="m"), layer.Linear(2312, 512, step_mode="m"), lif(),
-                        layer.Linear(512, 10, step_mode="m"), lif())  # fmt: skip
+    net = nn.Sequential(
+        layer.Flatten(step_mode="m"),
+        layer.Linear(2312, 512, step_mode="m"),
+        lif(),
+        layer.Linear(512, 10, step_mode="m"),
+        lif(),
+    )
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
     def rate(rows: Tensor) -> Tensor:

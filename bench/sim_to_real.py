@@ -34,8 +34,15 @@ def rate(layers: nn.ModuleList, x: Tensor) -> Tensor:
     s = x.flatten(2).transpose(0, 1).float()
     for layer in layers:
         current = layer(s)
-        s, _ = functional.lif_multi_step(current, torch.zeros_like(current[0]), 2.0, decay_input=False, v_threshold=1.0,
-                                         v_reset=None, surrogate_function=surrogate.ATan())[:2]
+        s, _ = functional.lif_multi_step(
+            current,
+            torch.zeros_like(current[0]),
+            2.0,
+            decay_input=False,
+            v_threshold=1.0,
+            v_reset=None,
+            surrogate_function=surrogate.ATan(),
+        )[:2]
     return s.mean(0)
 
 
@@ -79,14 +86,20 @@ def main() -> None:
         cache, frames = args.cache or Path(folder), (args.timesteps, args.bins, args.values)
         real = nmnist(args.data / "nmnist", cache, *frames)
         start = time.perf_counter()
-        simulated = mnist_saccade(args.data / "mnist", cache, *frames, train_samples=TRAIN + args.simulated,
-                                  test_samples=1)
+        simulated = mnist_saccade(
+            args.data / "mnist", cache, *frames, train_samples=TRAIN + args.simulated, test_samples=1
+        )
         print(f"{TRAIN + args.simulated} simulated recordings ready in {time.perf_counter() - start:.0f} s")
         assert len(real.train) + len(real.val) == TRAIN
 
-        sides = {f"{args.simulated:,} simulated": (simulated.train, torch.arange(TRAIN, TRAIN + args.simulated),
-                                                   args.epochs),
-                 f"{TRAIN:,} real": (real.train, torch.arange(TRAIN), args.real_epochs)}
+        sides = {
+            f"{args.simulated:,} simulated": (
+                simulated.train,
+                torch.arange(TRAIN, TRAIN + args.simulated),
+                args.epochs,
+            ),
+            f"{TRAIN:,} real": (real.train, torch.arange(TRAIN), args.real_epochs),
+        }
         print(f"T = {args.timesteps}, frames by {args.bins}, values {args.values}, {args.seeds} seeds")
         print(f"{'trained on':20}{'epochs':>7}{'seed':>6}{'the 100 real test':>20}{'all 1,100 real':>17}", flush=True)
         for name, (split, rows, epochs) in sides.items():
@@ -94,8 +107,10 @@ def main() -> None:
             for seed in range(args.seeds):
                 right = correct(train(split.x, split.y, rows, epochs, args.lr, seed), real.test.x, real.test.y).float()
                 results.append((right[TRAIN:].mean().item(), right.mean().item()))
-                print(f"{name:20}{epochs:7}{seed:6}{results[-1][0]:20.3f}" + seen(split is real.train, results[-1][1]),
-                      flush=True)
+                print(
+                    f"{name:20}{epochs:7}{seed:6}{results[-1][0]:20.3f}" + seen(split is real.train, results[-1][1]),
+                    flush=True,
+                )
             mean, mean_all = (statistics.mean(column) for column in zip(*results, strict=True))
             print(f"{name:20}{epochs:7}{'mean':>6}{mean:20.3f}" + seen(split is real.train, mean_all), flush=True)
 

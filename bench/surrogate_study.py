@@ -35,9 +35,12 @@ from snnexp.session import Session
 from snnexp.task.train import fit
 from snnexp.training import load
 
-LAB = {"sigmoid": "surrogate=sigmoid", "S(x), alpha 1": "surrogate=sine surrogate.alpha=1.0",
-       "S(x), alpha 2": "surrogate=sine surrogate.alpha=2.0",
-       "P(x), alpha 0.5": "surrogate=power surrogate.alpha=0.5"}  # fmt: skip
+LAB = {
+    "sigmoid": "surrogate=sigmoid",
+    "S(x), alpha 1": "surrogate=sine surrogate.alpha=1.0",
+    "S(x), alpha 2": "surrogate=sine surrogate.alpha=2.0",
+    "P(x), alpha 0.5": "surrogate=power surrogate.alpha=0.5",
+}
 POTENTIAL = "model.readout=potential loss=cross_entropy"
 FIXED = {f"fixed b = {b}": f"surrogate=dspike surrogate.b={b}" for b in (0.1, 1.0, 3.0, 10.0, 100.0)}
 MOVES = "surrogate.high=100.0 surrogate.db=5.0 surrogate.moves=20"
@@ -78,12 +81,22 @@ class Runs:
         best = load(session.run_dir / "best.pt")
         net.load_state_dict(best["model"])
         test = evaluate(net, session.data.test, session.loss, 256, torch.device("cpu"), 10).accuracy
-        return {"val": best["metrics"]["val/accuracy"], "test": test, "b": progress.history[-1].get("train/b"),
-                "seconds": seconds - sum(choices), "choices": sum(choices)}
+        return {
+            "val": best["metrics"]["val/accuracy"],
+            "test": test,
+            "b": progress.history[-1].get("train/b"),
+            "seconds": seconds - sum(choices),
+            "choices": sum(choices),
+        }
 
     def _session(self, overrides: Sequence[str]) -> Session:
-        fixed = [f"cache_dir={self.work / 'cache'}", f"outputs_dir={self.work}", "tracking=none",
-                 "trainer.accelerator=cpu", "trainer.threads=1"]  # fmt: skip
+        fixed = [
+            f"cache_dir={self.work / 'cache'}",
+            f"outputs_dir={self.work}",
+            "tracking=none",
+            "trainer.accelerator=cpu",
+            "trainer.threads=1",
+        ]
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             config = OmegaConf.to_container(compose("config", overrides=[*overrides, *fixed]), resolve=True)
         torch.set_num_threads(1)
@@ -135,8 +148,10 @@ def main() -> None:
     if "cost" in parts:
         overrides = f"{place} {POTENTIAL} surrogate=dspike_adaptive {MOVES} trainer.epochs=6"
         shares = [r["choices"] / r["seconds"] for r in (runs(overrides, seed) for seed in range(options.seeds))]
-        print(f"{place}: processor time of the choices over that of the epochs without them, by seed: "
-              f"{' '.join(f'{share:.1%}' for share in shares)}; median {statistics.median(shares):.1%}")
+        print(
+            f"{place}: processor time of the choices over that of the epochs without them, by seed: "
+            f"{' '.join(f'{share:.1%}' for share in shares)}; median {statistics.median(shares):.1%}"
+        )
 
 
 if __name__ == "__main__":

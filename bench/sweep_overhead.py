@@ -64,8 +64,9 @@ def mlflow_alone(folder: Path, n: int) -> None:
         mark()
         run = client.create_run(experiment, tags={"key": str(i)}).info.run_id
         client.update_run(run, status="RUNNING", name=f"{i}")
-        client.log_batch(run, params=[Param(f"p{j}", str(j)) for j in range(70)],
-                         tags=[RunTag(f"t{j}", str(j)) for j in range(8)])  # fmt: skip
+        client.log_batch(
+            run, params=[Param(f"p{j}", str(j)) for j in range(70)], tags=[RunTag(f"t{j}", str(j)) for j in range(8)]
+        )
         client.log_artifact(run, str(folder / "config.yaml"))
         client.log_batch(run, metrics=[Metric("a", 0.5, int(time.time()), 0)], tags=[RunTag("status", "finished")])
         client.set_terminated(run)
@@ -78,8 +79,14 @@ def commands(folder: Path, n: int, peer: Path) -> dict[str, list[str]]:
     no_callbacks = ["~hydra.callbacks.outputs", "~hydra.callbacks.grid"]
     program = [str(HERE / "nothing.py")]
     ours = ["-m", "snnexp.run", *common, "task._target_=nothing.task", *study, *random]
-    theirs = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0",
-              "hydra.sweeper.study_name=peer", "hydra.sweeper.direction=maximize", *no_callbacks]  # fmt: skip
+    theirs = [
+        "hydra/sweeper=optuna",
+        "hydra/sweeper/sampler=random",
+        "hydra.sweeper.sampler.seed=0",
+        "hydra.sweeper.study_name=peer",
+        "hydra.sweeper.direction=maximize",
+        *no_callbacks,
+    ]
     me, here = str(Path(__file__).resolve()), "hydra.sweeper.isolate=false"
     return {
         "function": [sys.executable, me, "--side", "function"],
@@ -100,8 +107,13 @@ def measured(side: str, n: int, peer: Path) -> tuple[float, float]:
         starts = folder / "starts"
         own = {"STARTS": str(starts), "OUT": name, "N": str(n), "MLFLOW_DISABLE_TELEMETRY": "true"}
         path = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}" if side != "hydra-optuna-sweeper" else ""
-        done = subprocess.run(commands(folder, n, peer)[side], env=os.environ | own | {"PYTHONPATH": path},
-                              capture_output=True, text=True, check=False)  # fmt: skip
+        done = subprocess.run(
+            commands(folder, n, peer)[side],
+            env=os.environ | own | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             sys.exit(f"{side}: {done.stdout}{done.stderr}")
         times = [[float(word) for word in line.split()] for line in starts.read_text().splitlines()]

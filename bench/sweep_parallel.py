@@ -21,10 +21,20 @@ import optuna
 def throughput(parallel: int, trials: int, epochs: int) -> float:
     """Trials per minute."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "snnexp.run", "-m", f"outputs_dir={folder}", "tracking=none",
-                   "neuron.threshold=interval(0.5,1.5)", "trainer.threads=1", f"trainer.epochs={epochs}",
-                   "hydra.sweeper.sampler={_target_:optuna.samplers.RandomSampler,seed:0}",
-                   f"hydra.sweeper.n_trials={trials}", f"hydra.sweeper.parallel={parallel}"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "snnexp.run",
+            "-m",
+            f"outputs_dir={folder}",
+            "tracking=none",
+            "neuron.threshold=interval(0.5,1.5)",
+            "trainer.threads=1",
+            f"trainer.epochs={epochs}",
+            "hydra.sweeper.sampler={_target_:optuna.samplers.RandomSampler,seed:0}",
+            f"hydra.sweeper.n_trials={trials}",
+            f"hydra.sweeper.parallel={parallel}",
+        ]
         subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         found = optuna.load_study(study_name=None, storage=f"sqlite:///{folder}/optuna.db").trials
         begin = min(trial.datetime_start for trial in found if trial.datetime_start)

@@ -21,9 +21,20 @@ import optuna
 def swept(args: argparse.Namespace, seed: int, *more: str) -> tuple[float, int, int]:
     """Best validation accuracy, epochs of all trials, how many trials were pruned."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "snnexp.run", "-m", f"+sweep={args.sweep}", f"seed={seed}", "tracking=none",
-                   f"outputs_dir={folder}", "trainer.threads=1", f"hydra.sweeper.parallel={args.parallel}",
-                   *args.overrides, *more]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "snnexp.run",
+            "-m",
+            f"+sweep={args.sweep}",
+            f"seed={seed}",
+            "tracking=none",
+            f"outputs_dir={folder}",
+            "trainer.threads=1",
+            f"hydra.sweeper.parallel={args.parallel}",
+            *args.overrides,
+            *more,
+        ]
         subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         study = optuna.load_study(study_name=None, storage=f"sqlite:///{folder}/optuna.db")
         pruned = study.get_trials(states=[optuna.trial.TrialState.PRUNED])

@@ -21,9 +21,11 @@ from pathlib import Path
 
 import torch
 
-NETWORKS = {"resnet20": ["model=resnet20"],
-            "wrn16_1": ["model=wideresnet", "model.depth=16", "model.widen=1"],
-            "wrn16_4": ["model=wideresnet", "model.depth=16", "model.widen=4"]}  # fmt: skip
+NETWORKS = {
+    "resnet20": ["model=resnet20"],
+    "wrn16_1": ["model=wideresnet", "model.depth=16", "model.widen=1"],
+    "wrn16_4": ["model=wideresnet", "model.depth=16", "model.widen=4"],
+}
 
 
 def images(data: Path, work: Path) -> Path:
@@ -48,13 +50,33 @@ def unpacked(archive: Path, work: Path) -> Path:
 def command(args: argparse.Namespace, folder: Path, network: str, seed: int, outputs: Path) -> list[str]:
     # few epochs: a one-cycle schedule, light augmentation; many: the recipe of QCFS
     short = args.epochs < 100
-    recipe = ["scheduler=one_cycle"] if short else ["scheduler=cosine", "dataset.augment.policy=cifar10",
-                                                    "dataset.augment.cutout=16"]  # fmt: skip
-    return [*NETWORKS[network], "neuron=qcfs", "neuron.L=8", "neuron.lam=4.0", "dataset=image_folder",
-            f"dataset.root={folder}", "dataset.augment.crop=4", "dataset.augment.flip=true", "loss=cross_entropy",
-            "optimizer=sgd", "optimizer.lr=0.1", "trainer.batch_size=128", *recipe, f"trainer.epochs={args.epochs}",
-            f"seed={seed}", f"cache_dir={args.work / 'cache'}", f"outputs_dir={outputs}", "tracking=none",
-            "resume=true", *args.overrides]  # fmt: skip
+    recipe = (
+        ["scheduler=one_cycle"]
+        if short
+        else ["scheduler=cosine", "dataset.augment.policy=cifar10", "dataset.augment.cutout=16"]
+    )
+    return [
+        *NETWORKS[network],
+        "neuron=qcfs",
+        "neuron.L=8",
+        "neuron.lam=4.0",
+        "dataset=image_folder",
+        f"dataset.root={folder}",
+        "dataset.augment.crop=4",
+        "dataset.augment.flip=true",
+        "loss=cross_entropy",
+        "optimizer=sgd",
+        "optimizer.lr=0.1",
+        "trainer.batch_size=128",
+        *recipe,
+        f"trainer.epochs={args.epochs}",
+        f"seed={seed}",
+        f"cache_dir={args.work / 'cache'}",
+        f"outputs_dir={outputs}",
+        "tracking=none",
+        "resume=true",
+        *args.overrides,
+    ]
 
 
 def main() -> None:
@@ -79,12 +101,18 @@ def main() -> None:
             done = max(outputs.glob("runs/*/*/result.json"), key=os.path.getmtime)
             result = json.loads(done.read_text())
             weights = (done.parent / "best.pt").stat().st_size / 2**20
-            rows.append(f"| {network} | {seed} | {args.epochs} | {100 * result['val/accuracy']:.2f} | "
-                        f"{100 * result['test/accuracy']:.2f} | {result['seconds'] / 60:.1f} | {weights:.1f} |")
+            rows.append(
+                f"| {network} | {seed} | {args.epochs} | {100 * result['val/accuracy']:.2f} | "
+                f"{100 * result['test/accuracy']:.2f} | {result['seconds'] / 60:.1f} | {weights:.1f} |"
+            )
             machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-            table = ["| network (QCFS, L = 8) | seed | epochs | validation % | test % | minutes | weights MiB |",
-                     "| --- | --- | --- | --- | --- | --- | --- |", *rows,
-                     "", f"{machine}, {os.cpu_count()} cores, torch {torch.__version__}"]  # fmt: skip
+            table = [
+                "| network (QCFS, L = 8) | seed | epochs | validation % | test % | minutes | weights MiB |",
+                "| --- | --- | --- | --- | --- | --- | --- |",
+                *rows,
+                "",
+                f"{machine}, {os.cpu_count()} cores, torch {torch.__version__}",
+            ]
             (args.work / "table.md").write_text("\n".join(table) + "\n")
     print((args.work / "table.md").read_text())
 

@@ -43,24 +43,50 @@ class PlainQCFS(nn.Module):
 
 def config(args: argparse.Namespace, epochs: int) -> dict[str, Any]:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        overrides = [f"model={args.model}", f"neuron={args.neuron}", "loss=cross_entropy", "optimizer=sgd",
-                     "optimizer.lr=0.01", f"trainer.epochs={epochs}", f"trainer.batch_size={BATCH}",
-                     "trainer.accelerator=cpu", "tracking=none"]  # fmt: skip
+        overrides = [
+            f"model={args.model}",
+            f"neuron={args.neuron}",
+            "loss=cross_entropy",
+            "optimizer=sgd",
+            "optimizer.lr=0.01",
+            f"trainer.epochs={epochs}",
+            f"trainer.batch_size={BATCH}",
+            "trainer.accelerator=cpu",
+            "tracking=none",
+        ]
         return OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)  # type: ignore[return-value]
 
 
 def ours(args: argparse.Namespace, x: Tensor, y: Tensor) -> float:
     """Images/s of the second epoch, from its first step's end to its last's."""
     rows, few = torch.arange(len(x)), torch.arange(BATCH)
-    data = Data("random", Split(x, y, rows), Split(x, y, few), Split(x, y, few), shape=(3, 32, 32),
-                classes=tuple("0123456789"), temporal=False, augment=Augment(crop=4, flip=True),
-                normalize=((0.5,) * 3, (0.25,) * 3))
+    data = Data(
+        "random",
+        Split(x, y, rows),
+        Split(x, y, few),
+        Split(x, y, few),
+        shape=(3, 32, 32),
+        classes=tuple("0123456789"),
+        temporal=False,
+        augment=Augment(crop=4, flip=True),
+        normalize=((0.5,) * 3, (0.25,) * 3),
+    )
     session = Session(config(args, 2), {}, Path(tempfile.mkdtemp()))
     session.data = data
     times: list[float] = []
-    Fit(session.trainer.fabric(), session.network(), data, session.loss, session.optimizer, session.scheduler,
-        session.trainer, seed=0, folder=session.run_dir, on_step=lambda p, _: times.append(time.perf_counter()),
-        on_epoch=lambda _: None).run()
+    Fit(
+        session.trainer.fabric(),
+        session.network(),
+        data,
+        session.loss,
+        session.optimizer,
+        session.scheduler,
+        session.trainer,
+        seed=0,
+        folder=session.run_dir,
+        on_step=lambda p, _: times.append(time.perf_counter()),
+        on_epoch=lambda _: None,
+    ).run()
     second = times[args.steps :]
     return (len(second) - 1) * BATCH / (second[-1] - second[0])
 
@@ -102,8 +128,10 @@ def main() -> None:
     print(f"{args.model}, {args.neuron}, {args.threads} thread(s): images/s, median and best of {args.rounds}")
     for name, rates in sides.items():
         print(f"{name:16}{statistics.median(rates):10.0f}{max(rates):10.0f}")
-    print(f"ratio of medians {statistics.median(sides['snnexp']) / statistics.median(sides['plain PyTorch']):.2f}, "
-          f"of best {max(sides['snnexp']) / max(sides['plain PyTorch']):.2f}")
+    print(
+        f"ratio of medians {statistics.median(sides['snnexp']) / statistics.median(sides['plain PyTorch']):.2f}, "
+        f"of best {max(sides['snnexp']) / max(sides['plain PyTorch']):.2f}"
+    )
 
 
 if __name__ == "__main__":

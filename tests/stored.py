@@ -57,15 +57,22 @@ def fill(outputs: Path) -> str:
     a comparison that has a table of its own, another experiment. Returns the sweep's run id.
     """
     swept = {"task": "sweep", "sweep": "grid", "best": "surrogate=sigmoid seed=2"}
-    parent = logged(outputs, "surrogate x seed", swept, {"surrogate": "sigmoid,atan"}, {"best/val/accuracy": 0.9},
-                    files=["figures"])
+    parent = logged(
+        outputs, "surrogate x seed", swept, {"surrogate": "sigmoid,atan"}, {"best/val/accuracy": 0.9}, files=["figures"]
+    )
 
     def child(surrogate: str, seed: int, accuracy: float, status: Status = "FINISHED") -> None:
         alpha = {"sigmoid": 4.0, "atan": 2.0}[surrogate]
-        logged(outputs, f"surrogate={surrogate} seed={seed}", TRAINED | {"surrogate": surrogate},
-               {"surrogate.alpha": alpha, "neuron.surrogate.alpha": alpha, **_seeded(seed), "timesteps": 10},
-               {"val/accuracy": accuracy - 0.01, "test/accuracy": accuracy}, parent=parent, files=["figures"],
-               status=status)
+        logged(
+            outputs,
+            f"surrogate={surrogate} seed={seed}",
+            TRAINED | {"surrogate": surrogate},
+            {"surrogate.alpha": alpha, "neuron.surrogate.alpha": alpha, **_seeded(seed), "timesteps": 10},
+            {"val/accuracy": accuracy - 0.01, "test/accuracy": accuracy},
+            parent=parent,
+            files=["figures"],
+            status=status,
+        )
 
     child("sigmoid", 0, 0.10)  # repeated below: the newest counts
     for surrogate, accuracies in (("sigmoid", SIGMOID), ("atan", ATAN)):
@@ -73,10 +80,23 @@ def fill(outputs: Path) -> str:
             child(surrogate, seed, accuracy)
     child("atan", 3, 0.99, "FAILED")
     for seed in (0, 1):
-        logged(outputs, f"mlp-digits-relu-qcfs-s{seed}", CONVERTED, {**_seeded(seed), "timesteps": [1, 4, 16]},
-               {"test/ann_accuracy": 0.97}, curve={T: of[seed] for T, of in AT_T.items()}, files=["figures"])
-    logged(outputs, "mlp-digits-lif", TRAINED | {"task": "compare_surrogates"},
-           {"seed": 0, "task.seeds": [0, 1, 4], "timesteps": 10}, {"test/accuracy": 0.9}, files=["tables", "figures"])
+        logged(
+            outputs,
+            f"mlp-digits-relu-qcfs-s{seed}",
+            CONVERTED,
+            {**_seeded(seed), "timesteps": [1, 4, 16]},
+            {"test/ann_accuracy": 0.97},
+            curve={T: of[seed] for T, of in AT_T.items()},
+            files=["figures"],
+        )
+    logged(
+        outputs,
+        "mlp-digits-lif",
+        TRAINED | {"task": "compare_surrogates"},
+        {"seed": 0, "task.seeds": [0, 1, 4], "timesteps": 10},
+        {"test/accuracy": 0.9},
+        files=["tables", "figures"],
+    )
     logged(outputs, "<b>x|y</b> & *z*", TRAINED, {"seed": 0}, {"test/accuracy": 0.5}, experiment="other")
     return parent
 

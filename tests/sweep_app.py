@@ -20,13 +20,24 @@ ConfigStore.instance().store(
     name="app",
     node={
         "defaults": ["_self_", {"override hydra/sweeper": "snnexp"}],
-        "x": 1.0, "y": 0.0, "kind": "plain", "text": None, "seed": 0, "seconds": 0.0, "epochs": 0,
-        "objective": "val/value", "outputs_dir": "outputs", "data_dir": "data", "cache_dir": "cache",
+        "x": 1.0,
+        "y": 0.0,
+        "kind": "plain",
+        "text": None,
+        "seed": 0,
+        "seconds": 0.0,
+        "epochs": 0,
+        "objective": "val/value",
+        "outputs_dir": "outputs",
+        "data_dir": "data",
+        "cache_dir": "cache",
         "tracking": {"_target_": "snnexp.tracking.Nothing"},
-        "hydra": {"output_subdir": None,
-                  "sweep": {"dir": "${outputs_dir}/multirun/${now:%H-%M-%S-%f}", "subdir": "${hydra.job.num}"}},
+        "hydra": {
+            "output_subdir": None,
+            "sweep": {"dir": "${outputs_dir}/multirun/${now:%H-%M-%S-%f}", "subdir": "${hydra.job.num}"},
+        },
     },
-)  # fmt: skip
+)
 
 
 @hydra.main(version_base="1.3", config_name="app", config_path=None)

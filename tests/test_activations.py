@@ -37,8 +37,12 @@ def test_qcfs_is_autograd_of_its_straight_through_formula(L, lam):
     weight = torch.rand(len(GRID), dtype=torch.float64)
     expected = reference(z, module.bound, L)
     assert torch.equal(module(z), expected)
-    torch.testing.assert_close(gradients(module(z), z, module.bound, weight),
-                               gradients(expected, z, module.bound, weight), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        gradients(module(z), z, module.bound, weight),
+        gradients(expected, z, module.bound, weight),
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("L", LEVELS)
@@ -134,9 +138,19 @@ def test_an_activation_is_no_site_and_keeps_nothing(name):
     assert module(x.to(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("kind", "name", "value"), [
-    (Clip, "bound", 0), (Clip, "bound", "4"), (Clip, "trainable", 1), (QCFS, "lam", -1.0), (QCFS, "lam", math.inf),
-    (QCFS, "L", 0), (QCFS, "L", 2.5), (QCFS, "trainable", "yes")])
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (Clip, "bound", 0),
+        (Clip, "bound", "4"),
+        (Clip, "trainable", 1),
+        (QCFS, "lam", -1.0),
+        (QCFS, "lam", math.inf),
+        (QCFS, "L", 0),
+        (QCFS, "L", 2.5),
+        (QCFS, "trainable", "yes"),
+    ],
+)
 def test_refused(kind, name, value):
     with pytest.raises(InvalidValue) as error:
         kind(**{name: value})
@@ -144,6 +158,7 @@ def test_refused(kind, name, value):
 
 
 # What carries them: time, dropout, normalisation ----------------------------------------------------------------------
+
 
 def test_a_network_without_sites_has_no_time_unless_its_input_has():
     seen = []

@@ -13,8 +13,10 @@ from snnexp.dataset.camera import STEP, STEPS, Camera
 from snnexp.errors import InvalidValue
 
 DATA = Path(os.environ.get("SNNEXP_TEST_DATA", Path(__file__).parents[1] / "../shared/data"))
-real_data = pytest.mark.skipif(not (DATA / "nmnist").exists() or not (DATA / "mnist").exists(),
-                               reason=f"no nmnist and mnist in {DATA} (SNNEXP_TEST_DATA)")
+real_data = pytest.mark.skipif(
+    not (DATA / "nmnist").exists() or not (DATA / "mnist").exists(),
+    reason=f"no nmnist and mnist in {DATA} (SNNEXP_TEST_DATA)",
+)
 BARS = np.zeros((3, 28, 28), np.uint8)
 BARS[0, 4:24, 12:16] = BARS[1, 12:16, 4:24] = 255  # an upright bar, a lying one, nothing
 QUIET = Camera(noise=0, mismatch=0, jitter=0)
@@ -83,9 +85,20 @@ def test_lower_thresholds_give_more_events_and_the_refractory_time_keeps_events_
     assert min(np.diff(t[pixel == k]).min() for k in np.unique(pixel) if (pixel == k).sum() > 1) >= 2999
 
 
-@pytest.mark.parametrize(("name", "value"), [("blur", 0), ("on", -1.0), ("dark", "x"), ("refractory", 10), ("seed", -1),
-                                             ("jitter", 1e4), ("noise_on", 1.5), ("path", ((0, 1),)),
-                                             ("path", ((5, 0, 0), (1, 0, 0)))])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("blur", 0),
+        ("on", -1.0),
+        ("dark", "x"),
+        ("refractory", 10),
+        ("seed", -1),
+        ("jitter", 1e4),
+        ("noise_on", 1.5),
+        ("path", ((0, 1),)),
+        ("path", ((5, 0, 0), (1, 0, 0))),
+    ],
+)
 def test_constants_out_of_range_are_refused_by_name(name, value) -> None:
     with pytest.raises(InvalidValue, match=f"^{name}="):
         Camera(**{name: value})
@@ -97,7 +110,7 @@ def test_it_resembles_the_real_camera() -> None:
     from snnexp.dataset.saccade import read_idx
 
     n = 40  # MNIST train images 401..440, which the fit did not see
-    images = read_idx(DATA / "mnist/MNIST/raw/train-images-idx3-ubyte.gz")[400:400 + n]
+    images = read_idx(DATA / "mnist/MNIST/raw/train-images-idx3-ubyte.gz")[400 : 400 + n]
     folder = Folder(DATA / "nmnist/Train", 400 + n)
     real, simulated = [folder.read(400 + k) for k in range(n)], Camera().record(images, range(n))
 

@@ -22,8 +22,20 @@ from snnexp.timefold import Normalize, TimeFold
 
 
 def adaptive(b: float) -> AdaptiveDspike:
-    return AdaptiveDspike(b, db=1.0, low=1.0, high=20.0, temperature="shared", every=None, moves=1, layer=None,
-                          subset="all", weights=2, batch=4, eps=0.5)
+    return AdaptiveDspike(
+        b,
+        db=1.0,
+        low=1.0,
+        high=20.0,
+        temperature="shared",
+        every=None,
+        moves=1,
+        layer=None,
+        subset="all",
+        weights=2,
+        batch=4,
+        eps=0.5,
+    )
 
 
 def network() -> nn.Sequential:
@@ -79,7 +91,8 @@ def test_what_does_not_fit_is_named(tmp_path):
         load_into(folded(), tmp_path / "w.pth")
     assert str(error.value) == (
         f"checkpoint={tmp_path / 'w.pth'} does not fit the network: missing: 0.weight, 4.bias; unexpected: extra.0, "
-        "extra.1, extra.2 and 2 more; of another shape: 4.weight 10 x 16 in the file, 3 x 16 in the network")
+        "extra.1, extra.2 and 2 more; of another shape: 4.weight 10 x 16 in the file, 3 x 16 in the network"
+    )
 
 
 class Evil:
@@ -87,14 +100,18 @@ class Evil:
         return os.mkdir, ("evil",)
 
 
-@pytest.mark.parametrize("into", [lambda: Sigmoid(4.0), lambda: Power(0.5), lambda: adaptive(10.0)],
-                         ids=["sigmoid", "power", "adaptive"])
-@pytest.mark.parametrize("of", [lambda: Sigmoid(4.0), lambda: Power(0.5), lambda: adaptive(3.0)],
-                         ids=["sigmoid", "power", "adaptive"])
+@pytest.mark.parametrize(
+    "into", [lambda: Sigmoid(4.0), lambda: Power(0.5), lambda: adaptive(10.0)], ids=["sigmoid", "power", "adaptive"]
+)
+@pytest.mark.parametrize(
+    "of", [lambda: Sigmoid(4.0), lambda: Power(0.5), lambda: adaptive(3.0)], ids=["sigmoid", "power", "adaptive"]
+)
 def test_what_a_surrogate_has_come_to_is_no_weight(of, into, tmp_path):
     """Weights go from each surrogate to each other, which starts as its settings say."""
-    first, second = (TimeFold(nn.Sequential(nn.Flatten(), nn.Linear(4, 2), LIF(make(), 0.5)), 3, temporal=True)
-                     for make in (of, into))
+    first, second = (
+        TimeFold(nn.Sequential(nn.Flatten(), nn.Linear(4, 2), LIF(make(), 0.5)), 3, temporal=True)
+        for make in (of, into)
+    )
     first(torch.ones(1, 3, 1, 2, 2)).sum().backward()
     torch.save(first.state_dict(), tmp_path / "weights.pt")
     load_into(second, tmp_path / "weights.pt")
@@ -127,8 +144,17 @@ def test_files_that_hold_no_weights(tmp_path):
 
 
 def test_on_the_command_line(snnexp: Callable[..., Done], tmp_path: Path) -> None:
-    quick = ("dataset=digits", "model=convnet", "model.width=8", "neuron=qcfs", "loss=cross_entropy",
-             "optimizer.lr=0.01", "trainer.threads=1", "tracking=none", "trainer.epochs=2")
+    quick = (
+        "dataset=digits",
+        "model=convnet",
+        "model.width=8",
+        "neuron=qcfs",
+        "loss=cross_entropy",
+        "optimizer.lr=0.01",
+        "trainer.threads=1",
+        "tracking=none",
+        "trainer.epochs=2",
+    )
     first = snnexp(*quick)
     assert first.code == 0, first.err
     (folder,) = first.runs()
@@ -145,8 +171,16 @@ def test_on_the_command_line(snnexp: Callable[..., Done], tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_weights_of_a_run_in_mlflow(snnexp: Callable[..., Done], tmp_path: Path) -> None:
-    quick = ("dataset=digits", "model=convnet", "model.width=8", "neuron=qcfs", "loss=cross_entropy",
-             "trainer.threads=1", "trainer.epochs=1", f"cache_dir={tmp_path / 'cache'}")
+    quick = (
+        "dataset=digits",
+        "model=convnet",
+        "model.width=8",
+        "neuron=qcfs",
+        "loss=cross_entropy",
+        "trainer.threads=1",
+        "trainer.epochs=1",
+        f"cache_dir={tmp_path / 'cache'}",
+    )
     early = snnexp(*quick, "checkpoint=runs:/0123")
     assert early.code == 1
     assert "checkpoint=runs:/0123: there is no MLflow store" in early.err
@@ -163,10 +197,12 @@ def test_weights_of_a_run_in_mlflow(snnexp: Callable[..., Done], tmp_path: Path)
 
     bare = client.create_run(run.info.experiment_id).info.run_id
     count = len(taken.runs())
-    for arguments, said in (([f"checkpoint=runs:/{bare}"], "that run keeps no weights"),
-                            (["checkpoint=runs:/0123"], "there is no such run in sqlite:///"),
-                            (["checkpoint=runs:/0123/model"], "no such file, and it is not runs:/<run id>"),
-                            ([f"checkpoint=runs:/{bare}", "tracking=none"], "tracking=none has no runs")):
+    for arguments, said in (
+        ([f"checkpoint=runs:/{bare}"], "that run keeps no weights"),
+        (["checkpoint=runs:/0123"], "there is no such run in sqlite:///"),
+        (["checkpoint=runs:/0123/model"], "no such file, and it is not runs:/<run id>"),
+        ([f"checkpoint=runs:/{bare}", "tracking=none"], "tracking=none has no runs"),
+    ):
         done = snnexp(*quick, *arguments)
         assert done.code == 1
         assert said in done.err

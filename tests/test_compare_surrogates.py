@@ -31,10 +31,13 @@ def sweep(tmp_path: Path) -> Path:
             folder = tmp_path / "sweep" / str(2 * number + seed)
             folder.mkdir(parents=True)
             surrogate: Any = OmegaConf.load(ROOT / "conf" / "surrogate" / f"{option}.yaml")
-            OmegaConf.save(OmegaConf.create({"seed": seed, "surrogate": {**surrogate, "alpha": alpha}}),
-                           folder / "config.yaml")  # fmt: skip
-            history = [{"val/accuracy": value, "sparsity/potentials/neuron1": zeros, "sparsity/skippable": zeros / 2}
-                       for value in learning]  # fmt: skip
+            OmegaConf.save(
+                OmegaConf.create({"seed": seed, "surrogate": {**surrogate, "alpha": alpha}}), folder / "config.yaml"
+            )
+            history = [
+                {"val/accuracy": value, "sparsity/potentials/neuron1": zeros, "sparsity/skippable": zeros / 2}
+                for value in learning
+            ]
             torch.save({"history": history}, folder / "last.pt")
             result = {"val/accuracy": learning[-1], "test/accuracy": test, "sparsity/skippable": zeros / 2}
             (folder / "result.json").write_text(json.dumps(result))
@@ -72,8 +75,10 @@ def test_tables_and_figures_of_a_sweep(snnexp: Callable[..., Done], sweep: Path)
     assert float(ranking[2]["low"]) == pytest.approx(0.80 - half, abs=1e-5)
 
     pair = table(folder, "same_peak")
-    assert [(r["surrogate"], float(r["peak"])) for r in pair] == [("PiecewiseExp alpha=2", 1.0),
-                                                                  ("PiecewiseQuadratic alpha=1", 1.0)]  # fmt: skip
+    assert [(r["surrogate"], float(r["peak"])) for r in pair] == [
+        ("PiecewiseExp alpha=2", 1.0),
+        ("PiecewiseQuadratic alpha=1", 1.0),
+    ]
     assert [float(r["epochs to it"]) for r in pair] == [3.0, 3.0], "0.95, which both reach"
     assert [float(r["skippable"]) for r in pair] == [0.0, 0.15]
 

@@ -77,8 +77,15 @@ def test_wrong_value_is_refused_by_name(snnexp: Callable[..., Done], arguments: 
     assert not done.runs(), "no run may have been opened"
 
 
-EARLY = ["dataset.validation=2", "neuron.threshold=0", "resume=/bad", "objective=val/x", "trainer.monitor=val/x",
-         "optimizer.lr=-1", "tracking.uri=http://127.0.0.1:9"]  # fmt: skip
+EARLY = [
+    "dataset.validation=2",
+    "neuron.threshold=0",
+    "resume=/bad",
+    "objective=val/x",
+    "trainer.monitor=val/x",
+    "optimizer.lr=-1",
+    "tracking.uri=http://127.0.0.1:9",
+]
 
 
 @pytest.mark.parametrize("argument", EARLY)

@@ -72,6 +72,7 @@ def resnet8(neuron: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
 
 # Awkward networks -----------------------------------------------------------------------------------------------------
 
+
 class Awkward(nn.Module):
     """Two convolutions and a linear layer; a subclass says how they are joined."""
 
@@ -168,6 +169,7 @@ THEIRS["resnet"] = small_resnet
 
 # Closed forms ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("T", [1, 2, 4, 8, 32])
 @pytest.mark.parametrize("theta", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("start", [0.0, 0.25, 0.5, 1.0])
@@ -258,6 +260,7 @@ def test_packed_trains_come_back(T: int) -> None:
 
 # Identities -----------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("neuron", [nn.ReLU, lambda: Clip(1.0), lambda: QCFS(4, 1.0)], ids=["relu", "clip", "qcfs"])
 def test_every_layer_keeps_its_books(neuron: Callable[[], nn.Module]) -> None:
     """phi = cbar - (v(T) - v(0))/T, and the parts of the error sum to the error, on every layer of a residual net."""
@@ -284,8 +287,9 @@ def test_every_layer_keeps_its_books(neuron: Callable[[], nn.Module]) -> None:
         inside = (v >= 0) & (v < neuron_.theta)
         assert inside.any()
         assert parts["unevenness"][inside].abs().max() < 1e-5
-        assert torch.equal((parts["clipping"] != 0).any(), torch.tensor(isinstance(ann.module(twin), nn.ReLU))) or \
-            bool((c <= neuron_.theta).all())
+        assert torch.equal((parts["clipping"] != 0).any(), torch.tensor(isinstance(ann.module(twin), nn.ReLU))) or bool(
+            (c <= neuron_.theta).all()
+        )
 
 
 def test_the_table_by_layer_counts_what_was_emitted() -> None:
@@ -307,8 +311,11 @@ def test_the_table_by_layer_counts_what_was_emitted() -> None:
 
 def _convolutions(net: nn.Module) -> list[tuple[nn.Module, int]]:
     sides: list[tuple[nn.Module, int]] = []
-    handles = [m.register_forward_hook(lambda m, _, out: sides.append((m, out.shape[-1])))
-               for m in net.modules() if isinstance(m, nn.Conv2d)]
+    handles = [
+        m.register_forward_hook(lambda m, _, out: sides.append((m, out.shape[-1])))
+        for m in net.modules()
+        if isinstance(m, nn.Conv2d)
+    ]
     with torch.no_grad():
         net(torch.randn(1, 3, 8, 8))
     for handle in handles:
@@ -317,6 +324,7 @@ def _convolutions(net: nn.Module) -> list[tuple[nn.Module, int]]:
 
 
 # The converted network as a module ------------------------------------------------------------------------------------
+
 
 def test_streaming_saving_and_loading_change_nothing(tmp_path: Path) -> None:
     net, x, T = resnet8(), torch.randn(7, 3, 8, 8), 6
@@ -372,8 +380,14 @@ def test_one_walk_serves_many_images_in_bounded_pieces(monkeypatch: pytest.Monke
         monkeypatch.setattr(module, "ROWS", {"cpu": rows})
         monkeypatch.setattr(module, "IN_MEMORY", in_memory)
         seen: list[str] = []
-        snn, records = convert(net, x, AdaptiveThreshold(), 5, [Bias(), Potential()],
-                               lambda done, layers, name, seen=seen: seen.append(f"{done}/{layers} {name}"))
+        snn, records = convert(
+            net,
+            x,
+            AdaptiveThreshold(),
+            5,
+            [Bias(), Potential()],
+            lambda done, layers, name, seen=seen: seen.append(f"{done}/{layers} {name}"),
+        )
         assert seen[0] == "0/8 neuron"
         assert seen[-1] == "7/8 output"
         results.append((snn(x), [r.theta for r in records]))
@@ -383,9 +397,26 @@ def test_one_walk_serves_many_images_in_bounded_pieces(monkeypatch: pytest.Monke
 
 # Oracle ---------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("make", [resnet8, lambda: shaken(nn.Sequential(
-    nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(),
-    nn.Linear(8, 5)))], ids=["resnet", "plain"])
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        resnet8,
+        lambda: shaken(
+            nn.Sequential(
+                nn.Conv2d(3, 8, 3),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+                nn.Conv2d(8, 8, 3),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(8, 5),
+            )
+        ),
+    ],
+    ids=["resnet", "plain"],
+)
 def test_max_threshold_is_spikingjellys_rate_coding_spike_for_spike(make: Callable[[], nn.Module]) -> None:
     from spikingjelly.activation_based import functional, neuron
     from spikingjelly.activation_based.ann2snn import FXConverter, RateCodingRecipe
@@ -413,20 +444,32 @@ def test_max_threshold_is_spikingjellys_rate_coding_spike_for_spike(make: Callab
 
 # Contract -------------------------------------------------------------------------------------------------------------
 
+
 def test_the_groups_are_complete() -> None:
     assert CONVERSIONS == ["adaptive_threshold", "few_spike", "max_threshold", "qcfs", "threshold_shift"]
     assert CALIBRATIONS == ["advanced", "best", "bias", "light", "none", "potential", "weights"]
 
 
 # The larger networks see each conversion, and calibrations of each kind, not each pair.
-FEW = [("max_threshold", "none"), ("threshold_shift", "light"), ("adaptive_threshold", "advanced"),
-       ("adaptive_threshold", "best"), ("qcfs", "none")]
-CASES = [(conversion, calibration, kind) for conversion in CONVERSIONS for calibration in CALIBRATIONS
-         for kind in [*OURS, *THEIRS] if kind in OURS or (conversion, calibration) in FEW]
+FEW = [
+    ("max_threshold", "none"),
+    ("threshold_shift", "light"),
+    ("adaptive_threshold", "advanced"),
+    ("adaptive_threshold", "best"),
+    ("qcfs", "none"),
+]
+CASES = [
+    (conversion, calibration, kind)
+    for conversion in CONVERSIONS
+    for calibration in CALIBRATIONS
+    for kind in [*OURS, *THEIRS]
+    if kind in OURS or (conversion, calibration) in FEW
+]
 
 
-@pytest.mark.parametrize(("conversion", "calibration", "kind"), CASES,
-                         ids=lambda k: k if isinstance(k, str) else k.__name__)
+@pytest.mark.parametrize(
+    ("conversion", "calibration", "kind"), CASES, ids=lambda k: k if isinstance(k, str) else k.__name__
+)
 def test_every_conversion_and_calibration_of_awkward_networks(conversion: str, calibration: str, kind: object) -> None:
     """It runs, follows the ANN, raises no objective, and leaves the caller's network bit for bit as it was."""
     net = shaken(THEIRS[kind]() if isinstance(kind, str) else kind())
@@ -470,6 +513,7 @@ def test_corrections_lower_the_error_of_the_output() -> None:
 
 # What cannot be converted ---------------------------------------------------------------------------------------------
 
+
 class Branching(Awkward):
     def forward(self, x):
         x = self.act(self.a(x))
@@ -511,17 +555,22 @@ class TwoInputs(Awkward):
         return self.head(self.act(self.a(x)) + y)
 
 
-@pytest.mark.parametrize(("net", "words"), [
-    (Branching, ["cannot be traced", "control flow"]),
-    (Gated, ["sigmoid", "cannot be converted"]),
-    (Swish, ["layer act (SiLU)", "neuron=relu, clip or qcfs"]),
-    (OtherName, ["answers otherwise", "in place"]),
-    (BatchNormOfBatch, ["layer norm", "running statistics"]),
-    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, 2)), ["nothing to convert"]),
-    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 1)),
-     ["layer 2 is max pooling", "conversion.maxpool=gate", "conversion.maxpool=average"]),
-    (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.LayerNorm(6), nn.ReLU()), ["layer 2 (LayerNorm)"]),
-])
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (Branching, ["cannot be traced", "control flow"]),
+        (Gated, ["sigmoid", "cannot be converted"]),
+        (Swish, ["layer act (SiLU)", "neuron=relu, clip or qcfs"]),
+        (OtherName, ["answers otherwise", "in place"]),
+        (BatchNormOfBatch, ["layer norm", "running statistics"]),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, 2)), ["nothing to convert"]),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 1)),
+            ["layer 2 is max pooling", "conversion.maxpool=gate", "conversion.maxpool=average"],
+        ),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.LayerNorm(6), nn.ReLU()), ["layer 2 (LayerNorm)"]),
+    ],
+)
 def test_what_cannot_be_converted_is_told_by_the_layer(net: Callable[[], nn.Module], words: list[str]) -> None:
     with pytest.raises(UserError) as error:
         convert(net().eval(), torch.randn(4, 3, 8, 8), MaxThreshold(), 4)
@@ -543,20 +592,42 @@ def test_max_pooling_before_the_first_site_is_the_anns_own() -> None:
 
 @pytest.mark.parametrize(("maxpool", "bound"), [("gate", 0.05), ("average", 10.0)])
 def test_ways_out_of_max_pooling(maxpool: str, bound: float) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1), nn.ReLU(),
-                        nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 1),
+        nn.ReLU(),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    ).eval()
     x = torch.randn(30, 3, 8, 8)
     snn, _ = convert(net, x, MaxThreshold(maxpool=maxpool), 400)
     assert (snn(x) - net(x)).abs().max() < bound
 
 
-@pytest.mark.parametrize(("make", "name"), [
-    (lambda: MaxThreshold(percentile=0), "percentile"), (lambda: MaxThreshold(scale=0), "scale"),
-    (lambda: MaxThreshold(start=2), "start"), (lambda: MaxThreshold(maxpool="max"), "maxpool"),
-    (lambda: AdaptiveThreshold(grid=0), "grid"), (lambda: AdaptiveThreshold(inputs="both"), "inputs"),
-    (lambda: ThresholdShift(form="both"), "form"), (lambda: MaxThreshold(per_channel=1), "per_channel"),
-    (lambda: build("calibration", settings("calibration", "none") | {"calibration": settings("calibration", "none")[
-        "calibration"] | {"steps": ["nope"]}}), "steps")])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: MaxThreshold(percentile=0), "percentile"),
+        (lambda: MaxThreshold(scale=0), "scale"),
+        (lambda: MaxThreshold(start=2), "start"),
+        (lambda: MaxThreshold(maxpool="max"), "maxpool"),
+        (lambda: AdaptiveThreshold(grid=0), "grid"),
+        (lambda: AdaptiveThreshold(inputs="both"), "inputs"),
+        (lambda: ThresholdShift(form="both"), "form"),
+        (lambda: MaxThreshold(per_channel=1), "per_channel"),
+        (
+            lambda: build(
+                "calibration",
+                settings("calibration", "none")
+                | {"calibration": settings("calibration", "none")["calibration"] | {"steps": ["nope"]}},
+            ),
+            "steps",
+        ),
+    ],
+)
 def test_wrong_options_are_refused(make: Callable[[], object], name: str) -> None:
     with pytest.raises((InvalidValue, UserError), match=name):
         make()
@@ -564,9 +635,19 @@ def test_wrong_options_are_refused(make: Callable[[], object], name: str) -> Non
 
 # The command line -----------------------------------------------------------------------------------------------------
 
-TINY = ("model=convnet", "model.width=4", "dataset=digits", "neuron=relu", "loss=cross_entropy", "trainer.epochs=2",
-        "trainer.threads=1", "calibration.images=64", "task.layer_images=16", "task.val_images=50",
-        "task.test_images=60")  # fmt: skip
+TINY = (
+    "model=convnet",
+    "model.width=4",
+    "dataset=digits",
+    "neuron=relu",
+    "loss=cross_entropy",
+    "trainer.epochs=2",
+    "trainer.threads=1",
+    "calibration.images=64",
+    "task.layer_images=16",
+    "task.val_images=50",
+    "task.test_images=60",
+)
 
 
 def test_convert_trains_its_ann_once_and_logs_what_the_design_names(snnexp: Callable[..., Done]) -> None:
@@ -574,8 +655,16 @@ def test_convert_trains_its_ann_once_and_logs_what_the_design_names(snnexp: Call
     assert done.code == 0, done.err
     assert "epoch   2/2" in done.err
     result = done.result()
-    for name in ("val/ann_accuracy", "test/ann_accuracy", "val/snn_accuracy_T2", "test/snn_accuracy_T4",
-                 "val/spikes_per_neuron_T4", "val/synaptic_operations_T4", "val/energy_nj_T4", "val/ann_energy_nj"):
+    for name in (
+        "val/ann_accuracy",
+        "test/ann_accuracy",
+        "val/snn_accuracy_T2",
+        "test/snn_accuracy_T4",
+        "val/spikes_per_neuron_T4",
+        "val/synaptic_operations_T4",
+        "val/energy_nj_T4",
+        "val/ann_energy_nj",
+    ):
         assert name in result
     (run,) = done.runs()
     assert {"layers.csv", "model_T4.pt", "corrections.json"} <= {p.name for p in run.iterdir()}
@@ -585,13 +674,20 @@ def test_convert_trains_its_ann_once_and_logs_what_the_design_names(snnexp: Call
     client = MlflowClient(f"sqlite:///{done.outputs / 'mlflow.db'}")
     (tracked,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert {m.step: m.value for m in client.get_metric_history(tracked.info.run_id, "test/snn_accuracy")} == {
-        t: result[f"test/snn_accuracy_T{t}"] for t in (2, 4)}
+        t: result[f"test/snn_accuracy_T{t}"] for t in (2, 4)
+    }
     assert (tracked.data.tags["conversion"], tracked.data.tags["calibration"]) == ("max_threshold", "none")
     loaded = load_model(str(run / "mlflow" / "model"))
     assert loaded(torch.zeros(2, 1, 8, 8), 3).shape == (2, 10)
 
-    again = snnexp("task=calibrate", *TINY, "tracking=none", "timesteps=[2]", "conversion=adaptive_threshold",
-                   "calibration.steps=[bias,potential]")
+    again = snnexp(
+        "task=calibrate",
+        *TINY,
+        "tracking=none",
+        "timesteps=[2]",
+        "conversion=adaptive_threshold",
+        "calibration.steps=[bias,potential]",
+    )
     assert again.code == 0, again.err
     assert "epoch" not in again.err, "the ANN was trained before"
     newest = max(again.runs(), key=lambda path: path.stat().st_mtime)
@@ -600,23 +696,30 @@ def test_convert_trains_its_ann_once_and_logs_what_the_design_names(snnexp: Call
     assert {"val/plain_accuracy_T2", "test/snn_accuracy_T2"} <= set(calibrated)
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["task=convert"], ["neuron=lif spikes already"]),
-    (["task=convert", "dataset=digits", "model=convnet"], ["neuron=lif spikes already"]),
-    (["task=convert", *TINY, "calibration=light"], ["calibration=light belongs to task=calibrate"]),
-    (["task=calibrate", *TINY], ["needs corrections"]),
-    (["task=convert", *TINY, "conversion=qcfs"], ["conversion=qcfs", "layer network.2", "neuron=qcfs"]),
-    (["task=convert", *TINY, "model.pooling=max"], ["max pooling", "conversion.maxpool=gate"]),
-    (["task=convert", *TINY, "timesteps=[4,0]"], ["timesteps=0", ">= 1"]),
-    (["task=convert", *TINY, "timesteps=[]"], ["timesteps=[]"]),
-    (["task=convert", *TINY, "objective=val/snn_accuracy_T7", "timesteps=[4]"], ["objective=", "val/snn_accuracy_T4"]),
-    (["task=convert", *TINY, "calibration.images=5000"], ["calibration.images=5000", "training split"]),
-    (["task=convert", *TINY, "conversion.scale=0"], ["conversion.scale=0", "> 0"]),
-    (["task=convert", *TINY, "task.val_images=0"], ["task.val_images=0"]),
-    (["task=calibrate", *TINY, "calibration.steps=[biass]"], ["calibration.steps", "bias, potential"]),
-])
-def test_wrong_requests_are_refused_before_anything_is_trained(snnexp: Callable[..., Done], arguments: list[str],
-                                                                words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["task=convert"], ["neuron=lif spikes already"]),
+        (["task=convert", "dataset=digits", "model=convnet"], ["neuron=lif spikes already"]),
+        (["task=convert", *TINY, "calibration=light"], ["calibration=light belongs to task=calibrate"]),
+        (["task=calibrate", *TINY], ["needs corrections"]),
+        (["task=convert", *TINY, "conversion=qcfs"], ["conversion=qcfs", "layer network.2", "neuron=qcfs"]),
+        (["task=convert", *TINY, "model.pooling=max"], ["max pooling", "conversion.maxpool=gate"]),
+        (["task=convert", *TINY, "timesteps=[4,0]"], ["timesteps=0", ">= 1"]),
+        (["task=convert", *TINY, "timesteps=[]"], ["timesteps=[]"]),
+        (
+            ["task=convert", *TINY, "objective=val/snn_accuracy_T7", "timesteps=[4]"],
+            ["objective=", "val/snn_accuracy_T4"],
+        ),
+        (["task=convert", *TINY, "calibration.images=5000"], ["calibration.images=5000", "training split"]),
+        (["task=convert", *TINY, "conversion.scale=0"], ["conversion.scale=0", "> 0"]),
+        (["task=convert", *TINY, "task.val_images=0"], ["task.val_images=0"]),
+        (["task=calibrate", *TINY, "calibration.steps=[biass]"], ["calibration.steps", "bias, potential"]),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_is_trained(
+    snnexp: Callable[..., Done], arguments: list[str], words: list[str]
+) -> None:
     done = snnexp(*arguments)
     assert done.code == 1
     for word in words:
@@ -648,19 +751,22 @@ class SquaredReLU(nn.ReLU):
 X8 = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("f", "words"), [
-    (lambda n, x: n.fc(n.hardtanh(n.b(F.relu(n.a(x)))).flatten(1)), "Hardtanh"),
-    (lambda n, x: n.fc(n.squared(n.b(F.relu(n.a(x)))).flatten(1)), "square"),
-    (lambda n, x: n.fc((F.relu(n.a(x)) - F.relu(n.a(x)).mean(0, keepdim=True)).flatten(1)), "mixes the samples"),
-    (lambda n, x: n.fc(F.relu(n.a(x)).roll(1, 0).flatten(1)), "mixes the samples"),
-    (lambda n, x: torch.cat([y := F.relu(n.a(x)), y]), "mixes the samples"),
-    (lambda n, x: n.fc(F.relu(n.a(x)).flatten(1))[:, 0].relu(), "one number a sample"),
-    (lambda n, x: F.adaptive_max_pool2d(F.relu(n.a(x)), 1), "conversion.maxpool=gate"),
-    (lambda n, x: n.fc(F.relu(n.a(x)).view(12, -1)), "does not run on 2 samples"),
-    (lambda n, x: n.fc(torch.div(F.relu(n.a(x)), 0.25, rounding_mode="floor").flatten(1)), "div .* cannot be"),
-    (lambda n, x: n.fc((3 * F.relu(n.a(x))).to(torch.int32).float().flatten(1)), "to .* gives whole numbers"),
-], ids=["hardtanh", "own relu", "mean", "roll", "cat", "one number", "max pooling", "frozen", "floor",
-        "int"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("f", "words"),
+    [
+        (lambda n, x: n.fc(n.hardtanh(n.b(F.relu(n.a(x)))).flatten(1)), "Hardtanh"),
+        (lambda n, x: n.fc(n.squared(n.b(F.relu(n.a(x)))).flatten(1)), "square"),
+        (lambda n, x: n.fc((F.relu(n.a(x)) - F.relu(n.a(x)).mean(0, keepdim=True)).flatten(1)), "mixes the samples"),
+        (lambda n, x: n.fc(F.relu(n.a(x)).roll(1, 0).flatten(1)), "mixes the samples"),
+        (lambda n, x: torch.cat([y := F.relu(n.a(x)), y]), "mixes the samples"),
+        (lambda n, x: n.fc(F.relu(n.a(x)).flatten(1))[:, 0].relu(), "one number a sample"),
+        (lambda n, x: F.adaptive_max_pool2d(F.relu(n.a(x)), 1), "conversion.maxpool=gate"),
+        (lambda n, x: n.fc(F.relu(n.a(x)).view(12, -1)), "does not run on 2 samples"),
+        (lambda n, x: n.fc(torch.div(F.relu(n.a(x)), 0.25, rounding_mode="floor").flatten(1)), "div .* cannot be"),
+        (lambda n, x: n.fc((3 * F.relu(n.a(x))).to(torch.int32).float().flatten(1)), "to .* gives whole numbers"),
+    ],
+    ids=["hardtanh", "own relu", "mean", "roll", "cat", "one number", "max pooling", "frozen", "floor", "int"],
+)
 def test_what_only_looks_convertible_is_refused(f: Callable[[Net, Tensor], Tensor], words: str) -> None:
     net = Net(f)
     net.hardtanh, net.squared = nn.Hardtanh(), SquaredReLU()
@@ -668,15 +774,19 @@ def test_what_only_looks_convertible_is_refused(f: Callable[[Net, Tensor], Tenso
         convert(net, X8, MaxThreshold(start=0.5), 4)
 
 
-@pytest.mark.parametrize("f", [
-    lambda n, x: n.fc(F.relu(n.a(x) + torch.linspace(-1, 1, n.a(x).shape[-1]).view(1, 1, 1, -1)).flatten(1)),
-    lambda n, x: n.fc((F.relu(n.a(x)).flatten(2) + n.pos[:, : x.size(1)].mean()).flatten(1)),
-    lambda n, x: n.fc((F.relu(n.a(x)) + torch.linspace(0, 1, x.shape[-1] - 2)).flatten(1)),
-    lambda n, x: n.fc(F.relu(input=n.a(input=x)).view(x.size(0), -1)),
-    lambda n, x: n.fc((F.relu(n.a(x)) * torch.ones_like(n.a(x)[:1])).flatten(1)),
-    lambda n, x: n.fc(F.relu(n.a(x)).flatten(1)).squeeze(-1),
-    lambda n, x: n.fc(F.relu(n.a(x)).reshape(x.shape[:1] + (-1,))),  # noqa: RUF005
-], ids=["sizes", "position", "sizes after a site", "keywords", "ones_like", "squeeze", "slice of sizes"])
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda n, x: n.fc(F.relu(n.a(x) + torch.linspace(-1, 1, n.a(x).shape[-1]).view(1, 1, 1, -1)).flatten(1)),
+        lambda n, x: n.fc((F.relu(n.a(x)).flatten(2) + n.pos[:, : x.size(1)].mean()).flatten(1)),
+        lambda n, x: n.fc((F.relu(n.a(x)) + torch.linspace(0, 1, x.shape[-1] - 2)).flatten(1)),
+        lambda n, x: n.fc(F.relu(input=n.a(input=x)).view(x.size(0), -1)),
+        lambda n, x: n.fc((F.relu(n.a(x)) * torch.ones_like(n.a(x)[:1])).flatten(1)),
+        lambda n, x: n.fc(F.relu(n.a(x)).flatten(1)).squeeze(-1),
+        lambda n, x: n.fc(F.relu(n.a(x)).reshape(x.shape[:1] + (-1,))),  # noqa: RUF005
+    ],
+    ids=["sizes", "position", "sizes after a site", "keywords", "ones_like", "squeeze", "slice of sizes"],
+)
 def test_what_only_looks_inconvertible_is_converted(f: Callable[[Net, Tensor], Tensor]) -> None:
     net = Net(f)
     snn, _ = convert(net, X8, MaxThreshold(start=0.5), 256, [Bias(), Weights(), Potential()])
@@ -697,8 +807,9 @@ SUMS: list[Callable[[Net, Tensor], Tensor]] = [
 
 @pytest.mark.parametrize("corrections", [[], [Bias()], [Weights()]], ids=["none", "bias", "weights"])
 @pytest.mark.parametrize("sums", SUMS, ids=["alpha", "twice", "broadcast", "broadcast layer", "plain"])
-def test_a_bias_enters_a_layer_only_where_it_means_the_same(sums: Callable[[Net, Tensor], Tensor], corrections: list[
-        object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bias_enters_a_layer_only_where_it_means_the_same(
+    sums: Callable[[Net, Tensor], Tensor], corrections: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The network is that of the calibration, whose biases are at the neurons."""
     net = Net(lambda n, x: n.fc(F.relu(sums(n, x)).flatten(1)))
     net.one, net.b2 = nn.Conv2d(4, 1, 3, padding=1), nn.Conv2d(4, 4, 1)
@@ -712,8 +823,9 @@ def test_a_bias_enters_a_layer_only_where_it_means_the_same(sums: Callable[[Net,
 def test_a_large_quantised_network_is_not_taken_for_another_one(seed: int) -> None:
     """Folding moves inputs by 1e-7, and in two of these three a unit lies so near to a step that it takes the next."""
     torch.manual_seed(seed)
-    net = shaken(cifar_resnet((3, 32, 32), 10, lambda: QCFS(L=8, lam=4.0), depth=20, width=16, shortcut="A",
-                              readout="current"))  # fmt: skip
+    net = shaken(
+        cifar_resnet((3, 32, 32), 10, lambda: QCFS(L=8, lam=4.0), depth=20, width=16, shortcut="A", readout="current")
+    )
     x = torch.randn(4, 3, 32, 32)
     source, _ = prepare(net, x)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in source.modules())
@@ -721,18 +833,57 @@ def test_a_large_quantised_network_is_not_taken_for_another_one(seed: int) -> No
         assert (source(x) - net(x)).abs().mean() < 0.05 * net(x).abs().mean()
 
 
-@pytest.mark.parametrize("layers", [
-    (nn.Conv2d(3, 4, 3, padding="same", dilation=2), nn.ReLU(), nn.Conv2d(4, 4, 4, padding="same"), nn.ReLU(),
-     nn.Flatten(), nn.Linear(256, 3)),
-    (nn.Conv2d(3, 4, 3, padding="valid"), nn.ReLU(), nn.Conv2d(4, 4, 3, padding="valid"), nn.ReLU(), nn.Flatten(),
-     nn.Linear(64, 3)),
-    (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 4, 2, 2, groups=2), nn.BatchNorm2d(4), nn.ReLU(),
-     nn.Flatten(), nn.Linear(576, 3)),
-    (nn.Flatten(2), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 8), nn.BatchNorm1d(3), nn.ReLU(), nn.Flatten(),
-     nn.Linear(24, 3)),
-    (nn.Flatten(2), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Flatten(),
-     nn.Linear(9, 3)),
-], ids=["same", "valid", "transposed groups", "norm over tokens", "as many tokens as features"])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (
+            nn.Conv2d(3, 4, 3, padding="same", dilation=2),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 4, padding="same"),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(256, 3),
+        ),
+        (
+            nn.Conv2d(3, 4, 3, padding="valid"),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3, padding="valid"),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64, 3),
+        ),
+        (
+            nn.Conv2d(3, 4, 3),
+            nn.ReLU(),
+            nn.ConvTranspose2d(4, 4, 2, 2, groups=2),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(576, 3),
+        ),
+        (
+            nn.Flatten(2),
+            nn.Linear(64, 6),
+            nn.ReLU(),
+            nn.Linear(6, 8),
+            nn.BatchNorm1d(3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(24, 3),
+        ),
+        (
+            nn.Flatten(2),
+            nn.Linear(64, 16),
+            nn.ReLU(),
+            nn.Linear(16, 3),
+            nn.BatchNorm1d(3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(9, 3),
+        ),
+    ],
+    ids=["same", "valid", "transposed groups", "norm over tokens", "as many tokens as features"],
+)
 def test_layers_with_rare_settings(layers: tuple[nn.Module, ...]) -> None:
     net = shaken(nn.Sequential(*copy.deepcopy(layers)))
     errors = []
@@ -755,8 +906,14 @@ def test_computed_weights_and_wrappers_are_taken_off() -> None:
 
 
 def test_a_calibrated_and_a_plain_network_have_the_same_keys() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 3, bias=False), nn.ReLU(),
-                        nn.Flatten(), nn.Linear(64, 3, bias=False))
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, bias=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 3, bias=False),
+    )
     plain, _ = convert(net, X8, MaxThreshold(), 4)
     calibrated, _ = convert(net, X8, MaxThreshold(), 4, [Bias(), Potential()])
     plain.load_state_dict(calibrated.state_dict())
@@ -777,8 +934,14 @@ def test_what_the_records_of_the_output_say_holds(end: tuple[nn.Module, ...]) ->
 
 @pytest.mark.parametrize(("tokens", "features"), [(6, 8), (8, 8)])
 def test_a_linear_layer_over_tokens_is_corrected_where_its_channels_are(tokens: int, features: int) -> None:
-    net = nn.Sequential(nn.Linear(5, features), nn.ReLU(), nn.Linear(features, features), nn.ReLU(), nn.Flatten(),
-                        nn.Linear(tokens * features, 2))
+    net = nn.Sequential(
+        nn.Linear(5, features),
+        nn.ReLU(),
+        nn.Linear(features, features),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(tokens * features, 2),
+    )
     x = torch.rand(20, tokens, 5)
     errors = []
     for corrections in ([], [Bias()], [Bias(), Potential(), Weights()]):
@@ -789,15 +952,18 @@ def test_a_linear_layer_over_tokens_is_corrected_where_its_channels_are(tokens: 
     assert errors[2] < errors[0]
 
 
-@pytest.mark.parametrize(("call", "words"), [
-    (lambda net: convert(net, X8, MaxThreshold(), 0), "T=0"),
-    (lambda net: convert(net, X8, MaxThreshold(), 2.5), "T=2.5"),
-    (lambda net: convert(net, X8[:0], MaxThreshold(), 4), "at least one, and finite"),
-    (lambda net: convert(net, X8 * torch.nan, MaxThreshold(), 4), "at least one, and finite"),
-    (lambda net: convert(net, X8[0], MaxThreshold(), 4), "does not run on 2 samples"),
-    (lambda net: convert(net, X8.double(), MaxThreshold(), 4), "torch.float64"),
-    (lambda net: convert(net, X8, MaxThreshold(), 4)[0].at(X8, []), "at least one number of steps"),
-])
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda net: convert(net, X8, MaxThreshold(), 0), "T=0"),
+        (lambda net: convert(net, X8, MaxThreshold(), 2.5), "T=2.5"),
+        (lambda net: convert(net, X8[:0], MaxThreshold(), 4), "at least one, and finite"),
+        (lambda net: convert(net, X8 * torch.nan, MaxThreshold(), 4), "at least one, and finite"),
+        (lambda net: convert(net, X8[0], MaxThreshold(), 4), "does not run on 2 samples"),
+        (lambda net: convert(net, X8.double(), MaxThreshold(), 4), "torch.float64"),
+        (lambda net: convert(net, X8, MaxThreshold(), 4)[0].at(X8, []), "at least one number of steps"),
+    ],
+)
 def test_wrong_arguments_are_told(call: Callable[[nn.Module], object], words: str) -> None:
     with pytest.raises((UserError, InvalidValue), match=words):
         call(Net(lambda n, x: n.fc(F.relu(n.a(x)).flatten(1))))

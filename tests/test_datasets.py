@@ -40,8 +40,11 @@ def root(tmp_path: Path) -> Path:
         for k in range(1, n + 1):
             folder = tmp_path / "nmnist" / split / str(k % 10)
             folder.mkdir(parents=True, exist_ok=True)
-            t, x, y, p = (np.sort(draw.integers(0, 310_000, EVENTS)), *draw.integers(0, 34, (2, EVENTS)),
-                          draw.integers(0, 2, EVENTS))
+            t, x, y, p = (
+                np.sort(draw.integers(0, 310_000, EVENTS)),
+                *draw.integers(0, 34, (2, EVENTS)),
+                draw.integers(0, 2, EVENTS),
+            )
             write(folder / f"{k:05d}.bin", Events(t, x, y, p))
     return tmp_path / "nmnist"
 
@@ -53,9 +56,11 @@ def mnist(tmp_path: Path) -> Path:
     raw.mkdir(parents=True)
     for part, images, n in zip(("train", "t10k"), digits(), (300, 60), strict=True):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(
-            bytes([0, 0, 8, 3]) + np.array([n, 28, 28], ">u4").tobytes() + images.x[:n].tobytes())
+            bytes([0, 0, 8, 3]) + np.array([n, 28, 28], ">u4").tobytes() + images.x[:n].tobytes()
+        )
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(
-            bytes([0, 0, 8, 1]) + np.array([n], ">u4").tobytes() + images.y[:n].astype(np.uint8).tobytes())
+            bytes([0, 0, 8, 1]) + np.array([n], ">u4").tobytes() + images.y[:n].astype(np.uint8).tobytes()
+        )
     return tmp_path / "mnist"
 
 
@@ -149,16 +154,31 @@ def test_a_truncated_archive_is_refused_even_beside_folders(root, tmp_path) -> N
         nmnist(root, tmp_path / "cache", 5)
 
 
-@pytest.mark.parametrize(("name", "value"), [("timesteps", 0), ("bins", "events"), ("values", "float"), ("duration", 0),
-                                             ("validation", 0.0), ("validation", 1.0), ("train_samples", 1)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("timesteps", 0),
+        ("bins", "events"),
+        ("values", "float"),
+        ("duration", 0),
+        ("validation", 0.0),
+        ("validation", 1.0),
+        ("train_samples", 1),
+    ],
+)
 def test_values_out_of_range_are_refused_by_name(root, tmp_path, name, value) -> None:
     with pytest.raises(InvalidValue, match=f"^{name}="):
         nmnist(**{"root": root, "cache": tmp_path / "cache", "timesteps": 5, name: value})
 
 
 def child(mnist: Path, cache: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(mnist), str(cache)], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(mnist), str(cache)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def contents(cache: Path) -> dict[str, bytes]:
@@ -230,8 +250,9 @@ def test_the_real_recordings_are_those_of_the_first_mnist_images_and_no_event_is
     data = nmnist(DATA / "nmnist", tmp_path, 10)
     assert (len(data.train), len(data.val), len(data.test)) == (900, 100, 100)
     raw = DATA / "mnist/MNIST/raw"
-    labels = np.concatenate([read_idx(raw / "train-labels-idx1-ubyte.gz")[:1000],
-                             read_idx(raw / "t10k-labels-idx1-ubyte.gz")[:100]])
+    labels = np.concatenate(
+        [read_idx(raw / "train-labels-idx1-ubyte.gz")[:1000], read_idx(raw / "t10k-labels-idx1-ubyte.gz")[:100]]
+    )
     assert data.train.y.tolist() == labels.tolist()
     files = (DATA / "nmnist").rglob("*.bin")
     assert int(data.train.x.sum()) == sum(file.stat().st_size for file in files) // 5

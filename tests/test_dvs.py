@@ -71,13 +71,17 @@ def test_a_truncated_file_is_refused(rows, cut) -> None:
         aedat.decode(aedat.encode(as_events(rows))[:-cut], "some file")
 
 
-@pytest.mark.parametrize(("data", "said"), [
-    (b"", "the file is empty"),
-    (b"PK\x03\x04 an archive", "it is no AEDAT file; an AEDAT 2.0 file starts with the line #!AER-DAT2.0"),
-    (b"#!AER-DAT3.1\r\n#Format: RAW\r\n", r"it is of another version \(#!AER-DAT3.1\)"),
-    (b"#!AER-DAT2.0\r\n# a comment that", "the header has no end; the file is truncated"),
-    (words((0, 1), (0x0040_1000, 2)), "event 1 has the address 0x00401000, which no DVS128"),
-    (words((0, 2**32 - 1), (0, 5)), "the timestamps jump back by more than 35 minutes")])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"PK\x03\x04 an archive", "it is no AEDAT file; an AEDAT 2.0 file starts with the line #!AER-DAT2.0"),
+        (b"#!AER-DAT3.1\r\n#Format: RAW\r\n", r"it is of another version \(#!AER-DAT3.1\)"),
+        (b"#!AER-DAT2.0\r\n# a comment that", "the header has no end; the file is truncated"),
+        (words((0, 1), (0x0040_1000, 2)), "event 1 has the address 0x00401000, which no DVS128"),
+        (words((0, 2**32 - 1), (0, 5)), "the timestamps jump back by more than 35 minutes"),
+    ],
+)
 def test_foreign_and_damaged_files_are_refused_in_words(data, said) -> None:
     with pytest.raises(EventFileError, match=f"^x.aedat: {said}"):
         aedat.decode(data, "x.aedat")
@@ -161,14 +165,17 @@ def test_a_recording_depends_on_its_image_and_key_alone_and_a_blank_screen_gives
     assert abs(len(noisy.t) - expected) < 5 * expected**0.5
 
 
-@pytest.mark.parametrize(("name", "value"), [("loops", 0), ("travel", 0), ("travel", 200), ("period", 1234), ("on", -1),
-                                             ("refractory", 10), ("blur", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("loops", 0), ("travel", 0), ("travel", 200), ("period", 1234), ("on", -1), ("refractory", 10), ("blur", 0)],
+)
 def test_constants_out_of_range_are_refused_by_name(name, value) -> None:
     with pytest.raises(InvalidValue, match=f"^{name}="):
         DVS128(**{name: value})
 
 
 # datasets
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
@@ -259,9 +266,21 @@ def test_a_damaged_file_is_named_and_nothing_is_left(root, tmp_path) -> None:
     assert len(read(root, tmp_path / "cache").train.y) == 36
 
 
-@pytest.mark.parametrize(("name", "value"), [("timesteps", 0), ("size", 48), ("size", 256), ("test", 0.0),
-                                             ("bins", "x"), ("samples", 2), ("average", 1),
-                                             ("classes", ["cat", "cow"]), ("crop", -1), ("validation", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("timesteps", 0),
+        ("size", 48),
+        ("size", 256),
+        ("test", 0.0),
+        ("bins", "x"),
+        ("samples", 2),
+        ("average", 1),
+        ("classes", ["cat", "cow"]),
+        ("crop", -1),
+        ("validation", 1.0),
+    ],
+)
 def test_values_out_of_range_are_refused_by_name(root, tmp_path, name, value) -> None:
     with pytest.raises(InvalidValue, match=f"^{name}="):
         read(root, tmp_path / "cache", **{name: value})
@@ -302,6 +321,7 @@ def test_any_images_can_move_before_the_camera(tmp_path) -> None:
 
 
 # conversion
+
 
 def network(frames: int) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
@@ -354,22 +374,40 @@ def test_accumulates_by_hand() -> None:
 
 # the command line
 
-DIGITS = ("dataset=cifar10_saccade", "dataset.samples=4", "dataset.size=16", "dataset.camera.loops=1",
-          "dataset.timesteps=4", "model=convnet", "model.width=2", "neuron=qcfs", "loss=cross_entropy",
-          "trainer.epochs=1", "trainer.threads=1", "tracking=none")
+DIGITS = (
+    "dataset=cifar10_saccade",
+    "dataset.samples=4",
+    "dataset.size=16",
+    "dataset.camera.loops=1",
+    "dataset.timesteps=4",
+    "model=convnet",
+    "model.width=2",
+    "neuron=qcfs",
+    "loss=cross_entropy",
+    "trainer.epochs=1",
+    "trainer.threads=1",
+    "tracking=none",
+)
 
 
 def test_three_ways_in_one_table(snnexp: Callable[..., Done]) -> None:
-    done = snnexp("task=dvs", *DIGITS, "timesteps=4", "task.seeds=[1]", "task.rounds=[1,2]", "task.per_frame=[2]",
-                  "task.images=2")
+    done = snnexp(
+        "task=dvs", *DIGITS, "timesteps=4", "task.seeds=[1]", "task.rounds=[1,2]", "task.per_frame=[2]", "task.images=2"
+    )
     assert done.code == 0, done.err
     (run,) = done.runs()
     with (run / "tables/ways.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["way"], r["network"], r["steps"]) for r in rows] == [
-        ("average", "ANN", "1"), ("average", "SNN", "4"), ("average", "SNN", "8"), ("per frame", "ANN", "4"),
-        ("per frame", "SNN", "8"), ("per frame, no reset", "SNN", "4"), ("per frame, no reset", "SNN", "8"),
-        ("direct", "SNN", "4")]
+        ("average", "ANN", "1"),
+        ("average", "SNN", "4"),
+        ("average", "SNN", "8"),
+        ("per frame", "ANN", "4"),
+        ("per frame", "SNN", "8"),
+        ("per frame, no reset", "SNN", "4"),
+        ("per frame, no reset", "SNN", "8"),
+        ("direct", "SNN", "4"),
+    ]
     assert {r["updates"] for r in rows} == {"1"}  # one epoch of one batch, in all ways
     images = {r["way"]: int(float(r["train_images"])) for r in rows}
     assert images == {"average": 27, "per frame": 108, "per frame, no reset": 108, "direct": 108}  # 4 frames
@@ -382,10 +420,18 @@ def test_three_ways_in_one_table(snnexp: Callable[..., Done]) -> None:
 
 
 def test_the_summary_is_the_mean_over_seeds() -> None:
-    row = {"way": "direct", "network": "SNN", "steps": 4, "energy_nj": 1.0, "train_s": 2.0, "updates": 3,
-           "train_images": 5}
-    first, second = summary([row | {"accuracy": 0.5}, row | {"accuracy": 0.7, "train_s": 4.0}, row | {
-        "accuracy": 0.1, "steps": 8}])
+    row = {
+        "way": "direct",
+        "network": "SNN",
+        "steps": 4,
+        "energy_nj": 1.0,
+        "train_s": 2.0,
+        "updates": 3,
+        "train_images": 5,
+    }
+    first, second = summary(
+        [row | {"accuracy": 0.5}, row | {"accuracy": 0.7, "train_s": 4.0}, row | {"accuracy": 0.1, "steps": 8}]
+    )
     assert (first["seeds"], first["train_s"], second["seeds"], second["sd"]) == (2, 3.0, 1, 0.0)
     assert (first["accuracy"], first["sd"]) == pytest.approx((0.6, 0.02**0.5))
 
@@ -406,21 +452,33 @@ def test_convert_takes_recordings_averaged_or_by_frame(snnexp: Callable[..., Don
 
 
 def test_mitigations_are_compared_on_whole_recordings(snnexp: Callable[..., Done]) -> None:
-    done = snnexp("task=mitigations", *DIGITS, "conversion=qcfs", "calibration.images=8", "dataset.average=true",
-                  "timesteps=[8]", "task.compare.residual_membrane.rehearse=4", "trainer.epochs=1")
+    done = snnexp(
+        "task=mitigations",
+        *DIGITS,
+        "conversion=qcfs",
+        "calibration.images=8",
+        "dataset.average=true",
+        "timesteps=[8]",
+        "task.compare.residual_membrane.rehearse=4",
+        "trainer.epochs=1",
+    )
     assert done.code == 0, done.err
     with (done.runs()[-1] / "tables/mitigations.csv").open() as file:
         rows = {row["mitigation"]: row["T"] for row in csv.DictReader(file)}
     assert rows == {"none": "8", "residual_membrane": "4", "signed": "8", "signed_at_0": "8", "waiting": "8"}
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["dataset=digits"], "choose dataset=cifar10_dvs or dataset=cifar10_saccade"),
-    (["neuron=lif"], "neuron=lif spikes: task=dvs trains ANNs"),
-    (["neuron@task.direct=relu"], "task.direct=torch.nn.ReLU does not spike"),
-    (["task.seeds=3"], "task.seeds=3 is not allowed: it must be a list of integers"),
-    (["task.rounds=[0]"], "task.rounds=0 is not allowed"),
-    (["neuron=relu"], "conversion=qcfs takes its thresholds")])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["dataset=digits"], "choose dataset=cifar10_dvs or dataset=cifar10_saccade"),
+        (["neuron=lif"], "neuron=lif spikes: task=dvs trains ANNs"),
+        (["neuron@task.direct=relu"], "task.direct=torch.nn.ReLU does not spike"),
+        (["task.seeds=3"], "task.seeds=3 is not allowed: it must be a list of integers"),
+        (["task.rounds=[0]"], "task.rounds=0 is not allowed"),
+        (["neuron=relu"], "conversion=qcfs takes its thresholds"),
+    ],
+)
 def test_what_cannot_be_compared_is_refused(snnexp: Callable[..., Done], arguments: list[str], said: str) -> None:
     kept = [d for d in DIGITS if not (arguments == ["dataset=digits"] and d.startswith("dataset"))]
     done = snnexp("task=dvs", *kept, "timesteps=4", *arguments)
@@ -432,10 +490,21 @@ def test_what_cannot_be_compared_is_refused(snnexp: Callable[..., Done], argumen
 @pytest.mark.parametrize("preset", ["cifar10_dspike_resnet18", "cifar10_dvs_dspike"])
 def test_the_dspike_presets_train_in_small(preset: str, root: Path, tmp_path: Path) -> None:
     coloured(root / "images", side=16)
-    data = ("dataset.classes=[airplane,automobile,bird]", f"dataset.root={root}", "dataset.size=16") \
-        if "dvs" in preset else ("dataset=image_folder", f"dataset.root={root / 'images'}")
-    config = composed(f"experiment={preset}", *data, "model.width=2", "trainer.epochs=1", "timesteps=2",
-                      "trainer.threads=1", "tracking=none", f"cache_dir={tmp_path}")
+    data = (
+        ("dataset.classes=[airplane,automobile,bird]", f"dataset.root={root}", "dataset.size=16")
+        if "dvs" in preset
+        else ("dataset=image_folder", f"dataset.root={root / 'images'}")
+    )
+    config = composed(
+        f"experiment={preset}",
+        *data,
+        "model.width=2",
+        "trainer.epochs=1",
+        "timesteps=2",
+        "trainer.threads=1",
+        "tracking=none",
+        f"cache_dir={tmp_path}",
+    )
     session = Session(config, {}, tmp_path)
     net = session.network()
     assert {type(site).__name__ for site in net.sites().values()} == {"LIF"}

@@ -45,10 +45,12 @@ class Residual(nn.Module):
         return self.end(self.drop(self.neuron2(self.second(h) + h)))  # type: ignore[no-any-return]
 
 
-NEURONS = {"if": lambda: IF(Sine(), reset="hard"),
-           "if to -0.5": lambda: IF(Sine(), reset="hard", reset_value=-0.5, v_init=-0.5),
-           "lif": lambda: LIF(Sine(), alpha=0.75, threshold=0.7, reset="hard"),
-           "plif": lambda: PLIF(Sine(), alpha=0.6, reset="hard")}  # fmt: skip
+NEURONS = {
+    "if": lambda: IF(Sine(), reset="hard"),
+    "if to -0.5": lambda: IF(Sine(), reset="hard", reset_value=-0.5, v_init=-0.5),
+    "lif": lambda: LIF(Sine(), alpha=0.75, threshold=0.7, reset="hard"),
+    "plif": lambda: PLIF(Sine(), alpha=0.6, reset="hard"),
+}
 
 
 @pytest.mark.parametrize("neuron", NEURONS.values(), ids=NEURONS)
@@ -80,10 +82,14 @@ def test_the_file_holds_the_neurons_numbers(tmp_path: Path) -> None:
         assert (n.v_reset == 0).all()
 
 
-@pytest.mark.parametrize(("neuron", "named"), [
-    (lambda: LIF(Sine()), "neuron1 cannot be written as NIR: it resets by subtracting"),
-    (lambda: LIF(Sine(), reset="hard", v_init=0.5), "neuron1 .* starts at v_init=0.5"),
-    (lambda: LIF(Sine(), reset="hard", reset_value=-1.0, v_init=-1.0), "neuron1 .* resets to -1.0")])
+@pytest.mark.parametrize(
+    ("neuron", "named"),
+    [
+        (lambda: LIF(Sine()), "neuron1 cannot be written as NIR: it resets by subtracting"),
+        (lambda: LIF(Sine(), reset="hard", v_init=0.5), "neuron1 .* starts at v_init=0.5"),
+        (lambda: LIF(Sine(), reset="hard", reset_value=-1.0, v_init=-1.0), "neuron1 .* resets to -1.0"),
+    ],
+)
 def test_a_neuron_that_nir_does_not_know_is_named(neuron: Callable[[], nn.Module], named: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=named):
         to_nir(Residual(neuron), torch.zeros(1, 2, 8, 8), tmp_path / "a.nir", 1e-4)
@@ -115,8 +121,17 @@ def test_the_command_line_exports_a_trained_network(snnexp: Callable[..., Done])
 
 
 def test_of_an_ann_the_neurons_it_would_have_are_named(snnexp: Callable[..., Done]) -> None:
-    ann = ("dataset=digits", "model=mlp", "model.hidden=[8]", "neuron=relu", "loss=cross_entropy",
-           "model.readout=current", "trainer.epochs=1", "trainer.threads=1", "timesteps=1")
+    ann = (
+        "dataset=digits",
+        "model=mlp",
+        "model.hidden=[8]",
+        "neuron=relu",
+        "loss=cross_entropy",
+        "model.readout=current",
+        "trainer.epochs=1",
+        "trainer.threads=1",
+        "timesteps=1",
+    )
     done = snnexp(*ann)
     assert done.code == 0, done.err
     (run,) = done.runs()

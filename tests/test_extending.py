@@ -36,8 +36,9 @@ def test_the_page_works_as_written(environment: dict[str, str], tmp_path: Path) 
             small = [s for s in (*SMALL, "tracking=none") if s.split("=")[0] not in command and "hidden" not in s]
             if "snnexp " in command:
                 command = " ".join([command, *small])
-            done = subprocess.run(command, shell=True, cwd=project, env=environment, capture_output=True, text=True,
-                                  check=False)  # fmt: skip
+            done = subprocess.run(
+                command, shell=True, cwd=project, env=environment, capture_output=True, text=True, check=False
+            )
             assert done.returncode == 0, done.stdout + done.stderr
             assert "test/accuracy" in done.stdout or re.search(r"[1-9]\d* passed", done.stdout)
             commands.append(command)

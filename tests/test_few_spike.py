@@ -38,6 +38,7 @@ def some_table(K: int = 7) -> Table:
 
 # The neuron -----------------------------------------------------------------------------------------------------------
 
+
 def by_hand(x: float, table: Table) -> tuple[list[int], float]:
     v, y, fired = x, 0.0, []
     for T, h, d in zip(*(part.double().tolist() for part in table), strict=True):
@@ -110,9 +111,17 @@ def test_ten_steps_resolve_what_a_rate_does_in_1023() -> None:
 
 # Coefficients ---------------------------------------------------------------------------------------------------------
 
+
 def test_what_is_shipped() -> None:
-    assert {path.stem for path in SHIPPED.glob("*.yaml")} == {"relu", "silu", "sigmoid", "gelu", "tanh", "hardswish",
-                                                              "hardsigmoid"}
+    assert {path.stem for path in SHIPPED.glob("*.yaml")} == {
+        "relu",
+        "silu",
+        "sigmoid",
+        "gelu",
+        "tanh",
+        "hardswish",
+        "hardsigmoid",
+    }
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
@@ -124,10 +133,13 @@ def test_shipped_tables_reach_their_stated_errors(path: Path) -> None:
         assert given.spikes <= max(0.51 * given.table.K, 1.5)
 
 
-@pytest.mark.parametrize(("activation", "K", "interval", "mse", "spikes_at_most"), [
-    ("silu", 16, (-8.0, 12.0), 3.4e-3 / 9, 4.2), ("sigmoid", 12, (-10.0, 10.0), 1.4e-4 / 9, 2.74)])
-def test_they_are_nine_times_better_than_the_published_ones(activation: str, K: int, interval: tuple[float, float],
-                                                           mse: float, spikes_at_most: float) -> None:
+@pytest.mark.parametrize(
+    ("activation", "K", "interval", "mse", "spikes_at_most"),
+    [("silu", 16, (-8.0, 12.0), 3.4e-3 / 9, 4.2), ("sigmoid", 12, (-10.0, 10.0), 1.4e-4 / 9, 2.74)],
+)
+def test_they_are_nine_times_better_than_the_published_ones(
+    activation: str, K: int, interval: tuple[float, float], mse: float, spikes_at_most: float
+) -> None:
     (given,) = [fit for fit in load(activation) if fit.table.K == K and fit.range == interval]
     found = measured(activation, interval, given.table)
     assert found.mse <= mse
@@ -150,6 +162,7 @@ def test_a_fit_follows_its_function_its_limit_and_its_seed(tmp_path: Path) -> No
 
 
 # Networks -------------------------------------------------------------------------------------------------------------
+
 
 class Squeezed(nn.Module):
     """SiLU, squeeze and excitation, a residual addition, max pooling between sites."""
@@ -178,8 +191,9 @@ def squeezed() -> tuple[nn.Module, torch.Tensor]:
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_logits_of_a_network_with_silu_and_squeeze_and_excitation(squeezed: tuple[nn.Module, torch.Tensor],
-                                                                  per_channel: bool) -> None:
+def test_logits_of_a_network_with_silu_and_squeeze_and_excitation(
+    squeezed: tuple[nn.Module, torch.Tensor], per_channel: bool
+) -> None:
     net, x = squeezed
     errors = []
     for K in (6, 10, 16):
@@ -219,8 +233,12 @@ def test_what_an_inference_costs() -> None:
     assert account.synaptic_operations == pytest.approx(3 * account.spikes)
     assert account.ann_macs == 24 + 18
     assert account.energy_nj == pytest.approx(4.6e-3 * 24 + 0.9e-3 * account.synaptic_operations)
-    assert account.more == {"at_most_two": pytest.approx(float((count <= 2).float().mean())), "parameters": 51,
-                            "layers": 2, "interval": 2 * K}
+    assert account.more == {
+        "at_most_two": pytest.approx(float((count <= 2).float().mean())),
+        "parameters": 51,
+        "layers": 2,
+        "interval": 2 * K,
+    }
     assert account.latency == 2 * K
     assert layers[0].silent == pytest.approx(float((count == 0).float().mean()))
     assert layers[0].error == pytest.approx(float((network.get_submodule("2")(net[1](x)) - net[:3](x)).square().mean()))
@@ -302,6 +320,7 @@ def test_torchvisions_efficientnet_converts() -> None:
         def hook(_module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
             wanted = f(inputs[0])
             errors[name] = float((output - wanted).square().mean() / wanted.square().mean())
+
         return hook
 
     for name, module in network.named_modules():
@@ -336,12 +355,20 @@ def seq(activation: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Linear(8, 8), activation, nn.Linear(8, 2))
 
 
-@pytest.mark.parametrize(("net", "K", "words"), [
-    (Normed, 8, ["layer norm (LayerNorm)", "elementwise"]),
-    (lambda: seq(nn.Softsign()), 8, ["layer 1 (Softsign)", "K = 8", "task=fit_few_spike activation=softsign"]),
-    (lambda: seq(nn.LeakyReLU(0.5)), 8, ["layer 1 (LeakyReLU(negative_slope=0.5))", "other parameters", "leaky_relu"]),
-    (lambda: seq(nn.Softplus(beta=0.2)), 8, ["layer 1 (Softplus(beta=0.2", "other parameters"]),
-    (lambda: seq(nn.SiLU()), 7, ["layer 1 (SiLU)", "K = 7", "conversion.tables"])])
+@pytest.mark.parametrize(
+    ("net", "K", "words"),
+    [
+        (Normed, 8, ["layer norm (LayerNorm)", "elementwise"]),
+        (lambda: seq(nn.Softsign()), 8, ["layer 1 (Softsign)", "K = 8", "task=fit_few_spike activation=softsign"]),
+        (
+            lambda: seq(nn.LeakyReLU(0.5)),
+            8,
+            ["layer 1 (LeakyReLU(negative_slope=0.5))", "other parameters", "leaky_relu"],
+        ),
+        (lambda: seq(nn.Softplus(beta=0.2)), 8, ["layer 1 (Softplus(beta=0.2", "other parameters"]),
+        (lambda: seq(nn.SiLU()), 7, ["layer 1 (SiLU)", "K = 7", "conversion.tables"]),
+    ],
+)
 def test_what_cannot_be_served_is_told_by_the_layer(net: Callable[[], nn.Module], K: int, words: list[str]) -> None:
     with pytest.raises(UserError) as error:
         convert(net().eval(), torch.randn(4, 8), FewSpike(), K)
@@ -351,10 +378,18 @@ def test_what_cannot_be_served_is_told_by_the_layer(net: Callable[[], nn.Module]
 
 # The command line -----------------------------------------------------------------------------------------------------
 
+
 def test_fitting_from_the_command_line(snnexp: Callable[..., Done], tmp_path: Path) -> None:
     (tmp_path / "inputs.csv").write_text("x,weight\n-3,1\n0,3\n3,1\n")
-    done = snnexp("task=fit_few_spike", "activation=softplus", "K=[3,4]", "range=[-3,3]", "task.rounds=20",
-                  f"distribution={tmp_path / 'inputs.csv'}", "tracking=none")
+    done = snnexp(
+        "task=fit_few_spike",
+        "activation=softplus",
+        "K=[3,4]",
+        "range=[-3,3]",
+        "task.rounds=20",
+        f"distribution={tmp_path / 'inputs.csv'}",
+        "tracking=none",
+    )
     assert done.code == 0, done.err
     (run,) = done.runs()
     assert done.result()["mse_K4"] < 0.2
@@ -365,8 +400,19 @@ def test_fitting_from_the_command_line(snnexp: Callable[..., Done], tmp_path: Pa
     assert snn(torch.randn(2, 8)).shape == (2, 2)
 
 
-TINY = ("model.width=4", "dataset=digits", "neuron=relu", "loss=cross_entropy", "trainer.epochs=1", "trainer.threads=1",
-        "calibration.images=32", "task.layer_images=16", "task.test_images=40", "conversion=few_spike", "tracking=none")
+TINY = (
+    "model.width=4",
+    "dataset=digits",
+    "neuron=relu",
+    "loss=cross_entropy",
+    "trainer.epochs=1",
+    "trainer.threads=1",
+    "calibration.images=32",
+    "task.layer_images=16",
+    "task.test_images=40",
+    "conversion=few_spike",
+    "tracking=none",
+)
 
 
 def test_the_papers_table(snnexp: Callable[..., Done]) -> None:
@@ -375,7 +421,8 @@ def test_the_papers_table(snnexp: Callable[..., Done]) -> None:
     (run,) = done.runs()
     rows = list(csv.DictReader((run / "tables" / "few_spike.csv").open()))
     assert [(row["network"], row["layers"], row["neurons"], row["latency"]) for row in rows] == [
-        ("resnet8", "8", "1152", "48")]
+        ("resnet8", "8", "1152", "48")
+    ]
     for row in rows:
         assert abs(float(row["ann_top1"]) - float(row["snn_top1"])) <= 0.1
         assert float(row["spikes"]) == pytest.approx(int(row["neurons"]) * float(row["spikes_per_neuron"]))
@@ -392,18 +439,23 @@ def test_conversion_from_the_command_line(snnexp: Callable[..., Done]) -> None:
     assert 0 < result["val/spikes_per_neuron_T3"] < result["val/spikes_per_neuron_T6"] < 3
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["task=fit_few_spike", "activation=nonsense"], ["activation=nonsense", "silu"]),
-    (["task=fit_few_spike", "K=0"], ["K=0", ">= 1"]),
-    (["task=fit_few_spike", "K=[]"], ["K=[]", ">= 1"]),
-    (["task=fit_few_spike", "range=5"], ["range=5", "two numbers"]),
-    (["task=fit_few_spike", "range=[3,1]"], ["range=[3, 1]", "low < high"]),
-    (["task=fit_few_spike", "distribution=nowhere.csv"], ["distribution=nowhere.csv", "columns x"]),
-    (["task=convert", "model=convnet", *TINY, "conversion.tables=/nowhere", "timesteps=4"],
-     ["conversion.tables=/nowhere", "a folder"]),
-    (["task=few_spike", "model=convnet", *TINY, "task.depths=[8]", "timesteps=4"], ["task.depths=[8]", "no depth"]),
-    (["task=few_spike", "model=resnet8", *TINY, "conversion=max_threshold"], ["conversion=few_spike"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["task=fit_few_spike", "activation=nonsense"], ["activation=nonsense", "silu"]),
+        (["task=fit_few_spike", "K=0"], ["K=0", ">= 1"]),
+        (["task=fit_few_spike", "K=[]"], ["K=[]", ">= 1"]),
+        (["task=fit_few_spike", "range=5"], ["range=5", "two numbers"]),
+        (["task=fit_few_spike", "range=[3,1]"], ["range=[3, 1]", "low < high"]),
+        (["task=fit_few_spike", "distribution=nowhere.csv"], ["distribution=nowhere.csv", "columns x"]),
+        (
+            ["task=convert", "model=convnet", *TINY, "conversion.tables=/nowhere", "timesteps=4"],
+            ["conversion.tables=/nowhere", "a folder"],
+        ),
+        (["task=few_spike", "model=convnet", *TINY, "task.depths=[8]", "timesteps=4"], ["task.depths=[8]", "no depth"]),
+        (["task=few_spike", "model=resnet8", *TINY, "conversion=max_threshold"], ["conversion=few_spike"]),
+    ],
+)
 def test_wrong_requests_are_refused(snnexp: Callable[..., Done], arguments: list[str], words: list[str]) -> None:
     done = snnexp(*arguments)
     assert done.code == 1

@@ -102,8 +102,11 @@ def test_its_direction_on_two_weights_is_the_slope_of_the_loss_by_brute_force() 
     """A neuron of two inputs whose loss is a staircase over the plane of its weights: the plane that fits the loss best
     on a fine grid of the square of half-width eps has nearly the direction of the finite differences."""
     torch.manual_seed(0)
-    net = TimeFold(nn.Sequential(nn.Flatten(), _linear([[0.8, 0.5]]), LIF(Dspike(3.0), 0.5), _linear([[1.0], [-1.0]])),
-                   6, temporal=True).double()  # fmt: skip
+    net = TimeFold(
+        nn.Sequential(nn.Flatten(), _linear([[0.8, 0.5]]), LIF(Dspike(3.0), 0.5), _linear([[1.0], [-1.0]])),
+        6,
+        temporal=True,
+    ).double()
     x, y = torch.rand(400, 6, 2, generator=torch.Generator().manual_seed(2)).double(), torch.zeros(400).long()
     eps, loss = 0.1, CrossEntropy()
     finite = Probe(net, loss, "1", x, y, torch.arange(2)).finite(eps)
@@ -150,6 +153,7 @@ def test_a_layer_that_is_not_there_or_used_twice_is_refused() -> None:
 
 # Adaptive Dspike ------------------------------------------------------------------------------------------------------
 
+
 def history(done: Done) -> list[dict[str, float]]:
     assert done.code == 0, done.err
     return list(load(max(done.runs()) / "last.pt")["history"])
@@ -157,12 +161,22 @@ def history(done: Done) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("temperature", ["shared", "per_layer"])
 def test_the_chosen_b_has_the_highest_of_the_logged_cosines(snnexp: Callable[..., Done], temperature: str) -> None:
-    done = snnexp(*ADAPTIVE, "trainer.epochs=4", "surrogate.b=20", "surrogate.db=2", "surrogate.weights=512",
-                  f"surrogate.temperature={temperature}", "tracking=none")  # fmt: skip
+    done = snnexp(
+        *ADAPTIVE,
+        "trainer.epochs=4",
+        "surrogate.b=20",
+        "surrogate.db=2",
+        "surrogate.weights=512",
+        f"surrogate.temperature={temperature}",
+        "tracking=none",
+    )
     b, place, moved = 20.0, "/neuron1" if temperature == "per_layer" else "", 0
     for metrics in history(done):
-        cosines = {b - 2: metrics[f"train/fdg_lower{place}"], b: metrics[f"train/fdg_same{place}"],
-                   b + 2: metrics[f"train/fdg_higher{place}"]}  # fmt: skip
+        cosines = {
+            b - 2: metrics[f"train/fdg_lower{place}"],
+            b: metrics[f"train/fdg_same{place}"],
+            b + 2: metrics[f"train/fdg_higher{place}"],
+        }
         before, b = b, metrics[f"train/b{place}"]
         assert cosines[b] == max(cosines.values()) != 0
         assert 0 < metrics[f"train/fdg_error{place}"] < 0.5
@@ -193,8 +207,14 @@ def test_it_resumes_exactly(snnexp: Callable[..., Done], tmp_path: Path) -> None
 
     from snnexp.training import Fit
 
-    arguments = (*ADAPTIVE, "trainer.epochs=3", "surrogate.every=9", "surrogate.db=2", "tracking=none",
-                 "trainer.checkpoint_every_s=0.001")  # fmt: skip
+    arguments = (
+        *ADAPTIVE,
+        "trainer.epochs=3",
+        "surrogate.every=9",
+        "surrogate.db=2",
+        "tracking=none",
+        "trainer.checkpoint_every_s=0.001",
+    )
     straight = snnexp(*arguments)
     expected, weights = history(straight), load(max(straight.runs()) / "last.pt")["model"]
     step, count = Fit._step, 0
@@ -229,14 +249,20 @@ def test_two_ranks_share_one_choice(snnexp: Callable[..., Done]) -> None:
     assert first[0]["train/loss"] == pytest.approx(alone[0]["train/loss"], rel=0.02)
 
 
-@pytest.mark.parametrize(("argument", "said"), [
-    ("surrogate.b=50", "surrogate.b=50 is not allowed: it must be a number from low=0.1 to high=30"),
-    ("surrogate.temperature=both", "surrogate.temperature=both is not allowed: it must be one of shared, per_layer"),
-    ("surrogate.every=0", "surrogate.every=0 is not allowed: it must be an integer >= 1"),
-    ("surrogate.moves=0", "surrogate.moves=0 is not allowed: it must be an integer >= 1"),
-    ("surrogate.weights=1", "surrogate.weights=1 is not allowed: it must be an integer >= 2"),
-    ("surrogate.layer=linear3", "surrogate.layer=linear3 is not allowed: it must be one of linear1, linear2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("surrogate.b=50", "surrogate.b=50 is not allowed: it must be a number from low=0.1 to high=30"),
+        (
+            "surrogate.temperature=both",
+            "surrogate.temperature=both is not allowed: it must be one of shared, per_layer",
+        ),
+        ("surrogate.every=0", "surrogate.every=0 is not allowed: it must be an integer >= 1"),
+        ("surrogate.moves=0", "surrogate.moves=0 is not allowed: it must be an integer >= 1"),
+        ("surrogate.weights=1", "surrogate.weights=1 is not allowed: it must be an integer >= 2"),
+        ("surrogate.layer=linear3", "surrogate.layer=linear3 is not allowed: it must be one of linear1, linear2"),
+    ],
+)
 def test_wrong_settings_are_refused(snnexp: Callable[..., Done], argument: str, said: str) -> None:
     done = snnexp(*ADAPTIVE, argument, "tracking=none")
     assert done.code == 1
@@ -244,8 +270,20 @@ def test_wrong_settings_are_refused(snnexp: Callable[..., Done], argument: str, 
     assert "Traceback" not in done.err
 
 
-SETTINGS = {"b": 3.0, "db": 1.0, "low": 1.0, "high": 5.0, "temperature": "shared", "every": None, "moves": 1,
-            "layer": None, "subset": "all", "weights": 2, "batch": 4, "eps": 0.5}  # fmt: skip
+SETTINGS = {
+    "b": 3.0,
+    "db": 1.0,
+    "low": 1.0,
+    "high": 5.0,
+    "temperature": "shared",
+    "every": None,
+    "moves": 1,
+    "layer": None,
+    "subset": "all",
+    "weights": 2,
+    "batch": 4,
+    "eps": 0.5,
+}
 
 
 def test_several_moves_are_single_ones_on_the_same_differences() -> None:
@@ -274,8 +312,11 @@ def test_another_rank_takes_the_choice_of_the_first() -> None:
     sent: list[list[Tensor]] = []
 
     def rank(zero: bool) -> Any:
-        return SimpleNamespace(is_global_zero=zero, device=torch.device("cpu"),
-                               broadcast=lambda states: sent.append(states) or states if zero else sent[0])  # fmt: skip
+        return SimpleNamespace(
+            is_global_zero=zero,
+            device=torch.device("cpu"),
+            broadcast=lambda states: sent.append(states) or states if zero else sent[0],
+        )
 
     x, y = batch(8)
     for net, zero in ((first, True), (other, False)):
@@ -291,10 +332,16 @@ def test_another_rank_takes_the_choice_of_the_first() -> None:
 
 # Zero gradients -------------------------------------------------------------------------------------------------------
 
+
 def test_zero_gradients_by_hand() -> None:
     """One step, no leak to speak of: potentials are the currents, the surrogate's support is |v - 1| < 1/2."""
-    net = TimeFold(nn.Sequential(nn.Flatten(), _linear([[1.0, 0.0], [0.0, 1.0]]), LIF(Dspike(3.0), 0.5),
-                                 _linear([[1.0, 0.5], [-1.0, 0.25]])), 1, temporal=True)  # fmt: skip
+    net = TimeFold(
+        nn.Sequential(
+            nn.Flatten(), _linear([[1.0, 0.0], [0.0, 1.0]]), LIF(Dspike(3.0), 0.5), _linear([[1.0, 0.5], [-1.0, 0.25]])
+        ),
+        1,
+        temporal=True,
+    )
     x = torch.tensor([[0.0, 0.75], [1.25, 0.0], [1.25, 2.0], [0.0, 0.25]]).view(4, 1, 2)
     found = sparsity(net, CrossEntropy(), x, torch.tensor([0, 1, 0, 1]))
     # potentials: of 8, those within 1/2 of the threshold are 0.75, 1.25, 1.25; without later steps currents are alike
@@ -309,8 +356,10 @@ def test_zero_gradients_by_hand() -> None:
 def test_the_measuring_tasks_leave_tables_that_agree_with_the_metrics(snnexp: Callable[..., Done]) -> None:
     import csv
 
-    for task, column, layer in (("gradient_sparsity", "potentials", "neuron1"), ("gradient_fidelity", "cosine",
-                                                                                  "linear1")):  # fmt: skip
+    for task, column, layer in (
+        ("gradient_sparsity", "potentials", "neuron1"),
+        ("gradient_fidelity", "cosine", "linear1"),
+    ):
         done = snnexp(*SMALL, *POTENTIAL, f"task={task}", "task.batch=16", "surrogate=sine", "tracking=none")
         what = task.removeprefix("gradient_")
         folder, metrics = max(done.runs()), history(done)

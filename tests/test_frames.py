@@ -13,8 +13,9 @@ from snnexp.dataset.frames import bin_of_event, count, to_bytes
 
 def some_events(n: int, seed: int = 0) -> Events:
     draw = np.random.default_rng(seed)
-    return Events(np.sort(draw.integers(0, 330_000, n)), draw.integers(0, 34, n), draw.integers(0, 34, n),
-                  draw.integers(0, 2, n))
+    return Events(
+        np.sort(draw.integers(0, 330_000, n)), draw.integers(0, 34, n), draw.integers(0, 34, n), draw.integers(0, 2, n)
+    )
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.sampled_from(["time", "count"]), st.integers(0, 9))

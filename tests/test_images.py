@@ -53,6 +53,7 @@ def root(tmp_path: Path) -> Path:
 
 # Folders --------------------------------------------------------------------------------------------------------------
 
+
 def test_folders_become_one_array_with_labels(root, tmp_path):
     data = image_folder(root, size=8, cache=tmp_path / "cache", seed=1)
     assert (data.shape, data.classes, data.temporal) == ((3, 8, 8), ("blue", "green", "red"), False)
@@ -119,8 +120,10 @@ def test_imagenets_recipe_parts_of_the_stored_image_in_training_and_its_middle_a
     """torchvision's evaluation: shorter side to 10, the middle 8 x 8."""
     from torchvision.transforms.v2 import functional
 
-    made = {zoom: image_folder(root, size=8, resize=10, cache=tmp_path / "cache",
-                               augment=Augment(zoom=zoom, flip=True)) for zoom in (None, (0.2, 1.0))}
+    made = {
+        zoom: image_folder(root, size=8, resize=10, cache=tmp_path / "cache", augment=Augment(zoom=zoom, flip=True))
+        for zoom in (None, (0.2, 1.0))
+    }
     plain, zoomed = made.values()
     assert plain.shape == zoomed.shape == (3, 8, 8)
     (stored,) = (tmp_path / "cache/image_folder").glob("images-*/images.npy")
@@ -145,8 +148,14 @@ def test_folders_refuse(root, tmp_path):
         image_folder(root, cache=tmp_path)
     with pytest.raises(InvalidValue, match=r"resize=8 .* null without a size"):
         image_folder(root, resize=8, cache=tmp_path)
-    for name, value in (("size", 0), ("resize", 7), ("channels", 2), ("validation", 1.0), ("mean", [0.1]),
-                        ("std", [0.0, 1, 1])):
+    for name, value in (
+        ("size", 0),
+        ("resize", 7),
+        ("channels", 2),
+        ("validation", 1.0),
+        ("mean", [0.1]),
+        ("std", [0.0, 1, 1]),
+    ):
         with pytest.raises(InvalidValue) as error:
             image_folder(root, **{"size": 8, "cache": tmp_path, name: value})
         assert error.value.name == name
@@ -171,6 +180,7 @@ def test_folders_refuse(root, tmp_path):
 
 
 # The standard sets ----------------------------------------------------------------------------------------------------
+
 
 def test_digits_need_nothing():
     data = digits(seed=0)
@@ -210,8 +220,10 @@ def fake_cifar(folder: Path, kind: type, monkeypatch: pytest.MonkeyPatch) -> Non
     """A few images in the format of CIFAR, with torchvision's checksums set to what they are."""
     import hashlib
 
-    draw, (label, n_classes) = np.random.default_rng(0), ("labels", 10) if kind.__name__ == "CIFAR10" else (
-        "fine_labels", 100)
+    draw, (label, n_classes) = (
+        np.random.default_rng(0),
+        ("labels", 10) if kind.__name__ == "CIFAR10" else ("fine_labels", 100),
+    )
     (folder / kind.base_folder).mkdir(parents=True)
 
     def write(name: str, content: object) -> list[str]:
@@ -220,12 +232,24 @@ def fake_cifar(folder: Path, kind: type, monkeypatch: pytest.MonkeyPatch) -> Non
         return [name, hashlib.md5(path.read_bytes()).hexdigest()]
 
     for listed in ("train_list", "test_list"):
-        monkeypatch.setattr(kind, listed, [
-            write(name, {"data": draw.integers(0, 256, (20, 3072), np.uint8),
-                         label: draw.integers(0, n_classes, 20).tolist()}) for name, _ in getattr(kind, listed)])
+        monkeypatch.setattr(
+            kind,
+            listed,
+            [
+                write(
+                    name,
+                    {
+                        "data": draw.integers(0, 256, (20, 3072), np.uint8),
+                        label: draw.integers(0, n_classes, 20).tolist(),
+                    },
+                )
+                for name, _ in getattr(kind, listed)
+            ],
+        )
     filename = kind.meta["filename"]
-    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": write(
-        filename, {kind.meta["key"]: [str(k) for k in range(n_classes)]})[1]})
+    monkeypatch.setattr(
+        kind, "meta", kind.meta | {"md5": write(filename, {kind.meta["key"]: [str(k) for k in range(n_classes)]})[1]}
+    )
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -265,13 +289,21 @@ def test_without_files_and_without_a_network(name, tmp_path, monkeypatch):
 
 # Augmentation ---------------------------------------------------------------------------------------------------------
 
-POLICIES = [{"zoom": (0.3, 1.0)}, {"crop": 2}, {"flip": True}, {"cutout": 4}, {"policy": "cifar10"},
-            {"policy": "imagenet"}, {"crop": 4, "flip": True, "policy": "svhn", "cutout": 8}]
+POLICIES = [
+    {"zoom": (0.3, 1.0)},
+    {"crop": 2},
+    {"flip": True},
+    {"cutout": 4},
+    {"policy": "cifar10"},
+    {"policy": "imagenet"},
+    {"crop": 4, "flip": True, "policy": "svhn", "cutout": 8},
+]
 
 
 def batch(n: int = 64, channels: int = 3, side: int = 16) -> torch.Tensor:
-    return torch.randint(0, 256, (n, channels, side, side), dtype=torch.uint8,
-                         generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (n, channels, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.parametrize("settings", POLICIES, ids=str)
@@ -363,9 +395,20 @@ def test_none_changes_nothing_and_policies_differ_from_image_to_image():
     assert len(kinds) > 10
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("zoom", [0.1]), ("zoom", [0.5, 0.1]), ("zoom", [0, 1]), ("zoom", 0.5), ("crop", -1), ("crop", 1.5), ("flip", 1),
-    ("policy", "mnist"), ("cutout", -4)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("zoom", [0.1]),
+        ("zoom", [0.5, 0.1]),
+        ("zoom", [0, 1]),
+        ("zoom", 0.5),
+        ("crop", -1),
+        ("crop", 1.5),
+        ("flip", 1),
+        ("policy", "mnist"),
+        ("cutout", -4),
+    ],
+)
 def test_augmentation_refuses(name, value):
     with pytest.raises(InvalidValue) as error:
         Augment(**{name: value})
@@ -374,8 +417,17 @@ def test_augmentation_refuses(name, value):
 
 # On the command line --------------------------------------------------------------------------------------------------
 
-QUICK = ("dataset=digits", "model=convnet", "model.width=8", "neuron=qcfs", "loss=cross_entropy", "optimizer.lr=0.01",
-         "trainer.epochs=2", "trainer.threads=1", "tracking=none")
+QUICK = (
+    "dataset=digits",
+    "model=convnet",
+    "model.width=8",
+    "neuron=qcfs",
+    "loss=cross_entropy",
+    "optimizer.lr=0.01",
+    "trainer.epochs=2",
+    "trainer.threads=1",
+    "tracking=none",
+)
 
 
 def composed(*overrides: str) -> dict[str, object]:
@@ -401,8 +453,9 @@ def test_an_ann_on_images_from_the_command_line(snnexp: Callable[..., Done]) -> 
     assert accuracy == pytest.approx(done.result()["test/accuracy"])
 
 
-def test_augmented_runs_repeat_and_the_seed_of_a_step_is_its_own(monkeypatch: pytest.MonkeyPatch,
-                                                                 snnexp: Callable[..., Done]) -> None:
+def test_augmented_runs_repeat_and_the_seed_of_a_step_is_its_own(
+    monkeypatch: pytest.MonkeyPatch, snnexp: Callable[..., Done]
+) -> None:
     import shutil
 
     seeds: list[list[int]] = []
@@ -428,8 +481,15 @@ class Killed(Exception):
     pass
 
 
-BRIEF = (*QUICK, "dataset.augment.crop=1", "dataset.augment.policy=svhn", "dataset.validation=0.9",
-         "trainer.checkpoint_every_s=1e-9", "trainer.accelerator=cpu", "trainer.batch_size=16")  # 9 steps an epoch
+BRIEF = (
+    *QUICK,
+    "dataset.augment.crop=1",
+    "dataset.augment.policy=svhn",
+    "dataset.validation=0.9",
+    "trainer.checkpoint_every_s=1e-9",
+    "trainer.accelerator=cpu",
+    "trainer.batch_size=16",
+)  # 9 steps an epoch
 
 
 def fit(folder: Path, *overrides: str, stop: int | None = None) -> dict[str, object]:
@@ -441,8 +501,19 @@ def fit(folder: Path, *overrides: str, stop: int | None = None) -> dict[str, obj
         if (p.epoch, p.step) == (1, stop):
             raise Killed
 
-    Fit(session.trainer.fabric(), session.network(), session.data, session.loss, session.optimizer,
-        session.scheduler, session.trainer, seed=0, folder=folder, on_step=on_step, on_epoch=lambda _: None).run()
+    Fit(
+        session.trainer.fabric(),
+        session.network(),
+        session.data,
+        session.loss,
+        session.optimizer,
+        session.scheduler,
+        session.trainer,
+        seed=0,
+        folder=folder,
+        on_step=on_step,
+        on_epoch=lambda _: None,
+    ).run()
     return load(folder / "last.pt")
 
 
@@ -508,9 +579,15 @@ def test_two_ranks_share_the_rows_and_augment_each_its_own(snnexp: Callable[...,
     kept = []
     for name in ("first", "second"):
         (seen := tmp_path / name).mkdir()
-        done = snnexp(*QUICK, "trainer.devices=2", "trainer.accelerator=cpu", f"outputs_dir={tmp_path / name}-outputs",
-                      "dataset.augment._target_=test_images.Noted", "dataset.augment.crop=1",
-                      f"+dataset.augment.folder={seen}")
+        done = snnexp(
+            *QUICK,
+            "trainer.devices=2",
+            "trainer.accelerator=cpu",
+            f"outputs_dir={tmp_path / name}-outputs",
+            "dataset.augment._target_=test_images.Noted",
+            "dataset.augment.crop=1",
+            f"+dataset.augment.folder={seen}",
+        )
         assert done.code == 0, done.err
         (last,) = (tmp_path / f"{name}-outputs").glob("runs/*/*/last.pt")
         kept.append(load(last)["model"])
@@ -536,34 +613,50 @@ def test_two_ranks_share_the_rows_and_augment_each_its_own(snnexp: Callable[...,
     assert not any("gloo" in name for names in threads for name in names), threads
 
 
-@pytest.mark.parametrize("setting", ["trainer.channels_last=true", "trainer.data_on_device=true",
-                                     "trainer.precision=bf16-mixed"])
+@pytest.mark.parametrize(
+    "setting", ["trainer.channels_last=true", "trainer.data_on_device=true", "trainer.precision=bf16-mixed"]
+)
 def test_options_for_speed_train_as_well(snnexp: Callable[..., Done], setting: str) -> None:
     done = snnexp(*QUICK, setting)
     assert done.code == 0, done.err
     assert done.result()["test/accuracy"] > 0.6
 
 
-@pytest.mark.parametrize(("arguments", "named"), [
-    (["dataset=cifar10"], ["no data_batch_1", "no-data/cifar10", "dataset.download=true"]),
-    (["dataset=image_folder"], ["no images in", "no-data/image_folder/train"]),
-    (["dataset=digits", "dataset.augment.crop=-1"], ["dataset.augment.crop=-1", ">= 0"]),
-    (["dataset=digits", "dataset.augment.policy=mnist"], ["dataset.augment.policy=mnist", "cifar10"]),
-    (["dataset=digits", "model=vgg16"], ["model.shape", "32 x 32"]),
-    (["model=custom"], ["model._target_ has no value"]),
-    (["dataset=digits", "model=custom", "model._target_=nowhere.build"], ["model (nowhere.build)", "nowhere"]),
-    (["dataset=digits", "dataset.augment.zoom=[0.5,2]"], ["dataset.augment.zoom=[0.5, 2]", "shares of the area"]),
-    (["dataset=digits", "model=custom", "model._target_=os.getcwd"], ["model (os.getcwd)", "a str"]),
-    (["dataset=digits", "model=custom", "model._target_=torch.nn.Flatten"],
-     ["torch.nn.Flatten", "10 classes", "(1, 64)"]),
-    (["dataset=digits", "model=custom", "model._target_=torch.nn.Linear", "+model.in_features=3",
-      "+model.out_features=10"], ["cannot take digits's input (1, 8, 8)"]),
-    (["neuron=qcfs", "neuron.L=0"], ["neuron.L=0", ">= 1"]),
-    (["neuron=clip", "neuron.bound=0"], ["neuron.bound=0"]),
-    (["trainer.compile=true", "trainer.devices=2", "trainer.accelerator=cpu"], ["trainer.compile=True", "several"]),
-    (["trainer.compile=1"], ["trainer.compile=1", "true or false"]),
-    (["trainer.channels_last=1"], ["trainer.channels_last=1", "true or false"]),
-    (["checkpoint=/nowhere.pt"], ["checkpoint=/nowhere.pt", "no such file"])], ids=lambda a: " ".join(a))
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["dataset=cifar10"], ["no data_batch_1", "no-data/cifar10", "dataset.download=true"]),
+        (["dataset=image_folder"], ["no images in", "no-data/image_folder/train"]),
+        (["dataset=digits", "dataset.augment.crop=-1"], ["dataset.augment.crop=-1", ">= 0"]),
+        (["dataset=digits", "dataset.augment.policy=mnist"], ["dataset.augment.policy=mnist", "cifar10"]),
+        (["dataset=digits", "model=vgg16"], ["model.shape", "32 x 32"]),
+        (["model=custom"], ["model._target_ has no value"]),
+        (["dataset=digits", "model=custom", "model._target_=nowhere.build"], ["model (nowhere.build)", "nowhere"]),
+        (["dataset=digits", "dataset.augment.zoom=[0.5,2]"], ["dataset.augment.zoom=[0.5, 2]", "shares of the area"]),
+        (["dataset=digits", "model=custom", "model._target_=os.getcwd"], ["model (os.getcwd)", "a str"]),
+        (
+            ["dataset=digits", "model=custom", "model._target_=torch.nn.Flatten"],
+            ["torch.nn.Flatten", "10 classes", "(1, 64)"],
+        ),
+        (
+            [
+                "dataset=digits",
+                "model=custom",
+                "model._target_=torch.nn.Linear",
+                "+model.in_features=3",
+                "+model.out_features=10",
+            ],
+            ["cannot take digits's input (1, 8, 8)"],
+        ),
+        (["neuron=qcfs", "neuron.L=0"], ["neuron.L=0", ">= 1"]),
+        (["neuron=clip", "neuron.bound=0"], ["neuron.bound=0"]),
+        (["trainer.compile=true", "trainer.devices=2", "trainer.accelerator=cpu"], ["trainer.compile=True", "several"]),
+        (["trainer.compile=1"], ["trainer.compile=1", "true or false"]),
+        (["trainer.channels_last=1"], ["trainer.channels_last=1", "true or false"]),
+        (["checkpoint=/nowhere.pt"], ["checkpoint=/nowhere.pt", "no such file"]),
+    ],
+    ids=lambda a: " ".join(a),
+)
 def test_wrong_values_are_refused_by_name(snnexp: Callable[..., Done], arguments: list[str], named: list[str]) -> None:
     done = snnexp(*arguments, "tracking=none")
     assert done.code == 1
@@ -583,8 +676,11 @@ def test_every_preset_says_what_to_expect_and_can_be_made(path: Path) -> None:
     session = Session(composed(f"experiment={path.stem}", "tracking=none"), {}, path.parent)
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     split = Split(images, torch.zeros(2, dtype=torch.int64), torch.arange(2))
-    session.data = digits() if "digits" in path.stem else Data(
-        "like cifar10", split, split, split, shape=(3, 32, 32), classes=tuple("0123456789"), temporal=False)
+    session.data = (
+        digits()
+        if "digits" in path.stem
+        else Data("like cifar10", split, split, split, shape=(3, 32, 32), classes=tuple("0123456789"), temporal=False)
+    )
     session.check()
     net = session.network()
     spiking = path.stem.startswith("nmnist") or "dspike" in path.stem
@@ -593,6 +689,8 @@ def test_every_preset_says_what_to_expect_and_can_be_made(path: Path) -> None:
 
 
 def test_every_image_dataset_takes_the_same_keys() -> None:
-    keys = [set(OmegaConf.load(ROOT / f"conf/dataset/{name}.yaml")) for name in
-            ("mnist", "fashion_mnist", "cifar10", "cifar100")]
+    keys = [
+        set(OmegaConf.load(ROOT / f"conf/dataset/{name}.yaml"))
+        for name in ("mnist", "fashion_mnist", "cifar10", "cifar100")
+    ]
     assert all(k == keys[0] for k in keys)

@@ -19,10 +19,17 @@ from snnexp.timefold import TimeFold
 MODELS = sorted(p.stem for p in (ROOT / "conf" / "model").rglob("*.yaml"))
 NEURONS = sorted(p.stem for p in (ROOT / "conf" / "neuron").rglob("*.yaml"))
 # The smallest of each kind that is still of that kind, and the images it takes.
-SMALL = {"cifarnet": ({"width": 2}, 8), "convnet": ({"width": 4}, 8), "mlp": ({"hidden": [16]}, 8),
-         "two_layer": ({"hidden": 16}, 8), "vgg16": ({"width": 2, "hidden": [16]}, 32),
-         "wideresnet": ({"depth": 10, "widen": 1}, 8), "resnet18": ({"width": 4}, 8),
-         "torchvision": ({"name": "resnet18"}, 32), "custom": ({"_target_": "test_models.foreign", "width": 8}, 8)}
+SMALL = {
+    "cifarnet": ({"width": 2}, 8),
+    "convnet": ({"width": 4}, 8),
+    "mlp": ({"hidden": [16]}, 8),
+    "two_layer": ({"hidden": 16}, 8),
+    "vgg16": ({"width": 2, "hidden": [16]}, 32),
+    "wideresnet": ({"depth": 10, "widen": 1}, 8),
+    "resnet18": ({"width": 4}, 8),
+    "torchvision": ({"name": "resnet18"}, 32),
+    "custom": ({"_target_": "test_models.foreign", "width": 8}, 8),
+}
 SMALL |= {f"resnet{depth}": ({"width": 4}, 8) for depth in (8, 14, 20, 32, 44, 50, 56, 110)}
 DEEP = ("resnet44", "resnet50", "resnet56", "resnet110")  # the same class as resnet32, and slow
 
@@ -33,13 +40,23 @@ def foreign(width: int, classes: int) -> nn.Module:
 
 
 def factory(name: str) -> Callable[[], nn.Module]:
-    cfg = OmegaConf.create({"surrogate": OmegaConf.load(ROOT / "conf/surrogate/atan.yaml"),
-                            "neuron": OmegaConf.load(ROOT / f"conf/neuron/{name}.yaml")})
+    cfg = OmegaConf.create(
+        {
+            "surrogate": OmegaConf.load(ROOT / "conf/surrogate/atan.yaml"),
+            "neuron": OmegaConf.load(ROOT / f"conf/neuron/{name}.yaml"),
+        }
+    )
     return partial(instantiate, cfg.neuron)
 
 
-def make(name: str, shape: tuple[int, ...] = (3, 32, 32), classes: int = 10,
-         neuron: Callable[[], nn.Module] = nn.ReLU, /, **keys: object) -> nn.Module:
+def make(
+    name: str,
+    shape: tuple[int, ...] = (3, 32, 32),
+    classes: int = 10,
+    neuron: Callable[[], nn.Module] = nn.ReLU,
+    /,
+    **keys: object,
+) -> nn.Module:
     node = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/model/{name}.yaml")) | keys
     return build("model", {"model": node}, **accepted(node, {"shape": shape, "classes": classes, "neuron": neuron}))
 
@@ -59,6 +76,7 @@ def size(net: nn.Module) -> int:
 
 # The papers' figures --------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
 def test_resnets_have_the_papers_numbers_of_parameters(depth, millions):
     """He et al. 2016, table 6; their shortcuts are option A."""
@@ -67,8 +85,9 @@ def test_resnets_have_the_papers_numbers_of_parameters(depth, millions):
     assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in net.modules()) == depth
 
 
-@pytest.mark.parametrize(("depth", "talk", "exact"), [
-    (8, 78e3, 78_042), (14, 174e3, 175_258), (20, 271e3, 272_474), (50, 755e3, 758_554)])
+@pytest.mark.parametrize(
+    ("depth", "talk", "exact"), [(8, 78e3, 78_042), (14, 174e3, 175_258), (20, 271e3, 272_474), (50, 755e3, 758_554)]
+)
 def test_resnets_with_option_b_have_the_talks_numbers(depth, talk, exact):
     """To one per cent: the talk does not say what it counts. Without BatchNorm: 77, 174, 271 and 755 thousand."""
     net = make(f"resnet{depth}")
@@ -79,8 +98,9 @@ def test_resnets_with_option_b_have_the_talks_numbers(depth, talk, exact):
     assert depth == 8 or round(counted, -3) == talk
 
 
-@pytest.mark.parametrize(("depth", "widen", "millions"), [(40, 1, 0.6), (16, 4, 2.7), (40, 4, 8.9), (16, 8, 11.0),
-                                                          (28, 10, 36.5)])
+@pytest.mark.parametrize(
+    ("depth", "widen", "millions"), [(40, 1, 0.6), (16, 4, 2.7), (40, 4, 8.9), (16, 8, 11.0), (28, 10, 36.5)]
+)
 def test_wide_resnets_have_the_papers_numbers_of_parameters(depth, widen, millions):
     """Zagoruyko and Komodakis 2016, tables 4 and 5 (WRN-16-4: counted)."""
     with torch.device("meta"):
@@ -88,10 +108,18 @@ def test_wide_resnets_have_the_papers_numbers_of_parameters(depth, widen, millio
     assert round(size(net) / 1e6, 1) == millions
 
 
-@pytest.mark.parametrize(("name", "keys", "exact"), [
-    ("resnet18", {}, 11_173_962), ("vgg16", {}, 33_642_442), ("vgg16", {"hidden": []}, 14_724_042),
-    ("cifarnet", {}, 45_005_450), ("mlp", {}, 1_578_506), ("convnet", {}, 106_730),
-    ("wideresnet", {"depth": 16, "widen": 1}, 175_066)])
+@pytest.mark.parametrize(
+    ("name", "keys", "exact"),
+    [
+        ("resnet18", {}, 11_173_962),
+        ("vgg16", {}, 33_642_442),
+        ("vgg16", {"hidden": []}, 14_724_042),
+        ("cifarnet", {}, 45_005_450),
+        ("mlp", {}, 1_578_506),
+        ("convnet", {}, 106_730),
+        ("wideresnet", {"depth": 16, "widen": 1}, 175_066),
+    ],
+)
 def test_numbers_of_parameters_of_the_others(name, keys, exact):
     with torch.device("meta"):
         assert size(make(name, **keys)) == exact
@@ -105,6 +133,7 @@ def test_torchvisions_resnet50_is_torchvisions():
 
 
 # The contract ---------------------------------------------------------------------------------------------------------
+
 
 def test_how_many():
     assert len(MODELS) == 17
@@ -149,11 +178,29 @@ def test_the_deep_ones_give_one_number_a_class(name):
 
 
 @pytest.mark.parametrize("neuron", ["qcfs", "lif"])
-@pytest.mark.parametrize("name", ["cifarnet", "convnet", "custom", "mlp", "resnet8", "resnet18", "two_layer",
-                                  "vgg16", "wideresnet", pytest.param("torchvision", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifarnet",
+        "convnet",
+        "custom",
+        "mlp",
+        "resnet8",
+        "resnet18",
+        "two_layer",
+        "vgg16",
+        "wideresnet",
+        pytest.param("torchvision", marks=pytest.mark.slow),
+    ],
+)
 def test_every_kind_overfits_32_images(name, neuron):
-    wider = {"cifarnet": {"width": 4}, "vgg16": {"width": 8, "hidden": [64]}, "resnet18": {"width": 8},
-             "two_layer": {"hidden": 64}, "mlp": {"hidden": [64]}}.get(name, {})
+    wider = {
+        "cifarnet": {"width": 4},
+        "vgg16": {"width": 8, "hidden": [64]},
+        "resnet18": {"width": 8},
+        "two_layer": {"hidden": 64},
+        "mlp": {"hidden": [64]},
+    }.get(name, {})
     keys, side = SMALL[name]
     torch.manual_seed(0)
     readout = {"readout": "current"} if name == "two_layer" else {}
@@ -218,6 +265,7 @@ def test_shortcuts(shortcut):
 
 # Time in the batch ----------------------------------------------------------------------------------------------------
 
+
 def test_batchnorm_over_folded_time_is_batchnorm_over_all_steps_and_samples():
     """Convolution step by step, statistics over steps and samples together, neurons step by step: the same numbers."""
     T, x = 3, torch.rand(5, 3, 2, 6, 6)  # [N, T, C, H, W]
@@ -245,6 +293,7 @@ def test_batchnorm_over_folded_time_is_batchnorm_over_all_steps_and_samples():
 
 
 # torchvision and strangers --------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small"])
 def test_torchvision_networks_keep_their_activations_unless_asked(name):
@@ -299,13 +348,20 @@ def test_a_strangers_callable_gets_its_own_keywords_only():
     assert accepted({"_target_": "torch.nn.Identity"}, offered) == {}
 
 
-@pytest.mark.parametrize(("name", "keys", "message"), [
-    ("resnet20", {"depth": 21}, r"model.depth=21 .* 6n \+ 2"),
-    ("wideresnet", {"depth": 17}, r"model.depth=17 .* 6n \+ 4"),
-    ("wideresnet", {"widen": 0}, "model.widen=0"), ("resnet20", {"shortcut": "C"}, "model.shortcut=C .* A, B"),
-    ("vgg16", {"pooling": "min"}, "model.pooling=min .* average, max"), ("mlp", {"hidden": [0]}, "model.hidden=0"),
-    ("wideresnet", {"dropout": 1.0}, "model.dropout=1.0"), ("convnet", {"readout": "vote"}, "model.readout=vote"),
-    ("custom", {"_target_": "no_such_package.build"}, "no_such_package")])
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("resnet20", {"depth": 21}, r"model.depth=21 .* 6n \+ 2"),
+        ("wideresnet", {"depth": 17}, r"model.depth=17 .* 6n \+ 4"),
+        ("wideresnet", {"widen": 0}, "model.widen=0"),
+        ("resnet20", {"shortcut": "C"}, "model.shortcut=C .* A, B"),
+        ("vgg16", {"pooling": "min"}, "model.pooling=min .* average, max"),
+        ("mlp", {"hidden": [0]}, "model.hidden=0"),
+        ("wideresnet", {"dropout": 1.0}, "model.dropout=1.0"),
+        ("convnet", {"readout": "vote"}, "model.readout=vote"),
+        ("custom", {"_target_": "no_such_package.build"}, "no_such_package"),
+    ],
+)
 def test_refused(name, keys, message):
     with pytest.raises(UserError, match=message):
         make(name, **keys)

@@ -29,14 +29,19 @@ CONF = Path(__file__).parents[1] / "conf"
 NEURONS = {path.stem: path for path in sorted((CONF / "neuron").rglob("*.yaml"))}
 SURROGATES = {path.stem: path for path in sorted((CONF / "surrogate").rglob("*.yaml"))}
 SITES = [name for name in NEURONS if name not in ("clip", "qcfs", "relu")]  # those: tests/test_activations.py
-RESETS = {"soft": {"reset": "soft"}, "hard": {"reset": "hard"}, "hard to 0.25": {"reset": "hard", "reset_value": 0.25},
-          "soft, detached": {"reset": "soft", "detach_reset": True},
-          "hard, detached": {"reset": "hard", "detach_reset": True}}
+RESETS = {
+    "soft": {"reset": "soft"},
+    "hard": {"reset": "hard"},
+    "hard to 0.25": {"reset": "hard", "reset_value": 0.25},
+    "soft, detached": {"reset": "soft", "detach_reset": True},
+    "hard, detached": {"reset": "hard", "detach_reset": True},
+}
 
 
 def compose(neuron, surrogate="sigmoid", **changes):
-    cfg = OmegaConf.create({"surrogate": OmegaConf.load(SURROGATES[surrogate]),
-                            "neuron": OmegaConf.load(NEURONS[neuron])})
+    cfg = OmegaConf.create(
+        {"surrogate": OmegaConf.load(SURROGATES[surrogate]), "neuron": OmegaConf.load(NEURONS[neuron])}
+    )
     cfg.neuron.update(changes)
     return instantiate(cfg.neuron)
 
@@ -78,9 +83,15 @@ def test_trace_by_hand(kind, reset, spikes, potentials, surrogate):
 
 
 @pytest.mark.parametrize("reset", ["soft", "hard", "hard to 0.25"])
-@pytest.mark.parametrize(("site", "step"), [
-    (IF, if_step), (LIF, lambda c, v, theta, r: lif_step(c, v, 0.5, theta, r)),
-    (PLIF, lambda c, v, theta, r: lif_step(c, v, 0.5, theta, r))], ids=["if", "lif", "plif"])
+@pytest.mark.parametrize(
+    ("site", "step"),
+    [
+        (IF, if_step),
+        (LIF, lambda c, v, theta, r: lif_step(c, v, 0.5, theta, r)),
+        (PLIF, lambda c, v, theta, r: lif_step(c, v, 0.5, theta, r)),
+    ],
+    ids=["if", "lif", "plif"],
+)
 def test_the_step_functions_agree_on_a_grid(site, step, reset):
     site = at(site(library.ATan(), threshold=0.5, v_init=0.25, **RESETS[reset]), 12)
     x = ((currents(12) * 16).round() / 16).double()  # dyadic
@@ -95,13 +106,20 @@ def test_the_step_functions_agree_on_a_grid(site, step, reset):
 # SpikingJelly as the oracle -------------------------------------------------------------------------------------------
 
 PAIRS = {
-    "if": (lambda s, r, d: IF(s, reset=r, detach_reset=d),
-           lambda s, r, d: nodes.IFNode(v_reset=r, surrogate_function=s, detach_reset=d, step_mode="m")),
-    "lif": (lambda s, r, d: LIF(s, alpha=0.75, reset=r, detach_reset=d),
-            lambda s, r, d: nodes.LIFNode(4.0, False, v_reset=r, surrogate_function=s, detach_reset=d, step_mode="m")),
-    "plif": (lambda s, r, d: PLIF(s, alpha=0.75, reset=r, detach_reset=d),
-             lambda s, r, d: nodes.ParametricLIFNode(4.0, False, v_reset=r, surrogate_function=s, detach_reset=d,
-                                                     step_mode="m")),
+    "if": (
+        lambda s, r, d: IF(s, reset=r, detach_reset=d),
+        lambda s, r, d: nodes.IFNode(v_reset=r, surrogate_function=s, detach_reset=d, step_mode="m"),
+    ),
+    "lif": (
+        lambda s, r, d: LIF(s, alpha=0.75, reset=r, detach_reset=d),
+        lambda s, r, d: nodes.LIFNode(4.0, False, v_reset=r, surrogate_function=s, detach_reset=d, step_mode="m"),
+    ),
+    "plif": (
+        lambda s, r, d: PLIF(s, alpha=0.75, reset=r, detach_reset=d),
+        lambda s, r, d: nodes.ParametricLIFNode(
+            4.0, False, v_reset=r, surrogate_function=s, detach_reset=d, step_mode="m"
+        ),
+    ),
 }
 
 
@@ -153,6 +171,7 @@ def test_a_reset_value_does_not_attract_the_potential_as_it_does_in_spikingjelly
 
 
 # The contract ---------------------------------------------------------------------------------------------------------
+
 
 def test_how_many():
     assert list(NEURONS) == ["clip", "if", "lif", "plif", "qcfs", "relu", "spikingjelly"]
@@ -252,9 +271,24 @@ def test_integrator_is_a_leaky_sum():
 
 # Any neuron of SpikingJelly -------------------------------------------------------------------------------------------
 
-LIBRARY_NODES = ["ActivationAwareIFNode", "CUBALIFNode", "ComplementaryLIFNode", "EIFNode", "IFNode", "ILIFNode",
-                 "IzhikevichNode", "KLIFNode", "LIFNode", "ParametricLIFNode", "QIFNode", "RAFNode",
-                 "SLTTLIFNode", "SimpleIFNode", "TernaryIFNode", "TernaryLIFNode"]
+LIBRARY_NODES = [
+    "ActivationAwareIFNode",
+    "CUBALIFNode",
+    "ComplementaryLIFNode",
+    "EIFNode",
+    "IFNode",
+    "ILIFNode",
+    "IzhikevichNode",
+    "KLIFNode",
+    "LIFNode",
+    "ParametricLIFNode",
+    "QIFNode",
+    "RAFNode",
+    "SLTTLIFNode",
+    "SimpleIFNode",
+    "TernaryIFNode",
+    "TernaryLIFNode",
+]
 
 
 @pytest.mark.parametrize("name", LIBRARY_NODES)
@@ -282,8 +316,11 @@ def test_wrapped_refuses_a_node_that_changes_the_shape():
 
 
 def test_wrapped_refuses():
-    for node, name in ((torch.nn.ReLU(), "node"), (nodes.NonSpikingIFNode(), "node"),
-                       (nodes.LIFNode(surrogate_function=library.Sigmoid(-1.0)), "surrogate.alpha")):
+    for node, name in (
+        (torch.nn.ReLU(), "node"),
+        (nodes.NonSpikingIFNode(), "node"),
+        (nodes.LIFNode(surrogate_function=library.Sigmoid(-1.0)), "surrogate.alpha"),
+    ):
         with pytest.raises(InvalidValue) as error:
             Wrapped(node)
         assert error.value.name == name
@@ -291,11 +328,23 @@ def test_wrapped_refuses():
 
 # Refusals -------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("kind", [IF, LIF, PLIF])
-@pytest.mark.parametrize(("name", "value"), [
-    ("threshold", 0), ("threshold", -1.0), ("threshold", math.inf), ("threshold", "1"), ("reset", "medium"),
-    ("reset", None), ("v_init", math.nan), ("detach_reset", "yes"), ("backend", "cupy"), ("backend", None),
-])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threshold", 0),
+        ("threshold", -1.0),
+        ("threshold", math.inf),
+        ("threshold", "1"),
+        ("reset", "medium"),
+        ("reset", None),
+        ("v_init", math.nan),
+        ("detach_reset", "yes"),
+        ("backend", "cupy"),
+        ("backend", None),
+    ],
+)
 def test_refused(kind, name, value):
     with pytest.raises(InvalidValue) as error:
         kind(library.Sigmoid(), **{name: value})
@@ -325,6 +374,7 @@ def test_the_surrogate_is_checked_by_the_neuron():
 
 # Backends: no GPU here, so what is tested is the choice, not the kernels ----------------------------------------------
 
+
 @pytest.fixture
 def gpu(monkeypatch):
     """As if torch saw a GPU and SpikingJelly had used no operator yet."""
@@ -345,7 +395,8 @@ def test_gpu_backends_are_refused_on_a_cpu(backend):
 def test_backend_sets_what_spikingjelly_reads(gpu):
     assert select("triton", library.ATan()) == "triton"
     assert {k: v for k, v in os.environ.items() if k.startswith("SJ_")} == {
-        f"SJ_{n}_CUDA_IMPLEMENTATION": "triton" for n in ("IF", "LIF", "PLIF")}
+        f"SJ_{n}_CUDA_IMPLEMENTATION": "triton" for n in ("IF", "LIF", "PLIF")
+    }
     assert select("cuda", library.ATan()) == "cuda"  # nothing used yet: still free to change
     assert select("auto", library.ATan()) == "auto"
     assert os.environ["SJ_LIF_CUDA_IMPLEMENTATION"] == "cuda"

@@ -113,9 +113,11 @@ def test_the_tables_hold_the_stored_numbers(snnexp: Callable[..., Done], outputs
     assert f"report on 12 runs: {outputs}/reports/lab.html" in done.out
     page, source, text = made(outputs, "lab")
     ran, converted, ranking, swept, every = page.tables
-    assert ran[1:] == [["train", "digits", "mlp", "lif", "10", "0, 1, 2", "6"],
-                       ["convert", "digits", "mlp", "relu", "[1, 4, 16]", "0, 1", "2"],
-                       ["compare_surrogates", "digits", "mlp", "lif", "10", "0, 1, 4", "1"]]
+    assert ran[1:] == [
+        ["train", "digits", "mlp", "lif", "10", "0, 1, 2", "6"],
+        ["convert", "digits", "mlp", "relu", "[1, 4, 16]", "0, 1", "2"],
+        ["compare_surrogates", "digits", "mlp", "lif", "10", "0, 1, 4", "1"],
+    ]
 
     sigmoid, atan = stored.rows(swept)  # best first
     assert [sigmoid["surrogate"], sigmoid["seeds"], sigmoid["runs, by seed"]] == ["sigmoid", "3", "0, 1, 2"]
@@ -126,14 +128,25 @@ def test_the_tables_hold_the_stored_numbers(snnexp: Callable[..., Done], outputs
     assert "surrogate.alpha" not in sigmoid  # an option brings it with it
 
     (at_t,) = stored.rows(converted)
-    assert at_t == {"seeds": "2", "ANN": "0.97 ± 0", "T = 1": "0.3 ± 0.071", "T = 4": "0.8 ± 0.071",
-                    "T = 16": "0.95 ± 0", "runs, by seed": "0, 1"}
+    assert at_t == {
+        "seeds": "2",
+        "ANN": "0.97 ± 0",
+        "T = 1": "0.3 ± 0.071",
+        "T = 4": "0.8 ± 0.071",
+        "T = 16": "0.95 ± 0",
+        "runs, by seed": "0, 1",
+    }
     assert ranking == [list(stored.RANKING[0]), ["atan", "0.1235", "123457"], ["sigmoid", "1e-07", "12"]]
 
     states = [row["status"] for row in stored.rows(every)]
     assert states == ["finished", "finished, repeated later", *["finished"] * 6, "failed", *["finished"] * 3]
-    assert page.headings == ["lab", "compare surrogates: mlp-digits-lif", "Sweep: surrogate x seed",
-                             "convert: mlp-digits-relu-qcfs", "Runs"]
+    assert page.headings == [
+        "lab",
+        "compare surrogates: mlp-digits-lif",
+        "Sweep: surrogate x seed",
+        "convert: mlp-digits-relu-qcfs",
+        "Runs",
+    ]
     assert "8 runs (7 finished, 1 failed); best by validation: surrogate=sigmoid seed=2." in page.paragraphs[2]
     assert page.paragraphs[0] == f"Contents. {' · '.join(page.headings[1:])}"
     assert source.count("<img ") == 3, "of the comparison, the sweep and the first seed, none of the children"
@@ -153,8 +166,11 @@ def test_the_page_needs_nothing_else_and_links_to_the_runs(outputs: Path) -> Non
     report(outputs, name="all", port=5077)
     page, source, _ = made(outputs, "all")
     assert page.headings[0] == "all"
-    assert page.tables[0] == [["experiment", "data", "seeds", "runs"], ["lab", "digits", "4", "10"],
-                              ["other", "digits", "1", "1"]]
+    assert page.tables[0] == [
+        ["experiment", "data", "seeds", "runs"],
+        ["lab", "digits", "4", "10"],
+        ["other", "digits", "1", "1"],
+    ]
     assert not page.tags & {"script", "link", "iframe", "object"}
     assert "default-src 'none'" in source
     kinds = {address.split("/")[0].split(";")[0] for address in page.addresses}
@@ -179,15 +195,21 @@ def test_runs_are_chosen_by_sweep_and_by_filter(outputs: Path, parent: str) -> N
     assert [row["seeds"], row["test/accuracy"]] == ["2", "0.8 ± 0"]
 
 
-@pytest.mark.parametrize(("keys", "told"), [
-    ({"experiments": ["lab", "lab9"]}, "task.experiments: there is no experiment lab9; there are Default, lab, other"),
-    ({"filter": "metrics.x >"}, "task.filter=metrics.x > is not allowed: it must be in MLflow's search syntax ("),
-    ({"experiments": "lab", "filter": "tags.a = 'b'"}, "no run to report on in lab: task.filter=tags.a = 'b'"),
-    ({"sweep": "0123"}, "no run to report on in Default, lab, other: task.sweep=0123"),
-    ({"name": 2026, "port": 0}, "task.port=0"),
-    ({"name": "a/b"}, "task.name=a/b is not allowed"),
-    ({"port": 0}, "task.port=0 is not allowed: it must be an integer >= 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (
+            {"experiments": ["lab", "lab9"]},
+            "task.experiments: there is no experiment lab9; there are Default, lab, other",
+        ),
+        ({"filter": "metrics.x >"}, "task.filter=metrics.x > is not allowed: it must be in MLflow's search syntax ("),
+        ({"experiments": "lab", "filter": "tags.a = 'b'"}, "no run to report on in lab: task.filter=tags.a = 'b'"),
+        ({"sweep": "0123"}, "no run to report on in Default, lab, other: task.sweep=0123"),
+        ({"name": 2026, "port": 0}, "task.port=0"),
+        ({"name": "a/b"}, "task.name=a/b is not allowed"),
+        ({"port": 0}, "task.port=0 is not allowed: it must be an integer >= 1"),
+    ],
+)
 def test_what_cannot_be_reported_is_told(outputs: Path, keys: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=re.escape(told)):
         report(outputs, **keys)
@@ -209,12 +231,17 @@ def run(seed: int, status: str = "finished", tags: dict[str, str] | None = None,
 def test_runs_are_told_apart_by_options_and_by_keys_within_them() -> None:
     adam, sgd = {"optimizer___target_": "torch.optim.Adam"}, {"optimizer___target_": "torch.optim.SGD"}
     runs = [run(0, **adam, optimizer__lr=1), run(1, **adam, optimizer__lr=2), run(0, **sgd, optimizer__lr=9)]
-    assert told_apart(runs) == [{"optimizer": "Adam", "optimizer.lr": "1", "seed": "0"},
-                                {"optimizer": "Adam", "optimizer.lr": "2", "seed": "1"},
-                                {"optimizer": "SGD", "optimizer.lr": "9", "seed": "0"}]
+    assert told_apart(runs) == [
+        {"optimizer": "Adam", "optimizer.lr": "1", "seed": "0"},
+        {"optimizer": "Adam", "optimizer.lr": "2", "seed": "1"},
+        {"optimizer": "SGD", "optimizer.lr": "9", "seed": "0"},
+    ]
     # places, tracking and seeds of parts are no settings; the same values under two keys are one
-    runs = [run(s, outputs_dir=s, dataset__seed=s, dataset__root=s, model__width=w, model__copy__width=w)
-            for s in (0, 1) for w in (8, 16)]
+    runs = [
+        run(s, outputs_dir=s, dataset__seed=s, dataset__root=s, model__width=w, model__copy__width=w)
+        for s in (0, 1)
+        for w in (8, 16)
+    ]
     assert told_apart(runs) == [{"model.width": w, "seed": s} for s in "01" for w in ("8", "16")]
     assert told_apart([]) == []
 
@@ -244,18 +271,31 @@ def test_folders_of_images_are_data_not_places() -> None:
         assert (fingerprint(one) == fingerprint(moved)) is same
 
 
-@pytest.mark.parametrize(("text", "short"), [
-    ("0.123456", "0.1235"), ("12345.678", "12346"), ("1234567", "1234567"), ("-1e-9", "-1e-09"), ("nan", "nan"),
-    ("0.5 ± 0.1", "0.5 ± 0.1"), ("2026-11-22", "2026-11-22"), ("", ""), ("[1, 2]", "[1, 2]"), ("1.0", "1"),
-    ("99999.5", "100000"), ("-0.00001234", "-1.234e-05"), ("inf", "inf"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("0.123456", "0.1235"),
+        ("12345.678", "12346"),
+        ("1234567", "1234567"),
+        ("-1e-9", "-1e-09"),
+        ("nan", "nan"),
+        ("0.5 ± 0.1", "0.5 ± 0.1"),
+        ("2026-11-22", "2026-11-22"),
+        ("", ""),
+        ("[1, 2]", "[1, 2]"),
+        ("1.0", "1"),
+        ("99999.5", "100000"),
+        ("-0.00001234", "-1.234e-05"),
+        ("inf", "inf"),
+    ],
+)
 def test_numbers_are_shortened_and_nothing_else(text: str, short: str) -> None:
     assert shown(text) == short
 
 
 def test_both_formats_escape_what_they_are_given() -> None:
     bad = "<script>alert(1)</script> | a_b *c* \"d\" 'e' `x < y`"
-    table = Table(bad, [bad, "n"], [[bad, "1"], [[Link(bad, "http://h/?a=1&b=\"><i>")], "2"]])
+    table = Table(bad, [bad, "n"], [[bad, "1"], [[Link(bad, 'http://h/?a=1&b="><i>')], "2"]])
     assert [table.numeric(0), table.numeric(1)] == [False, True]
     png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (1200).to_bytes(4, "big") + (600).to_bytes(4, "big")
     document = Section("a", bad, [Paragraph(bad, "Question."), table, Figure("f", bad, png)])

@@ -59,8 +59,11 @@ def test_how_many():
 
 
 def test_every_class_of_spikingjelly_is_offered_or_refused_with_a_reason():
-    classes = {name for name, kind in vars(library).items()
-               if isinstance(kind, type) and issubclass(kind, library.SurrogateFunctionBase)}
+    classes = {
+        name
+        for name, kind in vars(library).items()
+        if isinstance(kind, type) and issubclass(kind, library.SurrogateFunctionBase)
+    }
     offered = {cfg["_target_"].removeprefix(LIBRARY) for cfg in FILES.values() if cfg["_target_"].startswith(LIBRARY)}
     assert classes - {"SurrogateFunctionBase"} == offered | set(NOT_HEAVISIDE)
 
@@ -107,8 +110,9 @@ def test_backward_is_the_derivative_of_the_primitive(name, make):
 def test_the_surrogates_without_a_primitive():
     assert {name for name in FILES if primitive(build(name), GRID) is None} == NO_PRIMITIVE
     torch.testing.assert_close(curve(build("super_spike"), GRID).derivative, (1 + GRID.abs()) ** -2)
-    torch.testing.assert_close(curve(build("fake_numerical_gradient"), GRID).derivative,
-                               (GRID.sign() / GRID).clamp(max=0.3))
+    torch.testing.assert_close(
+        curve(build("fake_numerical_gradient"), GRID).derivative, (GRID.sign() / GRID).clamp(max=0.3)
+    )
 
 
 def test_fake_numerical_gradient_at_minus_zero_is_spikingjellys_own_infinity():
@@ -132,15 +136,24 @@ def test_curve_is_without_side_effects():
 
 
 def test_the_package_imports_no_torch():
-    code = ("import sys, snnexp.surrogate as s; s.check_arguments('spikingjelly.activation_based.surrogate.Sigmoid', "
-            "{'alpha': 4.0}); assert 'torch' not in sys.modules")
+    code = (
+        "import sys, snnexp.surrogate as s; s.check_arguments('spikingjelly.activation_based.surrogate.Sigmoid', "
+        "{'alpha': 4.0}); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # Ours -----------------------------------------------------------------------------------------------------------------
 
-OURS = {"sine": Sine(), "sine wide": Sine(2.5), "power": Power(), "power 0.9": Power(0.9), "dspike": Dspike(),
-        "dspike flat": Dspike(1e-3), "dspike steep": Dspike(1e3)}
+OURS = {
+    "sine": Sine(),
+    "sine wide": Sine(2.5),
+    "power": Power(),
+    "power 0.9": Power(0.9),
+    "dspike": Dspike(),
+    "dspike flat": Dspike(1e-3),
+    "dspike steep": Dspike(1e3),
+}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -171,8 +184,9 @@ def test_at_the_corners_the_closed_interval_holds():
         assert (Sine(1.0).derivative(x) == 0).all()  # pi/4 cos(pi/2)
         assert (Sine(0.3).derivative(0.3 * x) == 0).all()
         assert (Power(0.5).derivative(x) == 0.25).all()  # alpha/2
-        torch.testing.assert_close(Dspike(3.0).derivative(x / 2),
-                                   torch.full_like(x, 3 / (2 * math.tanh(1.5)) / math.cosh(1.5) ** 2))
+        torch.testing.assert_close(
+            Dspike(3.0).derivative(x / 2), torch.full_like(x, 3 / (2 * math.tanh(1.5)) / math.cosh(1.5) ** 2)
+        )
 
 
 def test_values_by_hand():
@@ -256,19 +270,27 @@ def test_not_spiking_emits_the_primitive_with_the_same_derivative(name):
 
 # Refusals -------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("make", "name", "value"), [
-    (lambda: Sine(alpha=0), "alpha", 0),
-    (lambda: Sine(alpha=-1.0), "alpha", -1.0),
-    (lambda: Sine(alpha=math.nan), "alpha", math.nan),
-    (lambda: Sine(alpha="1"), "alpha", "1"),
-    (lambda: Power(alpha=1.0), "alpha", 1.0),
-    (lambda: Power(alpha=0.0), "alpha", 0.0),
-    (lambda: Power(max_gradient=0), "max_gradient", 0),
-    (lambda: Power(max_gradient=math.inf), "max_gradient", math.inf),
-    (lambda: Dspike(b=0.0), "b", 0.0),
-    (lambda: Dspike(b=True), "b", True),
-    (lambda: check_arguments("snnexp.surrogate.power.Power", {"alpha": 1.0}), "alpha", 1.0),  # before torch is imported
-])
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (lambda: Sine(alpha=0), "alpha", 0),
+        (lambda: Sine(alpha=-1.0), "alpha", -1.0),
+        (lambda: Sine(alpha=math.nan), "alpha", math.nan),
+        (lambda: Sine(alpha="1"), "alpha", "1"),
+        (lambda: Power(alpha=1.0), "alpha", 1.0),
+        (lambda: Power(alpha=0.0), "alpha", 0.0),
+        (lambda: Power(max_gradient=0), "max_gradient", 0),
+        (lambda: Power(max_gradient=math.inf), "max_gradient", math.inf),
+        (lambda: Dspike(b=0.0), "b", 0.0),
+        (lambda: Dspike(b=True), "b", True),
+        (
+            lambda: check_arguments("snnexp.surrogate.power.Power", {"alpha": 1.0}),
+            "alpha",
+            1.0,
+        ),  # before torch is imported
+    ],
+)
 def test_ours_refuse(make, name, value):
     with pytest.raises(InvalidValue) as error:
         make()
@@ -291,19 +313,22 @@ def test_every_parameter_of_every_yaml_is_checked(name):
             assert error.value.name == argument
 
 
-@pytest.mark.parametrize(("surrogate", "name"), [
-    (library.Sigmoid(alpha=-1.0), "surrogate.alpha"),
-    (library.ATan(alpha="2"), "surrogate.alpha"),
-    (library.QPseudoSpike(alpha=1.0), "surrogate.alpha"),
-    (library.SquarewaveFourierSeries(n=1), "surrogate.n"),
-    (library.LeakyKReLU(leak=-0.1), "surrogate.leak"),
-    (library.SuperSpike(spiking=False), "surrogate.spiking"),
-    (library.Sigmoid(spiking="no"), "surrogate.spiking"),
-    (library.PoissonPass(), "surrogate._target_"),
-    (library.MultiLevelSpikeCount(4), "surrogate._target_"),
-    (torch.nn.ReLU(), "surrogate"),
-    (None, "surrogate"),
-])
+@pytest.mark.parametrize(
+    ("surrogate", "name"),
+    [
+        (library.Sigmoid(alpha=-1.0), "surrogate.alpha"),
+        (library.ATan(alpha="2"), "surrogate.alpha"),
+        (library.QPseudoSpike(alpha=1.0), "surrogate.alpha"),
+        (library.SquarewaveFourierSeries(n=1), "surrogate.n"),
+        (library.LeakyKReLU(leak=-0.1), "surrogate.leak"),
+        (library.SuperSpike(spiking=False), "surrogate.spiking"),
+        (library.Sigmoid(spiking="no"), "surrogate.spiking"),
+        (library.PoissonPass(), "surrogate._target_"),
+        (library.MultiLevelSpikeCount(4), "surrogate._target_"),
+        (torch.nn.ReLU(), "surrogate"),
+        (None, "surrogate"),
+    ],
+)
 def test_checked_refuses(surrogate, name):
     with pytest.raises(InvalidValue) as error:
         checked(surrogate)

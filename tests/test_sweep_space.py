@@ -83,8 +83,10 @@ def test_conditions_choose_the_branch() -> None:
     }
     searched = made(yaml)
     assert [d.name for d in searched.dimensions] == [
-        "surrogate", "surrogate.alpha (surrogate=sine,atan)", "surrogate.alpha (surrogate=power)",
-    ]  # fmt: skip
+        "surrogate",
+        "surrogate.alpha (surrogate=sine,atan)",
+        "surrogate.alpha (surrogate=power)",
+    ]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     seen = set()
     for _ in range(40):
@@ -105,11 +107,14 @@ def test_conditions_choose_the_branch() -> None:
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
     | st.text(st.characters(exclude_categories=["Cs"])).filter(lambda s: s != "???"),
     lambda inner: st.lists(inner, max_size=4),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 @given(values)

@@ -95,8 +95,14 @@ def test_a_finished_study_runs_nothing_and_a_larger_one_goes_on(tmp_path: Path) 
 
 def test_pruned_trials_are_pruned_and_keep_what_they_reported(tmp_path: Path) -> None:
     pruner = "hydra.sweeper.pruner={_target_:optuna.pruners.ThresholdPruner,lower:0}"
-    app(tmp_path, "x=choice(2,9)", "epochs=3", pruner, "hydra.sweeper.n_trials=2",
-        "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:0}")  # fmt: skip
+    app(
+        tmp_path,
+        "x=choice(2,9)",
+        "epochs=3",
+        pruner,
+        "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:0}",
+    )
     by_x = {t.params["x"]: t for t in study(tmp_path).trials}
     assert (by_x[2].state.name, by_x[9].state.name) == ("COMPLETE", "PRUNED")
     assert by_x[2].intermediate_values == {1: 0.0, 2: 1.0, 3: 2.0}
@@ -105,8 +111,14 @@ def test_pruned_trials_are_pruned_and_keep_what_they_reported(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("kind", "reason"), [("exit", "exit status 3"), ("kill", "SIGKILL")])
 def test_a_job_that_dies_fails_its_own_trial_and_is_retried(tmp_path: Path, kind: str, reason: str) -> None:
-    done = app(tmp_path, f"kind=choice({kind},plain)", "hydra.sweeper.n_trials=2", "hydra.sweeper.retries=1",
-               "hydra.sweeper.parallel=2", "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:0}")
+    done = app(
+        tmp_path,
+        f"kind=choice({kind},plain)",
+        "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.retries=1",
+        "hydra.sweeper.parallel=2",
+        "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:0}",
+    )
     launches = re.findall(r"launching (\d+) jobs", done.stdout)
     assert launches == ["0", "1", "1", "1"], "joblib's executor is made before two threads ask for it at once"
     trials = study(tmp_path).trials
@@ -144,15 +156,22 @@ def test_a_killed_sweep_goes_on_in_the_same_folder(tmp_path: Path) -> None:
 
 
 def test_points_that_always_fail_do_not_end_a_sweep(tmp_path: Path) -> None:
-    app(tmp_path, "kind=choice(raise,plain)", "hydra.sweeper.n_trials=2", "hydra.sweeper.retries=6", GRID,
-        "hydra.sweeper.max_failures=2")  # fmt: skip
+    app(
+        tmp_path,
+        "kind=choice(raise,plain)",
+        "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.retries=6",
+        GRID,
+        "hydra.sweeper.max_failures=2",
+    )
     assert states(study(tmp_path).trials) == {"FAIL": 7, "COMPLETE": 1}
 
 
 def test_an_interrupted_sweep_does_not_wait_for_its_jobs(tmp_path: Path) -> None:
     arguments = (INTERVAL, "seconds=100000", "hydra.sweeper.n_trials=2", "hydra.sweeper.parallel=2")
-    process = subprocess.Popen(command(tmp_path, *arguments), cwd=tmp_path, stderr=subprocess.DEVNULL,
-                               start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        command(tmp_path, *arguments), cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         wait_for(lambda: (tmp_path / "outputs" / "calls.txt").exists())
         process.send_signal(signal.SIGINT)  # to the parent alone, whose jobs take a day
@@ -162,9 +181,13 @@ def test_an_interrupted_sweep_does_not_wait_for_its_jobs(tmp_path: Path) -> None
 
 
 def test_conditions_follow_what_they_depend_on(tmp_path: Path) -> None:
-    space = "{text:{y:{1:\"choice(u,v)\"}},y:{kind:{other:\"choice(1,2)\"}},kind:\"choice(plain,other)\"}"
-    app(tmp_path, f"++hydra.sweeper.space={space}", "hydra.sweeper.n_trials=30",
-        "hydra.sweeper.sampler={_target_:optuna.samplers.RandomSampler,seed:0}")  # fmt: skip
+    space = '{text:{y:{1:"choice(u,v)"}},y:{kind:{other:"choice(1,2)"}},kind:"choice(plain,other)"}'
+    app(
+        tmp_path,
+        f"++hydra.sweeper.space={space}",
+        "hydra.sweeper.n_trials=30",
+        "hydra.sweeper.sampler={_target_:optuna.samplers.RandomSampler,seed:0}",
+    )
     found = [trial.params for trial in study(tmp_path).trials]
     kinds = {(params["kind"], params.get("y (kind=other)"), "text (y=1)" in params) for params in found}
     assert kinds == {("plain", None, False), ("other", 1, True), ("other", 2, False)}
@@ -206,8 +229,10 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, parallel: int) -> N
 def test_parents_share_a_study(tmp_path: Path, kind: str) -> None:
     url = f"sqlite:///{tmp_path}/shared.db" if kind == "sqlite" else f"journal:{tmp_path}/shared.log"
     arguments = (INTERVAL, "hydra.sweeper.n_trials=12", f"hydra.sweeper.storage={url}", "seconds=0.1")
-    parents = [subprocess.Popen(command(tmp_path, *arguments), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-               for _ in range(3)]  # fmt: skip
+    parents = [
+        subprocess.Popen(command(tmp_path, *arguments), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     for parent in parents:
         _, err = parent.communicate(timeout=120)
         assert parent.returncode == 0, err
@@ -237,8 +262,13 @@ def test_a_lock_is_given_back_though_a_process_was_forked_meanwhile(tmp_path: Pa
 
 
 def test_several_objectives_have_a_pareto_front(tmp_path: Path) -> None:
-    done = app(tmp_path, INTERVAL, "objective=[val/value,val/other]", "hydra.sweeper.direction=[maximize,minimize]",
-               "hydra.sweeper.n_trials=8")  # fmt: skip
+    done = app(
+        tmp_path,
+        INTERVAL,
+        "objective=[val/value,val/other]",
+        "hydra.sweeper.direction=[maximize,minimize]",
+        "hydra.sweeper.n_trials=8",
+    )
     (folder,) = (tmp_path / "outputs" / "multirun").iterdir()
     front = study(tmp_path).best_trials
     assert "Pareto front" in done.stdout
@@ -265,7 +295,7 @@ REFUSED = [
     ([INTERVAL, "hydra.sweeper.sampler=foo"], ["hydra.sweeper.sampler=foo", "_target_"]),
     ([INTERVAL, "hydra.sweeper.pruner={a:1}"], ["hydra.sweeper.pruner=", "_target_"]),
     ([INTERVAL, "hydra.sweeper.storage='sqlite://'"], ["hydra.sweeper.storage=sqlite://"]),
-    (["++hydra.sweeper.space={kind:\"choice(plain,a)\",y:{kind:{b:\"interval(0,1)\"}}}"], ["kind is never b"]),
+    (['++hydra.sweeper.space={kind:"choice(plain,a)",y:{kind:{b:"interval(0,1)"}}}'], ["kind is never b"]),
 ]
 
 
@@ -346,10 +376,19 @@ def test_a_study_wants_a_multirun_and_a_range_a_study(snnexp: Callable[..., Done
 
 def test_a_study_of_trainings_prunes_and_nests_its_trials(snnexp: Callable[..., Done]) -> None:
     # the lowest percentile: whatever is not the best so far is pruned
-    pruner = ("++hydra.sweeper.pruner={_target_:optuna.pruners.PercentilePruner,percentile:1.0,n_startup_trials:1,"
-              "n_warmup_steps:0}")  # fmt: skip
-    done = snnexp("-m", *SMALL, "+sweep=surrogate_alpha", "trainer.epochs=2", "hydra.sweeper.n_trials=4", pruner,
-                  "hydra.sweeper.sampler.n_startup_trials=3")  # fmt: skip
+    pruner = (
+        "++hydra.sweeper.pruner={_target_:optuna.pruners.PercentilePruner,percentile:1.0,n_startup_trials:1,"
+        "n_warmup_steps:0}"
+    )
+    done = snnexp(
+        "-m",
+        *SMALL,
+        "+sweep=surrogate_alpha",
+        "trainer.epochs=2",
+        "hydra.sweeper.n_trials=4",
+        pruner,
+        "hydra.sweeper.sampler.n_startup_trials=3",
+    )
     assert done.code == 0, done.err
     ours = optuna.load_study(study_name=None, storage=f"sqlite:///{done.outputs / 'optuna.db'}")
     (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]
@@ -366,9 +405,16 @@ def test_a_study_of_trainings_prunes_and_nests_its_trials(snnexp: Callable[..., 
 
 def test_accuracy_against_spikes_and_against_time(snnexp: Callable[..., Done]) -> None:
     names = ["val/accuracy", "val/spikes_per_sample", "val/accuracy_T1"]
-    done = snnexp("-m", *SMALL, "trainer.epochs=1", f"objective=[{','.join(names)}]", "neuron.threshold=range(1,4)",
-                  "hydra.sweeper.direction=[maximize,minimize,maximize]", "hydra.sweeper.n_trials=3",
-                  "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:0}")  # fmt: skip
+    done = snnexp(
+        "-m",
+        *SMALL,
+        "trainer.epochs=1",
+        f"objective=[{','.join(names)}]",
+        "neuron.threshold=range(1,4)",
+        "hydra.sweeper.direction=[maximize,minimize,maximize]",
+        "hydra.sweeper.n_trials=3",
+        "hydra.sweeper.sampler={_target_:optuna.samplers.GridSampler,seed:0}",
+    )
     assert done.code == 0, done.err
     (trials, folder) = study(done.outputs.parent).trials, next(done.outputs.glob("multirun/*/*"))
     results = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/result.json")}
@@ -387,9 +433,15 @@ SWEEPS = sorted(p.stem for p in (ROOT / "sweeps").glob("*.yaml"))
 
 def test_these_sweeps_are_shipped() -> None:
     assert SWEEPS == [
-        "conversion_threshold", "learning_rate", "neuron_threshold", "surrogate_alpha", "surrogate_choice",
-        "surrogate_values", "surrogate_values_all", "surrogate_width",
-    ]  # fmt: skip
+        "conversion_threshold",
+        "learning_rate",
+        "neuron_threshold",
+        "surrogate_alpha",
+        "surrogate_choice",
+        "surrogate_values",
+        "surrogate_values_all",
+        "surrogate_width",
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name in SWEEPS if name != "conversion_threshold"])
@@ -401,9 +453,18 @@ def test_every_shipped_sweep_begins(snnexp: Callable[..., Done], name: str) -> N
 
 def test_a_sweep_over_conversions_trains_its_network_once(snnexp: Callable[..., Done], cache: Path) -> None:
     before = set(cache.glob("ann/*"))
-    done = snnexp("-m", "+sweep=conversion_threshold", "timesteps=[2,4]", "trainer.epochs=1", "trainer.threads=1",
-                  "model.width=8", "objective=[val/snn_accuracy_T2,val/snn_accuracy_T4]", "tracking=none",
-                  "hydra.sweeper.direction=[maximize,maximize]", "hydra.sweeper.n_trials=3")  # fmt: skip
+    done = snnexp(
+        "-m",
+        "+sweep=conversion_threshold",
+        "timesteps=[2,4]",
+        "trainer.epochs=1",
+        "trainer.threads=1",
+        "model.width=8",
+        "objective=[val/snn_accuracy_T2,val/snn_accuracy_T4]",
+        "tracking=none",
+        "hydra.sweeper.direction=[maximize,maximize]",
+        "hydra.sweeper.n_trials=3",
+    )
     assert done.code == 0, done.err
     trials = study(done.outputs.parent).trials
     assert [len(t.values) for t in trials] == [2, 2, 2]
@@ -422,8 +483,16 @@ def test_an_unknown_sweep_is_an_error(snnexp: Callable[..., Done]) -> None:
 def test_eight_processes_write_one_store_and_one_study(environment: dict[str, str], tmp_path: Path) -> None:
     """Nothing lost, nothing twice, no locked database. SNNEXP_TEST_RUNS=200 makes it long."""
     n = int(os.environ.get("SNNEXP_TEST_RUNS", "48"))
-    arguments = ("-m", *SMALL, "trainer.epochs=1", "model.hidden=8", "timesteps=2", "dataset.validation=0.1",
-                 "neuron.threshold=interval(0.5,2)", f"hydra.sweeper.n_trials={n}")  # fmt: skip
+    arguments = (
+        "-m",
+        *SMALL,
+        "trainer.epochs=1",
+        "model.hidden=8",
+        "timesteps=2",
+        "dataset.validation=0.1",
+        "neuron.threshold=interval(0.5,2)",
+        f"hydra.sweeper.n_trials={n}",
+    )
     environment = environment | {"OMP_NUM_THREADS": "1"}
     parents = [start(environment, *arguments) for _ in range(8)]
     for parent in parents:

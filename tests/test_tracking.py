@@ -87,8 +87,13 @@ def test_import_and_construction_do_not_import_mlflow() -> None:
 def test_sqlite_end_to_end(outputs: Path) -> None:
     folder, tracker = run_dir(outputs), MLflow(outputs=outputs)
     many = {f"group.key[{i}]": i for i in range(230)}
-    tracker.start(folder, "my run", {**many, "long": "x" * 9000, "empty": "", "uri": "http://me:secret@host"},
-                  {"task": "train", "git_commit": "abc"}, parent="0123")
+    tracker.start(
+        folder,
+        "my run",
+        {**many, "long": "x" * 9000, "empty": "", "uri": "http://me:secret@host"},
+        {"task": "train", "git_commit": "abc"},
+        parent="0123",
+    )
     for epoch in range(1, 4):
         tracker.metrics({"train/loss": 1 / epoch, "val/accuracy": epoch / 4}, step=epoch)
     tracker.metrics({"bad": math.nan, "worse": -math.inf, "//odd[name]": 1}, step=2)
@@ -273,7 +278,9 @@ def test_sync_closes_the_dead_spares_the_living_and_can_fill_another_store(outpu
         with pytest.raises(UserError, match="still going on"):
             send_kept(outputs, run_dir(outputs, "living"), MLflow(outputs=outputs))
     assert {run.info.run_id: run.info.status for run in stored(database(outputs))} == {
-        dead.run_id: "KILLED", living.run_id: "RUNNING"}
+        dead.run_id: "KILLED",
+        living.run_id: "RUNNING",
+    }
     other = f"sqlite:///{tmp_path}/other/mlflow.db"
     assert send_kept(outputs, run_dir(outputs, "dead"), MLflow(other, outputs=outputs)) == {"runs": 1, "records": 3}
     (run,) = stored(other)
@@ -393,14 +400,28 @@ class Server:
     def __init__(self, folder: Path) -> None:
         port = free_port()
         self.uri = f"http://127.0.0.1:{port}"
-        self.command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-                        "--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
-                        "--artifacts-destination", str(folder / "artifacts")]
+        self.command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            f"sqlite:///{folder}/mlflow.db",
+            "--artifacts-destination",
+            str(folder / "artifacts"),
+        ]
 
     def start(self) -> None:
         env = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self.process = subprocess.Popen(self.command, env=env, start_new_session=True,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            self.command, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         host, port = self.uri.removeprefix("http://").split(":")
         for _ in range(600):
             with socket.socket() as probe:

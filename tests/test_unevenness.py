@@ -57,8 +57,17 @@ def dyadic(module: nn.Module) -> nn.Module:
 def network(levels: int = 4) -> nn.Module:
     """Four layers with QCFS whose thresholds, weights and steps are dyadic."""
     net = nn.Sequential(
-        nn.Conv2d(2, 6, 3, padding=1), QCFS(levels, 1.0), nn.Conv2d(6, 6, 3, padding=1), QCFS(levels, 0.5),
-        nn.Conv2d(6, 8, 3), QCFS(levels, 0.5), nn.Flatten(), nn.Linear(128, 12), QCFS(levels, 0.25), nn.Linear(12, 5))
+        nn.Conv2d(2, 6, 3, padding=1),
+        QCFS(levels, 1.0),
+        nn.Conv2d(6, 6, 3, padding=1),
+        QCFS(levels, 0.5),
+        nn.Conv2d(6, 8, 3),
+        QCFS(levels, 0.5),
+        nn.Flatten(),
+        nn.Linear(128, 12),
+        QCFS(levels, 0.25),
+        nn.Linear(12, 5),
+    )
     for layer in (net[2], net[4], net[7]):
         layer.weight.data *= 3
     return dyadic(net)
@@ -75,17 +84,29 @@ def resnet() -> nn.Module:
 
 # Small neurons --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("weights", "start", "trains", "currents", "left", "spikes", "expected", "kind"), [
-    ([1.0, -1.0], 0.0, ["10", "01"], [1, -1], -1.0, 1, 0, "over-firing"),
-    ([1.0, 1.0], 0.0, ["01", "01"], [0, 2], 1.0, 1, 2, "under-firing"),
-    ([-1.0], 0.0, ["11"], [-1, -1], -2.0, 0, 0, "correct zero"),
-    ([2.0], 0.0, ["11"], [2, 2], 2.0, 2, 2, "saturated"),
-    ([1.0, -1.0], 0.5, ["1000", "0011"], [1, 0, -1, -1], -1.5, 1, 0, "over-firing"),
-    ([1.0, 1.0], 0.5, ["0011", "0011"], [0, 0, 2, 2], 2.5, 2, 4, "under-firing"),
-    ([0.5, 0.5], 0.0, ["0011", "1100"], [0.5] * 4, 0.0, 2, 2, "inside"),
-])
-def test_cases_that_can_be_checked_by_hand(weights: list[float], start: float, trains: list[str], currents: list[float],
-                                           left: float, spikes: int, expected: int, kind: str) -> None:
+
+@pytest.mark.parametrize(
+    ("weights", "start", "trains", "currents", "left", "spikes", "expected", "kind"),
+    [
+        ([1.0, -1.0], 0.0, ["10", "01"], [1, -1], -1.0, 1, 0, "over-firing"),
+        ([1.0, 1.0], 0.0, ["01", "01"], [0, 2], 1.0, 1, 2, "under-firing"),
+        ([-1.0], 0.0, ["11"], [-1, -1], -2.0, 0, 0, "correct zero"),
+        ([2.0], 0.0, ["11"], [2, 2], 2.0, 2, 2, "saturated"),
+        ([1.0, -1.0], 0.5, ["1000", "0011"], [1, 0, -1, -1], -1.5, 1, 0, "over-firing"),
+        ([1.0, 1.0], 0.5, ["0011", "0011"], [0, 0, 2, 2], 2.5, 2, 4, "under-firing"),
+        ([0.5, 0.5], 0.0, ["0011", "1100"], [0.5] * 4, 0.0, 2, 2, "inside"),
+    ],
+)
+def test_cases_that_can_be_checked_by_hand(
+    weights: list[float],
+    start: float,
+    trains: list[str],
+    currents: list[float],
+    left: float,
+    spikes: int,
+    expected: int,
+    kind: str,
+) -> None:
     rows = trace(Neuron(weights, 1.0, start, len(trains[0])), trains)
     assert [row["current"] for row in rows] == currents
     assert (rows[-1]["v"], rows[-1]["spikes"], rows[-1]["expected"], rows[-1]["kind"]) == (left, spikes, expected, kind)
@@ -131,18 +152,29 @@ def test_no_order_matters_without_inhibition_and_with_at_most_a_threshold_a_step
     assert (found.over, found.under, found.harmless) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("make", "name"), [
-    (lambda: search(Neuron([1.0, 1.0, 1.0], T=7)), "T"), (lambda: Neuron([]), "weights"),
-    (lambda: Neuron(["a"]), "weights"), (lambda: Neuron([1.0], theta=0.0), "theta"), (lambda: Neuron([1.0], T=0), "T"),
-    (lambda: trace(Neuron([1.0], T=2), ["1"]), "trains"), (lambda: trace(Neuron([1.0], T=1), ["2"]), "trains"),
-    (lambda: ResidualMembrane(0), "rehearse"), (lambda: OffsetSpike(0), "rehearse"),
-    (lambda: OffsetSpike(2, rounds=0), "rounds"), (lambda: Signed(-1.0), "level")])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: search(Neuron([1.0, 1.0, 1.0], T=7)), "T"),
+        (lambda: Neuron([]), "weights"),
+        (lambda: Neuron(["a"]), "weights"),
+        (lambda: Neuron([1.0], theta=0.0), "theta"),
+        (lambda: Neuron([1.0], T=0), "T"),
+        (lambda: trace(Neuron([1.0], T=2), ["1"]), "trains"),
+        (lambda: trace(Neuron([1.0], T=1), ["2"]), "trains"),
+        (lambda: ResidualMembrane(0), "rehearse"),
+        (lambda: OffsetSpike(0), "rehearse"),
+        (lambda: OffsetSpike(2, rounds=0), "rounds"),
+        (lambda: Signed(-1.0), "level"),
+    ],
+)
 def test_wrong_values_are_refused(make: Callable[[], object], name: str) -> None:
     with pytest.raises(InvalidValue, match=name):
         make()
 
 
 # The relation of neighbouring layers ----------------------------------------------------------------------------------
+
 
 def test_both_sides_of_the_relation_agree_on_every_layer() -> None:
     net, x = resnet().double(), torch.randn(5, 2, 8, 8, dtype=torch.float64)
@@ -155,6 +187,7 @@ def test_both_sides_of_the_relation_agree_on_every_layer() -> None:
 
 
 # Mitigations: neurons -------------------------------------------------------------------------------------------------
+
 
 def currents(T: int = 6, n: int = 4000) -> Tensor:
     """[T, n, 1]: multiples of 1/8."""
@@ -202,8 +235,9 @@ def test_cos_brings_the_next_rehearsal_into_range(start: float) -> None:
     near = (often & (v >= -1)) | (seldom & (v < 2))
     assert ((left[near] >= -1e-12) & (left[near] < 1)).all()
     assert float(spikes_off(neuron, out, state).abs().sum()) < float(spikes_off(placed(start), before, v).abs().sum())
-    rounds = [float(spikes_off(m := OffsetSpike(5, r).neuron(placed(start)), *m.scan(c, None)).abs().sum())
-              for r in (1, 2, 5)]
+    rounds = [
+        float(spikes_off(m := OffsetSpike(5, r).neuron(placed(start)), *m.scan(c, None)).abs().sum()) for r in (1, 2, 5)
+    ]
     assert rounds[0] > rounds[1] > rounds[2] == 0, "each round takes one spike; after five none is left"
 
 
@@ -249,6 +283,7 @@ def test_even_input_is_left_as_it_is(mitigation: Mitigation, start: float) -> No
 
 
 # Mitigations: networks ------------------------------------------------------------------------------------------------
+
 
 def test_the_groups_are_complete() -> None:
     assert MITIGATIONS == ["none", "offset_spike", "residual_membrane", "signed", "waiting"]
@@ -340,6 +375,7 @@ def test_other_neurons_and_short_runs_are_refused() -> None:
 
 # The same spikes at other times ---------------------------------------------------------------------------------------
 
+
 def test_other_orders_keep_the_spikes_and_even_ones_are_even() -> None:
     train = (torch.rand(8, 5, 3, 4, 4) < 0.4).float() * 0.7
     counts = (train.sum(0) / 0.7).round()
@@ -387,8 +423,18 @@ def test_rank_correlation() -> None:
 
 # The command line -----------------------------------------------------------------------------------------------------
 
-TINY = ("model=convnet", "model.width=4", "dataset=digits", "neuron=qcfs", "loss=cross_entropy", "trainer.epochs=1",
-        "trainer.threads=1", "calibration.images=64", "conversion=qcfs", "task.layer_images=16")  # fmt: skip
+TINY = (
+    "model=convnet",
+    "model.width=4",
+    "dataset=digits",
+    "neuron=qcfs",
+    "loss=cross_entropy",
+    "trainer.epochs=1",
+    "trainer.threads=1",
+    "calibration.images=64",
+    "conversion=qcfs",
+    "task.layer_images=16",
+)
 BOUND = ("task.val_images=40", "task.test_images=40")
 
 
@@ -404,8 +450,9 @@ def test_the_three_tasks_write_their_tables_and_figures(snnexp: Callable[..., Do
     (run,) = done.runs()
     assert {p.stem for p in (run / "figures").iterdir()} == {"orders", "kinds", "accuracy", "arrivals"}
     assert {row["kind"] for row in table(done, "cases")} == {"over-firing", "under-firing", "correct zero", "saturated"}
-    shares = [sum(float(row[k]) for k in ("inside", "over", "under", "zeros", "saturated"))
-              for row in table(done, "kinds")]
+    shares = [
+        sum(float(row[k]) for k in ("inside", "over", "under", "zeros", "saturated")) for row in table(done, "kinds")
+    ]
     assert shares == pytest.approx([1.0] * len(shares), abs=1e-4)
     assert {row["T"] for row in table(done, "arrivals")} == {"2", "4"}
     result = done.result()
@@ -419,8 +466,13 @@ def test_the_three_tasks_write_their_tables_and_figures(snnexp: Callable[..., Do
     assert done.code == 0, done.err
     rows = {row["mitigation"]: row for row in table(done, "mitigations")}
     assert {name: (row["T"], row["steps"]) for name, row in rows.items()} == {
-        "none": ("4", "4"), "residual_membrane": ("2", "4"), "offset_spike": ("2", "4"), "signed": ("4", "4"),
-        "signed_at_0": ("4", "4"), "waiting": ("4", "4")}
+        "none": ("4", "4"),
+        "residual_membrane": ("2", "4"),
+        "offset_spike": ("2", "4"),
+        "signed": ("4", "4"),
+        "signed_at_0": ("4", "4"),
+        "waiting": ("4", "4"),
+    }
     assert float(rows["waiting"]["uneven"]) == 0
 
     done = snnexp("task=convert", *TINY, *BOUND, "tracking=none", "timesteps=[4]", "mitigation=residual_membrane")
@@ -429,17 +481,20 @@ def test_the_three_tasks_write_their_tables_and_figures(snnexp: Callable[..., Do
     assert '"val/latency_T4": 8' in (newest / "result.json").read_text()
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["task=convert", "mitigation=offset_spike", "timesteps=[2,4]"], ["mitigation.rehearse=4", "T = 2"]),
-    (["task=convert", "mitigation=signed", "mitigation.level=-1"], ["mitigation.level=-1", ">= 0"]),
-    (["task=convert", "mitigation=nope"], ["mitigation/nope", "residual_membrane"]),
-    (["task=dynamics", "mitigation=signed"], ["mitigation=none"]),
-    (["task=mitigations", "mitigation=signed"], ["mitigation=none"]),
-    (["task=unevenness", "task.T=8"], ["task.T=8", "a list"]),
-    (["task=unevenness", "task.thresholds=2"], ["task.thresholds=2", "a list"]),
-    (["task=unevenness", "task.T=[11]"], ["task.T=11", "at most 10"]),
-    (["task=unevenness", "+task.cases.bad={weights:[1.0],trains:['12']}"], ["task.cases.bad.trains", "0 or 1"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["task=convert", "mitigation=offset_spike", "timesteps=[2,4]"], ["mitigation.rehearse=4", "T = 2"]),
+        (["task=convert", "mitigation=signed", "mitigation.level=-1"], ["mitigation.level=-1", ">= 0"]),
+        (["task=convert", "mitigation=nope"], ["mitigation/nope", "residual_membrane"]),
+        (["task=dynamics", "mitigation=signed"], ["mitigation=none"]),
+        (["task=mitigations", "mitigation=signed"], ["mitigation=none"]),
+        (["task=unevenness", "task.T=8"], ["task.T=8", "a list"]),
+        (["task=unevenness", "task.thresholds=2"], ["task.thresholds=2", "a list"]),
+        (["task=unevenness", "task.T=[11]"], ["task.T=11", "at most 10"]),
+        (["task=unevenness", "+task.cases.bad={weights:[1.0],trains:['12']}"], ["task.cases.bad.trains", "0 or 1"]),
+    ],
+)
 def test_wrong_requests_are_refused(snnexp: Callable[..., Done], arguments: list[str], words: list[str]) -> None:
     done = snnexp(arguments[0], *TINY, *arguments[1:])
     assert done.code == 1

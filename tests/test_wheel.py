@@ -57,7 +57,13 @@ def test_the_wheel_runs_outside_the_checkout(environment: dict[str, str], tmp_pa
     assert done.returncode == 0, done.stderr
     assert "test/accuracy" in done.stdout
     assert sorted(p.name for p in elsewhere.iterdir()) == ["outputs"]
-    where = subprocess.run([python, "-c", "import snnexp; print(snnexp.__file__)"], cwd=elsewhere, env=clean,
-                           capture_output=True, text=True, check=True)  # fmt: skip
+    where = subprocess.run(
+        [python, "-c", "import snnexp; print(snnexp.__file__)"],
+        cwd=elsewhere,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert where.stdout.startswith(str(tmp_path / "venv"))
     assert os.fspath(ROOT) not in where.stdout

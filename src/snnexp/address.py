@@ -26,9 +26,13 @@ ADVISORY = {  # a server's own lock, which it gives back if we die
 
 def checked(uri: str) -> str:
     """`uri`, an SQLite file made absolute. Raises InvalidValue for other kinds of stores."""
-    require(isinstance(uri, str) and URI.fullmatch(uri) is not None, "uri", masked(str(uri)),
-            "an MLflow server (http://HOST:PORT) or a database (sqlite:///FILE, postgresql://..., mysql://...); "
-            "plain folders (file:, ./mlruns) are no longer developed by MLflow and cannot be used")
+    require(
+        isinstance(uri, str) and URI.fullmatch(uri) is not None,
+        "uri",
+        masked(str(uri)),
+        "an MLflow server (http://HOST:PORT) or a database (sqlite:///FILE, postgresql://..., mysql://...); "
+        "plain folders (file:, ./mlruns) are no longer developed by MLflow and cannot be used",
+    )
     path = database(uri)
     return uri if path is None else f"sqlite:///{path.absolute()}"
 

@@ -65,8 +65,10 @@ def accepted(node: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, A
 def _wrong_call(error: BaseException) -> bool:
     """Whether Hydra's call itself failed, for an argument that is missing or unknown, and not something inside it."""
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, TypeError) and "argument" in str(error) and (
-        "hydra" in frames[-1].filename or frames[-1].filename == __file__
+    return (
+        isinstance(error, TypeError)
+        and "argument" in str(error)
+        and ("hydra" in frames[-1].filename or frames[-1].filename == __file__)
     )
 
 

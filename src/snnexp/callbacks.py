@@ -98,8 +98,13 @@ class Grid(Callback):
         parser = OverridesParser.create(config_loader=self.loader)
         try:
             overrides = parser.parse_overrides(list(self.config.hydra.overrides.task))
-            first = {o.get_key_element(): next(o.sweep_string_iterator()) if o.is_sweep_override() else
-                     o.get_value_element_as_str() for o in overrides if not o.is_delete()}  # fmt: skip
+            first = {
+                o.get_key_element(): next(o.sweep_string_iterator())
+                if o.is_sweep_override()
+                else o.get_value_element_as_str()
+                for o in overrides
+                if not o.is_delete()
+            }
             for o in overrides:
                 for value in o.sweep_string_iterator() if o.is_sweep_override() else ():
                     job = first | {o.get_key_element(): value}

@@ -21,8 +21,21 @@ from snnexp.errors import InvalidValue, UserError
 from snnexp.surrogate.limits import check_arguments
 
 FOLDERS = ("outputs_dir", "data_dir", "cache_dir")
-GROUPS = ("task", "dataset", "model", "neuron", "surrogate", "conversion", "calibration", "mitigation", "loss",
-          "optimizer", "scheduler", "trainer", "tracking")  # fmt: skip
+GROUPS = (
+    "task",
+    "dataset",
+    "model",
+    "neuron",
+    "surrogate",
+    "conversion",
+    "calibration",
+    "mitigation",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "tracking",
+)
 KEYS = ("seed", "timesteps", "resume", "checkpoint", "objective", *FOLDERS)
 # What may differ between a run and its resumption: where things are, not what is computed.
 NOT_THE_EXPERIMENT = ("resume", "tracking", "objective", *FOLDERS)
@@ -141,8 +154,10 @@ def _check_complete(cfg: DictConfig) -> None:
     for group in GROUPS:
         chosen = OmegaConf.select(cfg, group, throw_on_missing=False)
         if not isinstance(chosen, DictConfig) or "_target_" not in list(chosen):
-            raise UserError(f"{group}={_shown(chosen)} is not allowed: choose one of its options with {group}=OPTION, "
-                            "a YAML file with a _target_ (see --help)")  # fmt: skip
+            raise UserError(
+                f"{group}={_shown(chosen)} is not allowed: choose one of its options with {group}=OPTION, "
+                "a YAML file with a _target_ (see --help)"
+            )
     for key in KEYS:
         if key not in cfg:
             raise UserError(f"{key} is missing: it cannot be deleted")
@@ -152,8 +167,9 @@ def _check_complete(cfg: DictConfig) -> None:
     if not isinstance(cfg.resume, bool | str):
         raise UserError(f"resume={_shown(cfg.resume)} is not allowed: it must be true, false or a run directory")
     if not isinstance(cfg.checkpoint, str | None):
-        raise UserError(f"checkpoint={_shown(cfg.checkpoint)} is not allowed: it must be a file of weights, "
-                        "runs:/<run id>, or null")
+        raise UserError(
+            f"checkpoint={_shown(cfg.checkpoint)} is not allowed: it must be a file of weights, runs:/<run id>, or null"
+        )
 
 
 def _check_types(cfg: DictConfig) -> None:
@@ -177,9 +193,7 @@ def _check_types(cfg: DictConfig) -> None:
 
 @lru_cache(maxsize=32)  # a sweep's jobs in one process have few choices of groups
 def _example(loader: ConfigLoader, name: str, chosen: tuple[str, ...]) -> DictConfig:
-    return loader.load_configuration(
-        config_name=name, overrides=list(chosen), run_mode=RunMode.RUN, from_shell=False
-    )
+    return loader.load_configuration(config_name=name, overrides=list(chosen), run_mode=RunMode.RUN, from_shell=False)
 
 
 def _pairs(example: DictConfig, cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

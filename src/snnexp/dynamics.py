@@ -22,14 +22,16 @@ def fires(v: Tensor, theta: float | Tensor) -> Tensor:
     return (v >= theta).to(v)  # Eq. (2)
 
 
-def if_step(current: Tensor, v: Tensor, theta: float | Tensor = 1.0, v_reset: float | None = None,
-            ) -> tuple[Tensor, Tensor]:
+def if_step(
+    current: Tensor, v: Tensor, theta: float | Tensor = 1.0, v_reset: float | None = None
+) -> tuple[Tensor, Tensor]:
     """One step of integrate-and-fire: (spikes, new potential). `v_reset=None` resets softly, a number to its value."""
     return _fire_and_reset(v + current, theta, v_reset)
 
 
-def lif_step(current: Tensor, v: Tensor, alpha: float | Tensor, theta: float | Tensor = 1.0,
-             v_reset: float | None = None) -> tuple[Tensor, Tensor]:
+def lif_step(
+    current: Tensor, v: Tensor, alpha: float | Tensor, theta: float | Tensor = 1.0, v_reset: float | None = None
+) -> tuple[Tensor, Tensor]:
     """One step of leaky integrate-and-fire, decaying toward 0: (spikes, new potential)."""
     return _fire_and_reset(alpha * v + current, theta, v_reset)  # Eq. (1)
 

@@ -212,8 +212,9 @@ class Session:
         offered = {"shape": data.shape, "classes": len(data.classes), "neuron": self.neuron}
         net = build("model", self.config, **accepted(self.config["model"], offered))
         if not isinstance(net, nn.Module):
-            raise UserError(f"model ({self.config['model']['_target_']}) must give a torch module, not a "
-                            f"{type(net).__name__}")
+            raise UserError(
+                f"model ({self.config['model']['_target_']}) must give a torch module, not a {type(net).__name__}"
+            )
         front = Normalize(*data.normalize) if data.normalize else TimeMean() if data.averaged else None
         folded = TimeFold(net, self.config["timesteps"], temporal=data.temporal, front=front)
         if self._checkpoint:
@@ -243,8 +244,10 @@ class Session:
         except Exception as error:  # the network may be anybody's
             raise UserError(f"model ({model}) cannot take {data.name}'s input {tuple(data.shape)}: {error}") from error
         if answer != (net.T, 1, wanted):
-            raise UserError(f"model ({model}) must answer with one number for each of {data.name}'s {wanted} classes; "
-                            f"its output for one sample is {answer[1:]}")
+            raise UserError(
+                f"model ({model}) must answer with one number for each of {data.name}'s {wanted} classes; "
+                f"its output for one sample is {answer[1:]}"
+            )
         net.train()
 
     def check(self, objectives: Sequence[str] = METRICS) -> None:

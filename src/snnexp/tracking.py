@@ -35,15 +35,15 @@ log = logging.getLogger(__name__)
 Status = Literal["FINISHED", "FAILED", "KILLED", "PRUNED"]
 KEY_TAG, STATUS_TAG, PARENT_TAG = "snnexp.key", "status", "mlflow.parentRunId"
 WEIGHTS = "best.pt"
-PARAM_LENGTH, TAG_LENGTH = 500, 5000          # what every MLflow server takes; config.yaml has the full values
-METRICS, PARAMS = 1000, 100                   # MLflow's limits for one request
-RETRY_AFTER, RETRY_SHARE = 5.0, 20            # after a failed send, peace for 5 s, and for 20 times what it took
+PARAM_LENGTH, TAG_LENGTH = 500, 5000  # what every MLflow server takes; config.yaml has the full values
+METRICS, PARAMS = 1000, 100  # MLflow's limits for one request
+RETRY_AFTER, RETRY_SHARE = 5.0, 20  # after a failed send, peace for 5 s, and for 20 times what it took
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",   # the journal retries; training must not wait
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the journal retries; training must not wait
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
 
@@ -62,8 +62,9 @@ class Tracker(Protocol):
     def check(self) -> None:
         """Raise UserError now, before anything slow is begun, if results could not be sent."""
 
-    def start(self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str],
-              parent: str | None = None) -> None:
+    def start(
+        self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str], parent: str | None = None
+    ) -> None:
         """Begin the run that belongs to `run_dir`, or take it up again; `parent` is the run id of a sweep.
 
         Raises UserError if the store cannot be reached.
@@ -98,8 +99,9 @@ class Nothing:
     place = "nowhere (tracking=none)"
 
     def check(self) -> None: ...
-    def start(self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str],
-              parent: str | None = None) -> None: ...
+    def start(
+        self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str], parent: str | None = None
+    ) -> None: ...
     def metrics(self, values: Mapping[str, float], step: int) -> None: ...
     def artifact(self, path: Path, folder: str = "") -> None: ...
     def tags(self, values: Mapping[str, str]) -> None: ...
@@ -139,17 +141,20 @@ class MLflow:
             except OSError as error:
                 raise _unreachable(self.given, error) from error
 
-    def start(self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str],
-              parent: str | None = None) -> None:
+    def start(
+        self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str], parent: str | None = None
+    ) -> None:
         self._journal = journal = Journal(run_dir)
         journal.address(self.store, self.experiment)
         journal.mend()
         tags = {**tags, KEY_TAG: journal.state["key"]} | ({PARENT_TAG: parent} if parent else {})
         try:
             self._connect(journal)
-            journal.append(name=name,
-                           params={_key(k): _short(masked(str(v)), PARAM_LENGTH) for k, v in params.items()},
-                           tags={_key(k): _short(v, TAG_LENGTH) for k, v in tags.items()})
+            journal.append(
+                name=name,
+                params={_key(k): _short(masked(str(v)), PARAM_LENGTH) for k, v in params.items()},
+                tags={_key(k): _short(v, TAG_LENGTH) for k, v in tags.items()},
+            )
             self._send(journal)
         except Exception as error:
             self._journal = None
@@ -212,8 +217,11 @@ class MLflow:
         end = "KILLED" if status == "PRUNED" else status  # MLflow knows no pruned runs: the tag tells
         journal.append(end=end, tags={STATUS_TAG: status.lower()})
         if not self._try_to_send(journal):
-            log.warning("Not everything reached MLflow; nothing is lost. When it answers again, send the rest with\n"
-                        "  snnexp task=sync run_dir='%s'", journal.folder)
+            log.warning(
+                "Not everything reached MLflow; nothing is lost. When it answers again, send the rest with\n"
+                "  snnexp task=sync run_dir='%s'",
+                journal.folder,
+            )
 
     def send(self, run_dir: Path) -> int:
         """Send what an ended run has kept back, first closing as KILLED one that died; returns how many records.
@@ -249,8 +257,11 @@ class MLflow:
             now = time.monotonic()
             self._client, self._peace_until = None, now + max(RETRY_AFTER, RETRY_SHARE * (now - begin))
             if not self._away:
-                log.warning("MLflow is away (%s). The run goes on; results are kept in %s and sent later.",
-                            _reason(error), journal.folder)
+                log.warning(
+                    "MLflow is away (%s). The run goes on; results are kept in %s and sent later.",
+                    _reason(error),
+                    journal.folder,
+                )
             self._away = True
             return False
         if self._away:
@@ -304,8 +315,10 @@ class MLflow:
             raise UserError(f"tracking.experiment={name} was deleted in MLflow: restore it there, or take another name")
         kept = Path(experiment.artifact_location)  # MLflow cannot change it, and would write to the old place
         if root and kept.is_absolute() and str(kept) != root and not kept.exists():
-            raise UserError(f"tracking.experiment={name} keeps its artifacts in {kept}, which is gone: was {path} "
-                            "moved? Move it back, or take another name")
+            raise UserError(
+                f"tracking.experiment={name} keeps its artifacts in {kept}, which is gone: was {path} "
+                "moved? Move it back, or take another name"
+            )
         return str(experiment.experiment_id)
 
 
@@ -373,8 +386,10 @@ class Store:
 
     def curve(self, run: Stored, metric: str) -> dict[int, float]:
         """{step: value}, by step."""
-        return {m.step: m.value for m in sorted(self._client.get_metric_history(run.run_id, metric),
-                                                key=lambda m: (m.step, m.timestamp))}
+        return {
+            m.step: m.value
+            for m in sorted(self._client.get_metric_history(run.run_id, metric), key=lambda m: (m.step, m.timestamp))
+        }
 
     def files(self, run: Stored, folder: str, to: Path) -> list[Path]:
         """The artifacts that lie in `folder`, fetched into `to`, by name."""
@@ -395,16 +410,26 @@ def kept(tracker: Tracker, task: str) -> str:
 
 def _stored(run: Any, experiment: str) -> Stored:
     info, tags = run.info, run.data.tags
-    return Stored(info.run_id, str(info.experiment_id), experiment, info.run_name,
-                  tags.get(STATUS_TAG, info.status.lower()), info.start_time / 1000,
-                  info.end_time / 1000 if info.end_time else None, run.data.params, tags, run.data.metrics)
+    return Stored(
+        info.run_id,
+        str(info.experiment_id),
+        experiment,
+        info.run_name,
+        tags.get(STATUS_TAG, info.status.lower()),
+        info.start_time / 1000,
+        info.end_time / 1000 if info.end_time else None,
+        run.data.params,
+        tags,
+        run.data.metrics,
+    )
 
 
 def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict[str, Any]]) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
-    metrics = [Metric(key, float(value), r["time"], r["step"])
-               for r in records for key, value in r.get("metrics", {}).items()]
+    metrics = [
+        Metric(key, float(value), r["time"], r["step"]) for r in records for key, value in r.get("metrics", {}).items()
+    ]
     for i in range(0, len(metrics), METRICS):
         client.log_batch(run_id, metrics=metrics[i : i + METRICS])
     for r in records:
@@ -490,8 +515,10 @@ def _import_mlflow() -> None:
 def _unreachable(uri: str, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
-    return UserError(f"tracking.uri={masked(uri)} cannot be reached: {_reason(error)}\nStart the "
-                     "server, correct tracking.uri (null: a file under outputs_dir), or go without: tracking=none")
+    return UserError(
+        f"tracking.uri={masked(uri)} cannot be reached: {_reason(error)}\nStart the "
+        "server, correct tracking.uri (null: a file under outputs_dir), or go without: tracking=none"
+    )
 
 
 def _reason(error: Exception) -> str:

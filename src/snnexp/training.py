@@ -142,7 +142,7 @@ class Progress:
 
 
 Report = Callable[[Progress, int], None]  # called before or after each step with the epoch's number of steps
-Prune = Callable[[list[Metrics]], bool]   # called after each epoch with the metrics of all: is it hopeless?
+Prune = Callable[[list[Metrics]], bool]  # called after each epoch with the metrics of all: is it hopeless?
 
 
 class Fit:

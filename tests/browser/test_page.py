@@ -27,8 +27,9 @@ def size(browser: Chrome, width: int, height: int) -> None:
 
 def overflow(browser: Chrome) -> int:
     """By how many pixels the page is wider than the window."""
-    return int(browser.execute_script(
-        "return document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+    return int(
+        browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    )
 
 
 def requested(browser: Chrome) -> set[str]:
@@ -60,8 +61,9 @@ def test_a_report_shows_the_stored_numbers_and_loads_nothing(chromium: Chrome, o
 
 
 def test_large_tables_scroll_on_a_screen_and_are_whole_in_print(chromium: Chrome, tmp_path: Path) -> None:
-    table = Table("large", [f"a/long_name_{i}" for i in range(30)], [[f"{i * j / 7:.4g}" for j in range(30)]
-                                                                      for i in range(100)])  # fmt: skip
+    table = Table(
+        "large", [f"a/long_name_{i}" for i in range(30)], [[f"{i * j / 7:.4g}" for j in range(30)] for i in range(100)]
+    )
     words = [Paragraph("a word " + "x" * 400), table]
     page = tmp_path / "large.html"
     page.write_text(html.written(Section("large", "Large", [*words, Section("in", "y" * 300, words)])))

@@ -32,8 +32,9 @@ def test_the_ui_shows_sweeps_curves_and_figures(chromium: Chrome, outputs: Path,
 
     chromium.get(runs)
     wait.until(lambda browser: "surrogate x seed" in rows(browser))
-    children = {f"surrogate=sigmoid seed={seed}" for seed in range(3)} | {f"surrogate=atan seed={seed}"
-                                                                          for seed in range(4)}
+    children = {f"surrogate=sigmoid seed={seed}" for seed in range(3)} | {
+        f"surrogate=atan seed={seed}" for seed in range(4)
+    }
     assert not children & rows(chromium), "a sweep is closed at first"
     chromium.find_element(By.CSS_SELECTOR, f"[role=row][row-id='{sweep_id}'] button").click()
     wait.until(lambda browser: children <= rows(browser))

@@ -107,8 +107,7 @@ class Cluster:
 
     # starting
 
-    def start(self, name: str, *command: str, user: str | None = None,
-              orphaned: int = signal.SIGTERM) -> None:
+    def start(self, name: str, *command: str, user: str | None = None, orphaned: int = signal.SIGTERM) -> None:
         """A daemon in the foreground, its output in `name`.log; it gets the signal `orphaned` if this process dies."""
 
         def prepare() -> None:
@@ -122,8 +121,16 @@ class Cluster:
             more = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
         with (self.folder / f"{name}.log").open("ab") as log:
             self.daemons[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, cwd="/",
-                start_new_session=True, preexec_fn=prepare, **more)
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                cwd="/",
+                start_new_session=True,
+                preexec_fn=prepare,
+                **more,
+            )
 
     def start_slurm(self) -> None:
         (self.folder / "bin").mkdir()
@@ -131,11 +138,18 @@ class Cluster:
         host = socket.gethostname()
         local = socket.gethostbyname(host).startswith("127.")
         line = "NodeName={0} NodeHostname={1} NodeAddr=127.0.0.1 Port={2} CPUs=1 RealMemory=1000 State=UNKNOWN"
-        (self.folder / "slurm.conf").write_text(SLURM_CONF.format(
-            host=host, user=self.user, folder=self.folder, ports=self.ports, names=",".join(NODES),
-            # they bind to the host's own name instead of to every interface; munge's key guards either
-            communication="NoInAddrAny,NoCtldInAddrAny" if local else "",
-            nodes="\n".join(line.format(node, host, self.ports[node]) for node in NODES)))
+        (self.folder / "slurm.conf").write_text(
+            SLURM_CONF.format(
+                host=host,
+                user=self.user,
+                folder=self.folder,
+                ports=self.ports,
+                names=",".join(NODES),
+                # they bind to the host's own name instead of to every interface; munge's key guards either
+                communication="NoInAddrAny,NoCtldInAddrAny" if local else "",
+                nodes="\n".join(line.format(node, host, self.ports[node]) for node in NODES),
+            )
+        )
         key = self.folder / "munge.key"
         key.touch(0o600)
         key.write_bytes(secrets.token_bytes(128))
@@ -157,13 +171,32 @@ class Cluster:
         if user != self.user:
             shutil.chown(data, user)
         programs = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
-        self.start("initdb", str(programs / "initdb"), "--auth=trust", "--username=snnexp", "--encoding=UTF8",
-                   "--locale=C", "--no-sync", "-D", str(data), user=user)
+        self.start(
+            "initdb",
+            str(programs / "initdb"),
+            "--auth=trust",
+            "--username=snnexp",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+            "-D",
+            str(data),
+            user=user,
+        )
         if self.daemons.pop("initdb").wait(120):
             raise RuntimeError("initdb failed")
         settings = ("listen_addresses=127.0.0.1", "fsync=off", "max_connections=100", f"unix_socket_directories={data}")
-        self.start("postgres", str(programs / "postgres"), "-D", str(data), "-p", str(self.ports["postgres"]),
-                   *(word for setting in settings for word in ("-c", setting)), user=user, orphaned=signal.SIGINT)
+        self.start(
+            "postgres",
+            str(programs / "postgres"),
+            "-D",
+            str(data),
+            "-p",
+            str(self.ports["postgres"]),
+            *(word for setting in settings for word in ("-c", setting)),
+            user=user,
+            orphaned=signal.SIGINT,
+        )
         self.wait_for("postgres", lambda: bool(self.database()))
 
     def wait_for(self, what: str, there: Callable[[], bool], timeout: float = 60) -> None:

@@ -26,8 +26,13 @@ executor.update_parameters(timeout_min=5, slurm_signal_delay_s=30)
 
 
 def submit(cluster: Cluster, folder: Path, code: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", SUBMIT + code, str(folder)], env=cluster.environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", SUBMIT + code, str(folder)],
+        env=cluster.environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_srun_reaches_both_nodes(cluster: Cluster) -> None:
@@ -55,8 +60,9 @@ def test_cancelled_job_does_not_hang_its_parent(cluster: Cluster, tmp_path: Path
 
 
 def test_lost_node_is_noticed_and_comes_back(cluster: Cluster) -> None:
-    job = cluster.slurm("sbatch", "--parsable", "--no-requeue", "-w", "n1", "--output=/dev/null",
-                        "--wrap", "exec sleep 300").strip()
+    job = cluster.slurm(
+        "sbatch", "--parsable", "--no-requeue", "-w", "n1", "--output=/dev/null", "--wrap", "exec sleep 300"
+    ).strip()
     cluster.wait_for("the job to run", lambda: cluster.jobs("n1") == [job])
     slurmd = cluster.daemons["n1"]
     cluster.wait_for("its process", lambda: any(b"sleep\x00300" in command(pid) for pid in descendants(slurmd.pid)))
@@ -70,12 +76,15 @@ def test_lost_node_is_noticed_and_comes_back(cluster: Cluster) -> None:
 
 
 def test_daemons_end_when_the_tests_are_killed() -> None:
-    code = ("import sys, time\nfrom cluster.engines import cluster_running\n"
-            "with cluster_running() as c:\n"
-            "    print(c.folder, *(p.pid for p in c.daemons.values()), flush=True); time.sleep(300)")
+    code = (
+        "import sys, time\nfrom cluster.engines import cluster_running\n"
+        "with cluster_running() as c:\n"
+        "    print(c.folder, *(p.pid for p in c.daemons.values()), flush=True); time.sleep(300)"
+    )
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    tests = subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE,
-                             env=os.environ | {"PYTHONPATH": paths})
+    tests = subprocess.Popen(
+        [sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": paths}
+    )
     assert tests.stdout is not None
     folder, *words = tests.stdout.readline().split()
     pids = [int(pid) for pid in words]

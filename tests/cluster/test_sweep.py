@@ -24,7 +24,9 @@ pytestmark = pytest.mark.cluster
 
 SMALL = ("model.hidden=16", "timesteps=2", "trainer.threads=1")
 SLURM = (
-    "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.signal_delay_s=30",
+    "hydra/launcher=submitit_slurm",
+    "hydra.launcher.timeout_min=10",
+    "hydra.launcher.signal_delay_s=30",
     "hydra.sweeper.parallel=2",
 )
 SHORT, LONG = "trainer.epochs=2", "trainer.epochs=100"  # LONG leaves time to kill something that runs
@@ -47,11 +49,28 @@ class Sweep:
         """A parent; the same command again with the `arguments` of the first."""
         self.arguments = arguments or self.arguments
         folders = {"SNNEXP_OUTPUTS": f"{self.folder}/outputs", "SNNEXP_CACHE": str(self.cache), "COLUMNS": "200"}
-        command = [sys.executable, "-m", "snnexp.run", "-m", *SMALL, *SLURM, f"tracking.uri={self.runs_at}",
-                   f"hydra.sweeper.storage={self.study_at}", *self.arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "snnexp.run",
+            "-m",
+            *SMALL,
+            *SLURM,
+            f"tracking.uri={self.runs_at}",
+            f"hydra.sweeper.storage={self.study_at}",
+            *self.arguments,
+        ]
         with self.log(len(self.parents)).open("wb") as log:
-            self.parents.append(subprocess.Popen(command, env=self.cluster.environment | folders, cwd=self.folder,
-                                                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT))
+            self.parents.append(
+                subprocess.Popen(
+                    command,
+                    env=self.cluster.environment | folders,
+                    cwd=self.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
         return self.parents[-1]
 
     def log(self, number: int) -> Path:
@@ -114,8 +133,10 @@ class Sweep:
         for trial in ended:
             (run,) = of[trial.number]
             assert run.data.tags["status"] == ENDED[trial.state]
-            told = sorted((m.step, m.value) for m in MlflowClient(self.runs_at).get_metric_history(
-                run.info.run_id, "val/accuracy"))
+            told = sorted(
+                (m.step, m.value)
+                for m in MlflowClient(self.runs_at).get_metric_history(run.info.run_id, "val/accuracy")
+            )
             assert told, "no metrics kept"
             reported = trial.intermediate_values
             assert sorted({value for _, value in told}) == sorted(set(reported.values()))
@@ -136,8 +157,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that has the data already, as on a cluster in use."""
     folder = tmp_path_factory.mktemp("prepared")
     environment = os.environ | {"SNNEXP_OUTPUTS": f"{folder}/outputs", "SNNEXP_CACHE": f"{folder}/cache"}
-    subprocess.run([sys.executable, "-m", "snnexp.run", *SMALL, SHORT, "tracking=none"], env=environment, check=True,
-                   capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "snnexp.run", *SMALL, SHORT, "tracking=none"],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
     return folder / "cache"
 
 
@@ -152,7 +177,11 @@ def sweep(cluster: Cluster, tmp_path: Path, prepared: Path) -> Iterator[Sweep]:
 def test_prunes(sweep: Sweep) -> None:
     """A learning rate of next to nothing stays at chance, and goes after its first epoch."""
     sweep.start(
-        SHORT, "model.hidden=64", "hydra.sweeper.n_trials=5", "optimizer.lr=choice(1e-9,0.001)", "seed=choice(0,1,2)",
+        SHORT,
+        "model.hidden=64",
+        "hydra.sweeper.n_trials=5",
+        "optimizer.lr=choice(1e-9,0.001)",
+        "seed=choice(0,1,2)",
         "hydra.sweeper.sampler={_target_:optuna.samplers.BruteForceSampler,avoid_premature_stop:true}",
         "hydra.sweeper.pruner={_target_:optuna.pruners.ThresholdPruner,lower:0.2}",
     )
@@ -182,10 +211,17 @@ def test_parent_killed_and_resumed(sweep: Sweep) -> None:
     """Its jobs go on without it, one of which still waits for a node; the same command takes up what they found, and
     does only what is left.
     """
-    parent = sweep.start("+sweep=surrogate_alpha", LONG, "hydra.sweeper.pruner=null", "hydra.sweeper.n_trials=5",
-                         "hydra.sweeper.parallel=3")
-    sweep.wait_for("a finished trial, one that trains, and a job that waits for a node", lambda: (
-        sweep.state(TrialState.COMPLETE) and sweep.training() and sweep.cluster.jobs(states="PD")))
+    parent = sweep.start(
+        "+sweep=surrogate_alpha",
+        LONG,
+        "hydra.sweeper.pruner=null",
+        "hydra.sweeper.n_trials=5",
+        "hydra.sweeper.parallel=3",
+    )
+    sweep.wait_for(
+        "a finished trial, one that trains, and a job that waits for a node",
+        lambda: sweep.state(TrialState.COMPLETE) and sweep.training() and sweep.cluster.jobs(states="PD"),
+    )
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     before = {t.number: (t.params, t.value) for t in sweep.state(TrialState.COMPLETE)}

@@ -192,8 +192,9 @@ class Loop:
             # as study.enqueue_trial; but a GridSampler asks every trial for its place in the grid
             place = {name: trial.system_attrs[name] for name in GRID if name in trial.system_attrs}
             attrs = {RETRY_OF: trial.number, ATTEMPT: attempt}
-            self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attrs,
-                                              system_attrs={"fixed_params": params, **place}))  # fmt: skip
+            self.study.add_trial(
+                create_trial(state=TrialState.WAITING, user_attrs=attrs, system_attrs={"fixed_params": params, **place})
+            )
         return True
 
     @property

@@ -108,8 +108,14 @@ def _values(trial: FrozenTrial, names: Sequence[str]) -> str:
 def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
     values = trial.values or [None] * len(names)
     seconds = trial.duration.total_seconds() if trial.duration else None
-    return {"trial": trial.number, "state": trial.state.name, **dict(zip(names, values, strict=True)),
-            **trial.params, "epochs": len(trial.intermediate_values) or None, "seconds": seconds}  # fmt: skip
+    return {
+        "trial": trial.number,
+        "state": trial.state.name,
+        **dict(zip(names, values, strict=True)),
+        **trial.params,
+        "epochs": len(trial.intermediate_values) or None,
+        "seconds": seconds,
+    }
 
 
 def _as_json(study: optuna.Study, trials: Sequence[FrozenTrial], names: Sequence[str]) -> dict[str, Any]:

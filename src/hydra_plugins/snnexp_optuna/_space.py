@@ -8,12 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import (
-    IntervalSweep,
-    Override,
-    QuotedString,
-    RangeSweep,
-)
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from optuna.distributions import (
     BaseDistribution,
@@ -80,8 +75,13 @@ class Space:
             for value in d.labels or [_lowest(d.distribution)]:
                 forced = {d.name: value}
                 if d.when and any(_bare(o.key) == d.when[0] for o in self.dimensions):
-                    forced |= {o.name: v for o in self.dimensions if _bare(o.key) == d.when[0]
-                               for v in [*o.labels] if str(v) in d.when[1]}  # fmt: skip
+                    forced |= {
+                        o.name: v
+                        for o in self.dimensions
+                        if _bare(o.key) == d.when[0]
+                        for v in [*o.labels]
+                        if str(v) in d.when[1]
+                    }
                 yield self._walk(lambda o, forced=forced: forced.get(o.name, _lowest(o.distribution)))  # type: ignore[misc]
 
     def grid(self) -> dict[str, list[Any]]:
@@ -148,8 +148,10 @@ def _ordered(dimensions: Sequence[Dimension]) -> list[Dimension]:
                 there = {str(label) for o in others for label in o.labels}
                 named = {v for o in dimensions if o.key == d.key and o.when for v in o.when[1]}
                 if not named & there:
-                    raise UserError(f"space of {_bare(d.key)}: {d.when[0]} is never {', '.join(sorted(named))}; it is "
-                                    f"one of {', '.join(sorted(there))}")
+                    raise UserError(
+                        f"space of {_bare(d.key)}: {d.when[0]} is never {', '.join(sorted(named))}; it is "
+                        f"one of {', '.join(sorted(there))}"
+                    )
         done += free
         left = [d for d in left if d not in free]
     return done

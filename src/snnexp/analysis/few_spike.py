@@ -47,8 +47,12 @@ def raster(fit: Fitted, inputs: int = 800) -> Figure:
     figure = Figure(figsize=(7, 0.9 + 0.2 * fit.table.K), layout="constrained")
     axes = figure.subplots()
     axes.plot(x[which].numpy(), step.numpy() + 1, ".", color=BLUE, markersize=1.2)
-    axes.set(xlabel="input x", ylabel="time step", ylim=(fit.table.K + 0.7, 0.3),
-             title=f"spikes of few-spike neurons for {fit.activation}")
+    axes.set(
+        xlabel="input x",
+        ylabel="time step",
+        ylim=(fit.table.K + 0.7, 0.3),
+        title=f"spikes of few-spike neurons for {fit.activation}",
+    )
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     plain(axes)
     return figure

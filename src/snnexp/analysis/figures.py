@@ -79,8 +79,15 @@ def learning(curves: Mapping[str, Sequence[float]]) -> Figure:
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
     for i, (name, values) in enumerate(curves.items()):
-        axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3, color=CYCLE[i % len(CYCLE)],
-                  linestyle="-" if i < len(CYCLE) else "--", label=name)
+        axes.plot(
+            range(1, len(values) + 1),
+            values,
+            marker="o",
+            markersize=3,
+            color=CYCLE[i % len(CYCLE)],
+            linestyle="-" if i < len(CYCLE) else "--",
+            label=name,
+        )
     axes.set(xlabel="epoch", ylabel="validation accuracy", title="learning, mean over seeds")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
@@ -127,18 +134,36 @@ def zeros_by_width(sparsity: Sequence[Mapping[str, Any]], settings: Sequence[Map
     for function in sparse:
         for i, layer in enumerate(layers):
             rows = [r for r in sparsity if (r["surrogate"], r["layer"], r["epoch"]) == (function, layer, epochs)]
-            last.plot([r["value"] for r in rows], [r["potentials"] for r in rows], "o-", markersize=4,
-                      color=CYCLE[i % len(CYCLE)], label=f"{layer}: potentials")
+            last.plot(
+                [r["value"] for r in rows],
+                [r["potentials"] for r in rows],
+                "o-",
+                markersize=4,
+                color=CYCLE[i % len(CYCLE)],
+                label=f"{layer}: potentials",
+            )
         total = [r for r in sparsity if (r["surrogate"], r["layer"], r["epoch"]) == (function, "all", epochs)]
-        last.plot([r["value"] for r in total], [r["skippable"] for r in total], "s--", markersize=4, color=GREY,
-                  label="backward work")
+        last.plot(
+            [r["value"] for r in total],
+            [r["skippable"] for r in total],
+            "s--",
+            markersize=4,
+            color=GREY,
+            label="backward work",
+        )
         values = list(dict.fromkeys(r["value"] for r in sparsity if r["surrogate"] == function))
         for i, value in enumerate(values):
             rows = [r for r in sparsity if (r["surrogate"], r["layer"], r["value"]) == (function, layers[0], value)]
-            over_time.plot([r["epoch"] for r in rows], [r["potentials"] for r in rows], color=CYCLE[i % len(CYCLE)],
-                           label=f"{value:g}")
-    for axes, values in ((last, [r["value"] for r in sparsity if r["surrogate"] in sparse]),
-                         (accuracy, [round(row["peak"], 3) for row in settings])):
+            over_time.plot(
+                [r["epoch"] for r in rows],
+                [r["potentials"] for r in rows],
+                color=CYCLE[i % len(CYCLE)],
+                label=f"{value:g}",
+            )
+    for axes, values in (
+        (last, [r["value"] for r in sparsity if r["surrogate"] in sparse]),
+        (accuracy, [round(row["peak"], 3) for row in settings]),
+    ):
         axes.set_xscale("log")
         axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
         axes.minorticks_off()
@@ -147,13 +172,24 @@ def zeros_by_width(sparsity: Sequence[Mapping[str, Any]], settings: Sequence[Map
     over_time.set(xlabel="epoch", title=f"potentials of {layers[0]}, by alpha", ylim=(0, 1.3))
     for i, function in enumerate(functions):
         of_it = [row for row in settings if row["surrogate"] == function]
-        accuracy.errorbar([r["peak"] for r in of_it], [r["test/accuracy"] for r in of_it],
-                          [r["test/accuracy sd"] for r in of_it], marker="o", markersize=4, capsize=3, label=function,
-                          color=CYCLE[i % len(CYCLE)])
+        accuracy.errorbar(
+            [r["peak"] for r in of_it],
+            [r["test/accuracy"] for r in of_it],
+            [r["test/accuracy sd"] for r in of_it],
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=function,
+            color=CYCLE[i % len(CYCLE)],
+        )
     accuracy.set(xlabel="peak of g'", ylabel="test accuracy", title="accuracy at equal peak")
     for axes in (last, over_time, accuracy):
-        axes.legend(frameon=False, fontsize=7, ncols=3 if axes is over_time else 1,
-                    loc="upper center" if axes is over_time else "best")
+        axes.legend(
+            frameon=False,
+            fontsize=7,
+            ncols=3 if axes is over_time else 1,
+            loc="upper center" if axes is over_time else "best",
+        )
         plain(axes)
     return figure
 
@@ -165,8 +201,14 @@ def temperature(history: Sequence[Mapping[str, float]]) -> Figure:
     over_time, shapes = figure.subplots(1, 2, width_ratios=[1.3, 1])
     epochs = range(1, len(history) + 1)
     for i, (key, values) in enumerate(curves.items()):
-        over_time.plot(epochs, values, "o-", markersize=3, color=CYCLE[i % len(CYCLE)],
-                       label=key.removeprefix("train/b").strip("/") or "all layers")
+        over_time.plot(
+            epochs,
+            values,
+            "o-",
+            markersize=3,
+            color=CYCLE[i % len(CYCLE)],
+            label=key.removeprefix("train/b").strip("/") or "all layers",
+        )
     over_time.set(xlabel="epoch", ylabel="temperature b", ylim=(0, None))
     over_time.xaxis.set_major_locator(MaxNLocator(integer=True))
     over_time.legend(frameon=False)
@@ -189,8 +231,14 @@ def by_layer(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: s
         for i, layer in enumerate(dict.fromkeys(row["layer"] for row in rows)):
             of_layer = [row for row in rows if row["layer"] == layer and not math.isnan(row[column])]
             if of_layer:
-                axes.plot([row["epoch"] for row in of_layer], [row[column] for row in of_layer], "o-", markersize=3,
-                          color=CYCLE[i % len(CYCLE)], label=layer)
+                axes.plot(
+                    [row["epoch"] for row in of_layer],
+                    [row[column] for row in of_layer],
+                    "o-",
+                    markersize=3,
+                    color=CYCLE[i % len(CYCLE)],
+                    label=layer,
+                )
         axes.set(xlabel="epoch", title=column, ylim=(min(0, axes.get_ylim()[0]), None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=8)
@@ -288,8 +336,15 @@ def ways(table: Sequence[Mapping[str, Any]]) -> Figure:
     accuracy, cost = figure.subplots(1, 2, width_ratios=(2, 1))
     for name, color in zip(names, (ORANGE, BLUE, "#8ab6d6", "#7a4f9a"), strict=True):
         snn = [row for row in table if row["way"] == name and row["network"] == "SNN"]
-        accuracy.errorbar([r["steps"] for r in snn], [r["accuracy"] for r in snn], [r["sd"] for r in snn], fmt="o-",
-                          color=color, capsize=3, label=f"{name}: SNN")
+        accuracy.errorbar(
+            [r["steps"] for r in snn],
+            [r["accuracy"] for r in snn],
+            [r["sd"] for r in snn],
+            fmt="o-",
+            color=color,
+            capsize=3,
+            label=f"{name}: SNN",
+        )
         for row in table:
             if row["way"] == name and row["network"] == "ANN":
                 accuracy.axhline(row["accuracy"], color=color, linestyle="--", label=f"{name}: ANN")
@@ -322,8 +377,14 @@ def layers(table: Sequence[LayerError]) -> Figure:
     rates_axes.set(xlabel="share")
     kinds = {"unevenness": ORANGE, "quantisation": BLUE, "clipping": GREY, "propagated": PURPLE}
     for kind, color in kinds.items():
-        parts.plot([getattr(layer, kind) / max(layer.ann_mean, 1e-12) ** 2 for layer in table], names, "o", color=color,
-                   label=kind, markersize=4)
+        parts.plot(
+            [getattr(layer, kind) / max(layer.ann_mean, 1e-12) ** 2 for layer in table],
+            names,
+            "o",
+            color=color,
+            label=kind,
+            markersize=4,
+        )
     parts.set(xlabel="mean squared error / (mean ANN activation)²")
     for axes in (means, rates_axes, parts):
         axes.legend(frameon=False, fontsize=8)
@@ -388,8 +449,12 @@ def kinds(rows: Rows) -> Figure:
     steps, names = _column(rows, "T"), _column(rows, "layer")
     figure = Figure(figsize=(2.2 + 1.9 * len(steps), 1.8 + 0.24 * len(names)), layout="constrained")
     colors = {"over": ORANGE, "under": BLUE, "zeros": "#d9d9d9", "saturated": GREY}
-    labels = {"over": "over-firing", "under": "under-firing", "zeros": "outside, correct zero",
-              "saturated": "outside, correctly saturated"}
+    labels = {
+        "over": "over-firing",
+        "under": "under-firing",
+        "zeros": "outside, correct zero",
+        "saturated": "outside, correctly saturated",
+    }
     panels = figure.subplots(1, len(steps), sharey=True, squeeze=False)[0]
     for axes, T in zip(panels, steps, strict=True):
         at, left = [row for row in rows if row["T"] == T], [0.0] * len(names)
@@ -435,13 +500,21 @@ def mitigations(rows: Rows, ann: float) -> Figure:
     axes_all = figure.subplots(1, 3, sharey=True)
     keys = {"steps": "steps a neuron works", "latency": "steps until the answer", "energy_nj": "energy, µJ"}
     names = _column(rows, "mitigation")
-    for name, marker, color in zip(names, "osv^DPX*", (BLACK, BLUE, PURPLE, ORANGE, "#b5402a", GREY, GREEN, BLUE),
-                                   strict=False):
+    for name, marker, color in zip(
+        names, "osv^DPX*", (BLACK, BLUE, PURPLE, ORANGE, "#b5402a", GREY, GREEN, BLUE), strict=False
+    ):
         of = [row for row in rows if row["mitigation"] == name]
         for axes, key in zip(axes_all, keys, strict=True):
             unit = 1e-3 if key == "energy_nj" else 1
-            axes.plot([row[key] * unit for row in of], [row["test_accuracy"] for row in of], marker=marker,
-                      color=color, label=name.replace("_", " "), linewidth=0.8, markersize=5)
+            axes.plot(
+                [row[key] * unit for row in of],
+                [row["test_accuracy"] for row in of],
+                marker=marker,
+                color=color,
+                label=name.replace("_", " "),
+                linewidth=0.8,
+                markersize=5,
+            )
     for axes, (key, label) in zip(axes_all, keys.items(), strict=True):
         axes.axhline(ann, color=GREY, linestyle="--", label="ANN")
         axes.set(xlabel=label)

@@ -100,8 +100,9 @@ class Probe:
         with torch.enable_grad():
             current = self.env[self.node].detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.loss(self._after(self.node, current), self.y), current)
-        return torch.cat([(slope[:, part[0]] * self._response(part)).transpose(0, 1).flatten(1).sum(1)
-                          for part in self.parts])
+        return torch.cat(
+            [(slope[:, part[0]] * self._response(part)).transpose(0, 1).flatten(1).sum(1) for part in self.parts]
+        )
 
     def _response(self, part: Tensor) -> Tensor:
         """d(output channel)/d(weight) of each weight of `part` [dims, k]: [T*N, k, ...]."""
@@ -150,8 +151,7 @@ class Probe:
 
 
 def _site(graph: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, fx.Node]:
-    """The neurons that `node`'s output goes to, each with one channel alone, and their node; else nothing, and `node`.
-    """
+    """Return the neurons that alone receive the output of `node`, and their node; else an identity, and `node`."""
     user, *others = node.users
     site = graph.get_submodule(str(user.target)) if user.op == "call_module" else None
     return (site, user) if isinstance(site, SpikingSite) and not others else (nn.Identity(), node)
@@ -166,8 +166,9 @@ def _traced(network: nn.Module) -> fx.GraphModule:
     try:
         return fx.GraphModule(network, _Tracer().trace(network))
     except Exception as error:  # the network may be anybody's
-        raise UserError(f"finite differences need a network that torch.fx can trace, which this one is not: {error}"
-                        ) from error
+        raise UserError(
+            f"finite differences need a network that torch.fx can trace, which this one is not: {error}"
+        ) from error
 
 
 def _later(node: fx.Node) -> set[fx.Node]:

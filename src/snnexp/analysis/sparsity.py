@@ -49,8 +49,7 @@ def sparsity(net: TimeFold, loss: nn.Module, x: Tensor, y: Tensor) -> Sparsity:
         value = loss(net(x), y)
         points = [ends[name][0] for name in sites] + [ends[name][1] for name in layers]
         slopes = torch.autograd.grad(value, [*points, *(m.weight for m in layers.values())])
-    of_sites, of_layers, of_weights = (
-        slopes[: len(sites)], slopes[len(sites) : -len(layers)], slopes[-len(layers) :])
+    of_sites, of_layers, of_weights = (slopes[: len(sites)], slopes[len(sites) : -len(layers)], slopes[-len(layers) :])
     found = {}
     for (name, site), slope in zip(sites.items(), of_sites, strict=True):
         current, spikes = ends[name]

@@ -31,8 +31,9 @@ def adaptive(net: nn.Module) -> list[AdaptiveDspike]:
     return found
 
 
-def adapt(fabric: Fabric, net: TimeFold, split: Split, loss: nn.Module, seed: int, progress: Progress,
-          steps: int) -> None:
+def adapt(
+    fabric: Fabric, net: TimeFold, split: Split, loss: nn.Module, seed: int, progress: Progress, steps: int
+) -> None:
     """Before a training step: if a choice is due, rank 0 makes it on training samples, and all ranks take it."""
     surrogates = adaptive(net)
     if not surrogates:
@@ -47,8 +48,9 @@ def adapt(fabric: Fabric, net: TimeFold, split: Split, loss: nn.Module, seed: in
         surrogate.set_extra_state(state)
 
 
-def choose(net: TimeFold, surrogates: Sequence[AdaptiveDspike], split: Split, loss: nn.Module, seed: int,
-           device: torch.device) -> None:
+def choose(
+    net: TimeFold, surrogates: Sequence[AdaptiveDspike], split: Split, loss: nn.Module, seed: int, device: torch.device
+) -> None:
     """Set every `b` to the candidate whose surrogate gradient has the highest cosine similarity to the finite
     differences (on a tie as it was), again up to `moves` times, on a batch and at weights that `seed` draws, and note
     the last choice.
@@ -72,8 +74,11 @@ def choose(net: TimeFold, surrogates: Sequence[AdaptiveDspike], split: Split, lo
     for group in groups:
         _move(group, probe, finite)
     if not finite.any():
-        log.warning("the finite differences of %s are all zero: the temperature stays; try a larger surrogate.eps or "
-                    "surrogate.batch", layer)
+        log.warning(
+            "the finite differences of %s are all zero: the temperature stays; try a larger surrogate.eps or "
+            "surrogate.batch",
+            layer,
+        )
     seconds = time.perf_counter() - begin
     for surrogate, one in zip(surrogates, copies, strict=True):
         surrogate.b = one.b

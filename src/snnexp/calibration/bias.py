@@ -1,6 +1,6 @@
 """Bias correction: the layer's bias takes up the mean error of each channel. Li et al., ICML 2021 (light pipeline).
 
-    b += mean over images and space of (a - phi)
+b += mean over images and space of (a - phi)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Potential correction: each neuron starts where its mean error over images is made up for. Li et al., ICML 2021.
 
-    v(0) += T x mean over images of (a - phi)
+v(0) += T x mean over images of (a - phi)
 """
 
 from __future__ import annotations

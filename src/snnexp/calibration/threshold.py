@@ -24,8 +24,12 @@ class Threshold:
 
     name = "threshold"
 
-    def __init__(self, factors: Sequence[float] = (0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5),
-                 starts: Sequence[float] = (0.35, 0.5, 0.65), images: int = 200) -> None:
+    def __init__(
+        self,
+        factors: Sequence[float] = (0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5),
+        starts: Sequence[float] = (0.35, 0.5, 0.65),
+        images: int = 200,
+    ) -> None:
         require(bool(factors) and bool(starts), "factors", list(factors), "a list of numbers > 0")
         self.factors = [number("factors", f, "numbers > 0", above=0) for f in factors]
         self.starts = [number("starts", s, "shares of theta, from 0 to 1", at_least=0, at_most=1) for s in starts]

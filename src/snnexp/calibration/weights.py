@@ -34,8 +34,11 @@ class Weights:
 
     def propose(self, layer: Layer) -> Proposal | None:
         synapse = layer.synapse
-        if not isinstance(synapse, nn.Linear | nn.Conv2d) or synapse.weight.dim() != layer.stats.error.dim() \
-                or getattr(synapse, "padding_mode", "zeros") != "zeros":
+        if (
+            not isinstance(synapse, nn.Linear | nn.Conv2d)
+            or synapse.weight.dim() != layer.stats.error.dim()
+            or getattr(synapse, "padding_mode", "zeros") != "zeros"
+        ):
             return None
         gram, moment = self._moments(layer, synapse)
         scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * self.ridge

@@ -26,8 +26,14 @@ class AdaptiveThreshold(Placing):
     below gives. Sums run over a histogram of 4096 bins. Raises InvalidValue.
     """
 
-    def __init__(self, grid: int = 100, per_channel: bool = False, start: float = 0.5, inputs: str = "ann",
-                 maxpool: str | None = None) -> None:
+    def __init__(
+        self,
+        grid: int = 100,
+        per_channel: bool = False,
+        start: float = 0.5,
+        inputs: str = "ann",
+        maxpool: str | None = None,
+    ) -> None:
         super().__init__(per_channel, start, maxpool)
         self.grid = integer("grid", grid, at_least=1)
         self.inputs = choice("inputs", inputs, ("ann", "snn"))

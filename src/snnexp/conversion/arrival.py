@@ -53,8 +53,13 @@ def _spread(train: Tensor, phase: Tensor) -> Tensor:
     return by.diff(dim=0) * theta
 
 
-ORDERS: dict[str, Order] = {"as it is": as_it_is, "steps permuted": steps_permuted, "shuffled": shuffled,
-                            "evenly": evenly, "in step": in_step}
+ORDERS: dict[str, Order] = {
+    "as it is": as_it_is,
+    "steps permuted": steps_permuted,
+    "shuffled": shuffled,
+    "evenly": evenly,
+    "in step": in_step,
+}
 
 
 @dataclass
@@ -107,9 +112,19 @@ def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
                 flow.run(inside, values, T)
                 neuron, c = flow.module(site), unfold(values[current], T)
                 assert isinstance(neuron, ScaledIF)
-                row = found.setdefault((str(site.target), name), Arrival(
-                    str(site.target), T, name, levels[site] - 1, len(sources), c.shape[2],
-                    c.shape[-1] if c.dim() > 3 else 1, float(neuron.theta.mean())))
+                row = found.setdefault(
+                    (str(site.target), name),
+                    Arrival(
+                        str(site.target),
+                        T,
+                        name,
+                        levels[site] - 1,
+                        len(sources),
+                        c.shape[2],
+                        c.shape[-1] if c.dim() > 3 else 1,
+                        float(neuron.theta.mean()),
+                    ),
+                )
                 _add(row, neuron, c, len(part) / len(x))
     for row in found.values():
         row.uneven, row.swing, row.trend = math.sqrt(row.uneven), math.sqrt(row.swing), math.sqrt(row.trend)
@@ -125,8 +140,9 @@ def explanations(rows: Sequence[Arrival]) -> list[dict[str, Any]]:
     and last layer."""
     found = []
     for T in sorted({row.T for row in rows}):
-        at, permuted = ([row for row in rows if row.T == T and row.arrival == name]
-                        for name in ("as it is", "steps permuted"))
+        at, permuted = (
+            [row for row in rows if row.T == T and row.arrival == name] for name in ("as it is", "steps permuted")
+        )
         error = [row.uneven for row in at]
         traits = {trait: spearman([getattr(row, trait) for row in at], error) for trait in TRAITS}
         kept = [a.uneven / max(b.uneven, 1e-12) for a, b in zip(at, permuted, strict=True)]
@@ -152,8 +168,12 @@ def _add(row: Arrival, neuron: ScaledIF, c: Tensor, share: float) -> None:
     v, n, T = neuron.residual(state), (out.sum(0) / neuron.theta).round(), row.T
     error = n - even_count(n, v, neuron.theta, T)
     scaled = c / neuron.theta
-    values = {"over": (error > 0).float(), "under": (error < 0).float(), "uneven": error.square(),
-              "swing": scaled.var(0, unbiased=False),
-              "trend": (scaled[(T + 1) // 2 :].mean(0) - scaled[: T // 2].mean(0)).square()}
+    values = {
+        "over": (error > 0).float(),
+        "under": (error < 0).float(),
+        "uneven": error.square(),
+        "swing": scaled.var(0, unbiased=False),
+        "trend": (scaled[(T + 1) // 2 :].mean(0) - scaled[: T // 2].mean(0)).square(),
+    }
     for name, value in values.items():
         setattr(row, name, getattr(row, name) + share * float(value.mean()))

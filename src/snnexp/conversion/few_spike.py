@@ -21,7 +21,7 @@ from snnexp.errors import UserError, require
 from snnexp.few_spike.table import FUNCTIONS, Table, decoded, load, relu, spikes
 
 BOUNDED = ("sigmoid", "tanh", "hardsigmoid", "softsign", "hardtanh")  # what they are does not scale with the input
-GRID = 100    # ranges tried for a ReLU, up to the largest activation
+GRID = 100  # ranges tried for a ReLU, up to the largest activation
 RIDGE = 1e-4  # of the output weights' regression, in shares of the neurons
 
 
@@ -65,7 +65,8 @@ class FewSpike:
             raise UserError(
                 f"layer {layer.name} ({type(layer.activation[0]).__name__}) has no few-spike coefficients for K = "  # type: ignore[index]
                 f"{layer.T} (timesteps; there are: {have}). Fit them with task=fit_few_spike activation={name} "
-                f"K=[{layer.T}], and give the folder with conversion.tables=FOLDER")
+                f"K=[{layer.T}], and give the folder with conversion.tables=FOLDER"
+            )
         return found
 
 
@@ -74,8 +75,10 @@ def _as_fitted(name: str, layer: Layer) -> None:
     x = torch.linspace(-8, 8, 1001)
     f = copy.deepcopy(layer.activation).cpu().float()
     if name in FUNCTIONS and not torch.allclose(f(x), FUNCTIONS[name](x), atol=0.01):  # also the tanh form of GELU
-        raise UserError(f"layer {layer.name} ({f[0]}) has other parameters than the {name} that few-spike coefficients "  # type: ignore[index]
-                        "are fitted to: there are none for it")
+        raise UserError(
+            f"layer {layer.name} ({f[0]}) has other parameters than the {name} that few-spike coefficients "  # type: ignore[index]
+            "are fitted to: there are none for it"
+        )
 
 
 def _seen(layer: Layer, per_channel: bool) -> Histogram:

@@ -31,45 +31,163 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 
 
-MAX_POOL_FUNCTIONS = {"max_pool1d": nn.MaxPool1d, "max_pool2d": nn.MaxPool2d, "max_pool3d": nn.MaxPool3d,
-                      "adaptive_max_pool1d": nn.AdaptiveMaxPool1d, "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
-                      "adaptive_max_pool3d": nn.AdaptiveMaxPool3d}  # fmt: skip
+MAX_POOL_FUNCTIONS = {
+    "max_pool1d": nn.MaxPool1d,
+    "max_pool2d": nn.MaxPool2d,
+    "max_pool3d": nn.MaxPool3d,
+    "adaptive_max_pool1d": nn.AdaptiveMaxPool1d,
+    "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
+    "adaptive_max_pool3d": nn.AdaptiveMaxPool3d,
+}
 
 
 class Curve(nn.Sequential):
     """Any other elementwise activation, for which few-spike neurons can stand."""
 
 
-CURVES = (nn.SiLU, nn.Sigmoid, nn.GELU, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.LeakyReLU, nn.Mish,
-          nn.Softplus, nn.SELU, nn.CELU, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Hardtanh)
-CURVE_FUNCTIONS = {"silu": nn.SiLU, "sigmoid": nn.Sigmoid, "gelu": nn.GELU, "tanh": nn.Tanh, "hardswish": nn.Hardswish,
-                   "hardsigmoid": nn.Hardsigmoid, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "mish": nn.Mish,
-                   "softplus": nn.Softplus}
+CURVES = (
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.GELU,
+    nn.Tanh,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.ELU,
+    nn.LeakyReLU,
+    nn.Mish,
+    nn.Softplus,
+    nn.SELU,
+    nn.CELU,
+    nn.Softsign,
+    nn.Tanhshrink,
+    nn.LogSigmoid,
+    nn.Hardtanh,
+)
+CURVE_FUNCTIONS = {
+    "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "hardswish": nn.Hardswish,
+    "hardsigmoid": nn.Hardsigmoid,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+    "mish": nn.Mish,
+    "softplus": nn.Softplus,
+}
 # Layers that commute with the time mean: linear, or affine with a constant that each step adds once.
-AFFINE = (nn.Linear, *CONVS, *NORMS, Normalize, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
-          nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad1d, nn.ZeroPad2d,
-          nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d,
-          nn.ReplicationPad2d, nn.ReplicationPad3d, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
+AFFINE = (
+    nn.Linear,
+    *CONVS,
+    *NORMS,
+    Normalize,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Identity,
+    nn.ZeroPad1d,
+    nn.ZeroPad2d,
+    nn.ZeroPad3d,
+    nn.ReflectionPad1d,
+    nn.ReflectionPad2d,
+    nn.ReflectionPad3d,
+    nn.ReplicationPad1d,
+    nn.ReplicationPad2d,
+    nn.ReplicationPad3d,
+    nn.Upsample,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.ChannelShuffle,
+)
 # Functions and methods of the same kind, by name; those of the second set in one argument.
-LINEAR = {"add", "sub", "rsub", "neg", "pos", "cat", "concat", "concatenate", "stack", "chunk", "split", "unbind",
-          "flatten", "reshape", "view", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze",
-          "unflatten", "contiguous", "clone", "detach", "to", "float", "double", "expand", "repeat", "flip", "roll",
-          "narrow", "select", "getitem", "getattr", "size", "dim", "mean", "sum", "avg_pool1d", "avg_pool2d",
-          "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "pixel_shuffle",
-          "pixel_unshuffle", "channel_shuffle", "pad", "interpolate", "upsample"}  # fmt: skip
+LINEAR = {
+    "add",
+    "sub",
+    "rsub",
+    "neg",
+    "pos",
+    "cat",
+    "concat",
+    "concatenate",
+    "stack",
+    "chunk",
+    "split",
+    "unbind",
+    "flatten",
+    "reshape",
+    "view",
+    "permute",
+    "transpose",
+    "swapaxes",
+    "movedim",
+    "squeeze",
+    "unsqueeze",
+    "unflatten",
+    "contiguous",
+    "clone",
+    "detach",
+    "to",
+    "float",
+    "double",
+    "expand",
+    "repeat",
+    "flip",
+    "roll",
+    "narrow",
+    "select",
+    "getitem",
+    "getattr",
+    "size",
+    "dim",
+    "mean",
+    "sum",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "channel_shuffle",
+    "pad",
+    "interpolate",
+    "upsample",
+}
 CONSTANT = {"ones_like", "zeros_like", "full_like"}  # what they make of a value depends on its shape alone
-LINEAR_IN_ONE = {"mul", "multiply", "truediv", "div", "matmul", "bmm", "conv1d", "conv2d", "conv3d", "linear",
-                 "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}  # fmt: skip
+LINEAR_IN_ONE = {
+    "mul",
+    "multiply",
+    "truediv",
+    "div",
+    "matmul",
+    "bmm",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "linear",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+}
 PRODUCTS = {"mul", "multiply", "matmul", "bmm"}  # of two signals: of numbers only, not of trains
 COMMUTING = {"mul", "multiply", "matmul"}  # of these, those that are linear in the other argument as well
 READOUTS = {"sigmoid", "softmax", "log_softmax", "tanh"}  # at the very end they are applied to the time mean
 MAXPOOL = ("average", "gate")
-SHOWN_WAYS_OUT = "conversion.maxpool=gate (spikes pass that raise the window's largest count) or " \
-                 "conversion.maxpool=average (another network: check its accuracy)"
+SHOWN_WAYS_OUT = (
+    "conversion.maxpool=gate (spikes pass that raise the window's largest count) or "
+    "conversion.maxpool=average (another network: check its accuracy)"
+)
 
 
-def prepare(ann: nn.Module, example: Tensor, maxpool: str | None = None,
-            decoded: bool = False) -> tuple[fx.GraphModule, fx.GraphModule]:
+def prepare(
+    ann: nn.Module, example: Tensor, maxpool: str | None = None, decoded: bool = False
+) -> tuple[fx.GraphModule, fx.GraphModule]:
     """(source, network to convert) of `ann`: copies in evaluation mode whose sites are module calls, each its own.
 
     `example` [N, ...] is shown to both `ann` and the source, which must agree. Activations called as functions, in
@@ -176,8 +294,14 @@ class Flow:
                 todo += node.all_input_nodes
         return [n for n in self.nodes if n in inside], [n for n in self.nodes if n in start]
 
-    def run(self, nodes: Sequence[fx.Node], env: dict[fx.Node, Any], steps: int | None = None,
-            state: dict[fx.Node, Any] | None = None, free: bool = False) -> None:
+    def run(
+        self,
+        nodes: Sequence[fx.Node],
+        env: dict[fx.Node, Any],
+        steps: int | None = None,
+        state: dict[fx.Node, Any] | None = None,
+        free: bool = False,
+    ) -> None:
         """Run `nodes`, adding their values to `env`; with `free`, those of the body leave it after their last use, and
         their memory is reused.
 
@@ -209,8 +333,9 @@ class Flow:
                 for done in self._last.get(node, ()):
                     del env[done]
 
-    def _load(self, env: dict[fx.Node, Any], lifted: dict[fx.Node, Any], steps: int | None, user: fx.Node,
-              n: fx.Node) -> Any:
+    def _load(
+        self, env: dict[fx.Node, Any], lifted: dict[fx.Node, Any], steps: int | None, user: fx.Node, n: fx.Node
+    ) -> Any:
         """The value of `n` for `user`: what does not vary in time, repeated for a user that does (kept in `lifted`).
 
         A method, since a nested function that calls itself would keep `env` alive until the garbage is collected.
@@ -282,21 +407,25 @@ def _traced(net: nn.Module) -> fx.GraphModule:
         return fx.GraphModule(net, tracer.trace(net))
     except Exception as error:  # the network may be anybody's
         layer = f"layer {tracer.place}" if tracer.place else "the network's forward"
-        raise UserError(f"{layer} cannot be traced by torch.fx, and so not converted: {error}. Its control flow must "
-                        "not depend on the data, nor may it assign to parts of a tensor or take its len(); write it "
-                        "with torch operations") from error
+        raise UserError(
+            f"{layer} cannot be traced by torch.fx, and so not converted: {error}. Its control flow must "
+            "not depend on the data, nor may it assign to parts of a tensor or take its len(); write it "
+            "with torch operations"
+        ) from error
 
 
 def _plain(ann: nn.Module) -> nn.Module:
     """A copy in evaluation mode, without what wraps a network or computes its weights."""
-    while isinstance(inner := getattr(ann, "_orig_mod", ann.module if isinstance(ann, nn.DataParallel) else None),
-                     nn.Module):  # torch.compile, DataParallel
+    while isinstance(
+        inner := getattr(ann, "_orig_mod", ann.module if isinstance(ann, nn.DataParallel) else None), nn.Module
+    ):  # torch.compile, DataParallel
         ann = inner
     try:
         network = copy.deepcopy(ann).eval()
     except RuntimeError as error:
-        raise UserError(f"the network cannot be copied: {error}. After torch.nn.utils.weight_norm, call "
-                        "remove_weight_norm first") from error
+        raise UserError(
+            f"the network cannot be copied: {error}. After torch.nn.utils.weight_norm, call remove_weight_norm first"
+        ) from error
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
             values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
@@ -318,8 +447,10 @@ def _keywords_as_arguments(graph: fx.GraphModule) -> None:
 def _single_input(graph: fx.GraphModule) -> None:
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
     if any(not n.args for n in inputs[1:]):
-        raise UserError(f"the network takes {len(inputs)} inputs ({', '.join(n.name for n in inputs)}); conversion "
-                        "knows networks of one input")
+        raise UserError(
+            f"the network takes {len(inputs)} inputs ({', '.join(n.name for n in inputs)}); conversion "
+            "knows networks of one input"
+        )
 
 
 def _out_of_place(graph: fx.GraphModule) -> None:
@@ -424,8 +555,11 @@ def _pools_as_modules(graph: fx.GraphModule) -> None:
         name = function_name(node) if node.op == "call_function" else ""
         if name not in MAX_POOL_FUNCTIONS:
             continue
-        keys = ("output_size",) if name.startswith("adaptive") else (
-            "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        keys = (
+            ("output_size",)
+            if name.startswith("adaptive")
+            else ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        )
         settings = dict(zip(keys, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in keys}
         target = _free(graph, f"{_owner(node)}.{name}".lstrip("."))
         graph.add_submodule(target, MAX_POOL_FUNCTIONS[name](**settings))
@@ -501,13 +635,16 @@ def _same_answers(original: nn.Module, source: fx.GraphModule, example: Tensor) 
             expected = _leaves(original(x.clone()))
             found = _leaves(source(x.clone()))
         except Exception as error:  # the network may be anybody's
-            raise UserError(f"the network does not run on {len(x)} samples of shape {list(x.shape[1:])}, {x.dtype}: "
-                            f"{error}") from error
+            raise UserError(
+                f"the network does not run on {len(x)} samples of shape {list(x.shape[1:])}, {x.dtype}: {error}"
+            ) from error
         for a, b in zip(expected, found, strict=True):
             close = a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max() + 1e-9))
             if not close:
-                raise UserError("the traced network answers otherwise than the network itself: its control flow "
-                                "depends on the data, or it changes a tensor in place that has another name")
+                raise UserError(
+                    "the traced network answers otherwise than the network itself: its control flow "
+                    "depends on the data, or it changes a tensor in place that has another name"
+                )
 
 
 @torch.no_grad()
@@ -527,18 +664,26 @@ def _check_rows(flow: Flow, example: Tensor) -> None:
         if node not in flow.timed or node in sizes:
             continue
         for both, one in zip(_leaves(together[node]), _leaves(alone[node]), strict=True):
-            apart = both.dim() and len(both) == 2 and one.shape == both[:1].shape and torch.allclose(
-                both[:1], one, rtol=1e-3, atol=1e-4 * float(one.abs().max() + 1e-9))
+            apart = (
+                both.dim()
+                and len(both) == 2
+                and one.shape == both[:1].shape
+                and torch.allclose(both[:1], one, rtol=1e-3, atol=1e-4 * float(one.abs().max() + 1e-9))
+            )
             if not apart:
-                raise UserError(f"layer {where(node)} joins or mixes the samples of a batch, which no network over "
-                                "time can: its steps are worked off as a batch. Keep the first axis for samples, and "
-                                "every sample to itself")
+                raise UserError(
+                    f"layer {where(node)} joins or mixes the samples of a batch, which no network over "
+                    "time can: its steps are worked off as a batch. Keep the first axis for samples, and "
+                    "every sample to itself"
+                )
         if not all(leaf.is_floating_point() for leaf in _leaves(together[node])):
-            raise UserError(f"layer {where(node)} gives whole numbers: rounding does not commute with the mean over "
-                            "time")
+            raise UserError(
+                f"layer {where(node)} gives whole numbers: rounding does not commute with the mean over time"
+            )
         if node in flow.sites and together[node].dim() < 2:
-            raise UserError(f"layer {where(node)} is an activation of one number a sample, [N]: keep an axis of "
-                            "features, [N, 1]")
+            raise UserError(
+                f"layer {where(node)} is an activation of one number a sample, [N]: keep an axis of features, [N, 1]"
+            )
 
 
 def _leaves(value: Any) -> list[Tensor]:
@@ -557,15 +702,19 @@ def _check_linear(flow: Flow, maxpool: str | None, decoded: bool) -> None:
         module, name = flow.module(node), "" if node.op == "call_module" else function_name(node)
         if node in flow.sites or node in sizes or isinstance(module, (*AFFINE, Frames)):
             if isinstance(module, NORMS) and module.running_mean is None:
-                raise UserError(f"layer {where(node)} normalises by its own batch (track_running_stats=False), which "
-                                "no spiking network can: train it with running statistics")
+                raise UserError(
+                    f"layer {where(node)} normalises by its own batch (track_running_stats=False), which "
+                    "no spiking network can: train it with running statistics"
+                )
             continue
         if decoded and (isinstance(module, MAX_POOLS) or name in PRODUCTS):
             continue
         if isinstance(module, MAX_POOLS):
             if maxpool is None:
-                raise UserError(f"layer {where(node)} is max pooling, which does not commute with the mean over time; "
-                                f"choose {SHOWN_WAYS_OUT}")
+                raise UserError(
+                    f"layer {where(node)} is max pooling, which does not commute with the mean over time; "
+                    f"choose {SHOWN_WAYS_OUT}"
+                )
             continue
         timed = [n for n in node.all_input_nodes if n in flow.timed]
         scaled = name in LINEAR_IN_ONE and len(timed) == 1 and (name in COMMUTING or node.args[0] in timed)
@@ -575,18 +724,26 @@ def _check_linear(flow: Flow, maxpool: str | None, decoded: bool) -> None:
         if kind.lower().replace("logs", "log_s") in READOUTS and node in flow.tail and node not in weighty:
             continue
         if decoded:
-            raise UserError(f"layer {where(node)} ({kind}) cannot be converted: few-spike neurons serve elementwise "
-                            "activations, and between them linear layers, pooling and products")
+            raise UserError(
+                f"layer {where(node)} ({kind}) cannot be converted: few-spike neurons serve elementwise "
+                "activations, and between them linear layers, pooling and products"
+            )
         raise UserError(
             f"layer {where(node)} ({kind}) cannot be converted: it is neither linear nor a ReLU, clipped or QCFS "
             "activation, so it does not commute with the mean over time. Ways out: train the network with one of "
-            "these (neuron=relu, clip or qcfs for networks that take a neuron), or another conversion")
+            "these (neuron=relu, clip or qcfs for networks that take a neuron), or another conversion"
+        )
 
 
 def is_addition(node: fx.Node) -> bool:
     """x + y of two nodes."""
-    return node.op in ("call_function", "call_method") and function_name(node) == "add" and not node.kwargs \
-        and len(node.args) == 2 and all(isinstance(n, fx.Node) for n in node.args)
+    return (
+        node.op in ("call_function", "call_method")
+        and function_name(node) == "add"
+        and not node.kwargs
+        and len(node.args) == 2
+        and all(isinstance(n, fx.Node) for n in node.args)
+    )
 
 
 def _sizes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
@@ -637,11 +794,14 @@ def _average(pool: nn.Module, layer: str) -> nn.Module:
         kind = {"1": nn.AdaptiveAvgPool1d, "2": nn.AdaptiveAvgPool2d, "3": nn.AdaptiveAvgPool3d}[dimensions]
         return kind(pool.output_size)  # type: ignore[arg-type]
     if pool.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
-        raise UserError(f"layer {layer} is max pooling with dilation, for which there is no average pooling: choose "
-                        "conversion.maxpool=gate")
+        raise UserError(
+            f"layer {layer} is max pooling with dilation, for which there is no average pooling: choose "
+            "conversion.maxpool=gate"
+        )
     average: Any = {"1": nn.AvgPool1d, "2": nn.AvgPool2d, "3": nn.AvgPool3d}[dimensions]
-    made: nn.Module = average(pool.kernel_size, pool.stride, pool.padding, ceil_mode=pool.ceil_mode,
-                              count_include_pad=False)
+    made: nn.Module = average(
+        pool.kernel_size, pool.stride, pool.padding, ceil_mode=pool.ceil_mode, count_include_pad=False
+    )
     return made
 
 

@@ -19,8 +19,14 @@ class MaxThreshold(Placing):
     `start` in [0, 1]: v(0) in units of theta. `maxpool`: see `snnexp.conversion.graph`. Raises InvalidValue.
     """
 
-    def __init__(self, percentile: float = 100.0, scale: float = 1.0, per_channel: bool = False, start: float = 0.0,
-                 maxpool: str | None = None) -> None:
+    def __init__(
+        self,
+        percentile: float = 100.0,
+        scale: float = 1.0,
+        per_channel: bool = False,
+        start: float = 0.0,
+        maxpool: str | None = None,
+    ) -> None:
         super().__init__(per_channel, start, maxpool)
         self.percentile = number("percentile", percentile, "a percentage above 0 and at most 100", above=0, at_most=100)
         self.scale = number("scale", scale, "a number > 0", above=0)

@@ -20,8 +20,14 @@ from snnexp.timefold import unfold
 MAC, AC = 4.6e-3, 0.9e-3  # nJ of a multiply-accumulate and of an accumulate, 45 nm: Horowitz, ISSCC 2014
 
 
-def accuracies(snn: Converted | PerFrame, split: Split, steps: Sequence[int], batch_size: int, device: torch.device,
-               images: int | None = None) -> dict[int, float]:
+def accuracies(
+    snn: Converted | PerFrame,
+    split: Split,
+    steps: Sequence[int],
+    batch_size: int,
+    device: torch.device,
+    images: int | None = None,
+) -> dict[int, float]:
     """Accuracy after each of `steps`, from one simulation of the longest; on `images` spread over the split."""
     correct, order = dict.fromkeys(steps, 0), spread(split, images)
     for x, y in split.batches(batch_size, order):
@@ -31,8 +37,9 @@ def accuracies(snn: Converted | PerFrame, split: Split, steps: Sequence[int], ba
 
 
 @torch.no_grad()
-def ann_accuracy(ann: nn.Module, split: Split, batch_size: int, device: torch.device,
-                 images: int | None = None) -> float:
+def ann_accuracy(
+    ann: nn.Module, split: Split, batch_size: int, device: torch.device, images: int | None = None
+) -> float:
     """Accuracy of a network that answers [N, K], on the same images as `accuracies`."""
     order = spread(split, images)
     right = sum(int((ann(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in split.batches(batch_size, order))
@@ -126,20 +133,34 @@ def examine(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) -> tuple[
                     operations += cost * sum(len(h) * float((h != 0).float().mean()) for h in heard) / len(x)
                 else:
                     analog += cost * share
-    account = Account(int(neurons), spikes, spikes / neurons, operations, analog * MAC + operations * AC,
-                      snn.latency(T), macs, macs * MAC)
+    account = Account(
+        int(neurons),
+        spikes,
+        spikes / neurons,
+        operations,
+        analog * MAC + operations * AC,
+        snn.latency(T),
+        macs,
+        macs * MAC,
+    )
     return list(layers.values()), account
 
 
-def split_error(c: Tensor, z: Tensor, v: Tensor, count: Tensor, theta: Tensor, T: int,
-                f: nn.Module) -> dict[str, Tensor]:
+def split_error(
+    c: Tensor, z: Tensor, v: Tensor, count: Tensor, theta: Tensor, T: int, f: nn.Module
+) -> dict[str, Tensor]:
     """The parts of phi - a (see `LayerError`) by neuron: from mean input c [N, ...], the ANN's input z, the potential v
     after the last reset, the spike count, and the source's activation f."""
     even = theta / T * even_count(count, v, theta, T)
     phi, reached = theta / T * count, f(c)
     clipped = c.clamp(min=0).minimum(theta) if type(f) is nn.ReLU else reached
-    return {"error": phi - f(z), "unevenness": phi - even, "quantisation": even - clipped,
-            "clipping": clipped - reached, "propagated": reached - f(z)}
+    return {
+        "error": phi - f(z),
+        "unevenness": phi - even,
+        "quantisation": even - clipped,
+        "clipping": clipped - reached,
+        "propagated": reached - f(z),
+    }
 
 
 def even_count(count: Tensor, v: Tensor, theta: Tensor, T: int) -> Tensor:
@@ -157,8 +178,16 @@ class _Seen:
     parts: dict[str, Tensor]
 
 
-def _parts(flow: Flow, site: fx.Node, ann: Flow, twin: fx.Node, env: dict[fx.Node, Any], values: dict[fx.Node, Any],
-           state: dict[fx.Node, Any], T: int) -> _Seen:
+def _parts(
+    flow: Flow,
+    site: fx.Node,
+    ann: Flow,
+    twin: fx.Node,
+    env: dict[fx.Node, Any],
+    values: dict[fx.Node, Any],
+    state: dict[fx.Node, Any],
+    T: int,
+) -> _Seen:
     neuron, f = flow.module(site), ann.module(twin)
     assert isinstance(neuron, ScaledIF)
     assert f is not None
@@ -176,9 +205,19 @@ def _add(layer: LayerError, seen: _Seen, share: float) -> None:
     v, count, theta = seen.v, seen.count, seen.theta
     over, under = (v < 0) & (count > 0), (v >= theta) & (count < layer.T)
     spikes = seen.parts["unevenness"] * layer.T / theta
-    means = {"ann_mean": seen.a, "snn_mean": seen.phi, "threshold": theta, "firing_rate": count / layer.T,
-             "silent": count == 0, "over": over, "under": under, "over_spikes": spikes.clamp(min=0),
-             "under_spikes": -spikes.clamp(max=0), "zeros": (v < 0) & ~over, "saturated": (v >= theta) & ~under}
+    means = {
+        "ann_mean": seen.a,
+        "snn_mean": seen.phi,
+        "threshold": theta,
+        "firing_rate": count / layer.T,
+        "silent": count == 0,
+        "over": over,
+        "under": under,
+        "over_spikes": spikes.clamp(min=0),
+        "under_spikes": -spikes.clamp(max=0),
+        "zeros": (v < 0) & ~over,
+        "saturated": (v >= theta) & ~under,
+    }
     for name, value in means.items():
         setattr(layer, name, getattr(layer, name) + share * float(value.float().mean()))
     for name, value in seen.parts.items():

@@ -157,8 +157,14 @@ class Decoded(Converted):
         return self.flow.levels[self.flow.output]
 
 
-def convert(ann: nn.Module, images: Tensor, method: Method, T: int, corrections: Sequence[Correction] = (),
-            report: Report | None = None) -> tuple[Converted, list[Record]]:
+def convert(
+    ann: nn.Module,
+    images: Tensor,
+    method: Method,
+    T: int,
+    corrections: Sequence[Correction] = (),
+    report: Report | None = None,
+) -> tuple[Converted, list[Record]]:
     """The spiking network of `ann` by `method` for T steps, calibrated on `images` [N, ...], and what was done where.
 
     The caller's network is not touched, and shares nothing with the result. Raises UserError (`graph.prepare`) for

@@ -45,11 +45,15 @@ class ScaledIF(Stateful):
         self.register_buffer("v_init", torch.zeros_like(theta) if v_init is None else v_init)
         self.register_buffer("bias", torch.zeros_like(theta) if bias is None else bias)
 
-    def changed(self, theta: Tensor | None = None, v_init: Tensor | None = None,
-                bias: Tensor | None = None) -> ScaledIF:
+    def changed(
+        self, theta: Tensor | None = None, v_init: Tensor | None = None, bias: Tensor | None = None
+    ) -> ScaledIF:
         """A copy with other values."""
-        return ScaledIF(self.theta if theta is None else theta, self.v_init if v_init is None else v_init,
-                        self.bias if bias is None else bias)
+        return ScaledIF(
+            self.theta if theta is None else theta,
+            self.v_init if v_init is None else v_init,
+            self.bias if bias is None else bias,
+        )
 
     def mixed(self, better: Tensor, other: ScaledIF | FewSpike | Readout) -> ScaledIF:
         """A neuron with the values of `other` in the channels `better` [C]."""

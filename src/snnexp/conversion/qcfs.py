@@ -21,8 +21,10 @@ class QCFS(Placing):
 
     def place(self, layer: Layer) -> ScaledIF:
         if not isinstance(layer.activation, Bounded):
-            raise UserError(f"conversion=qcfs takes its thresholds from the network's activations, and layer "
-                            f"{layer.name} has a {type(layer.activation).__name__} without one: train it with "
-                            "neuron=qcfs or clip, or choose another conversion")
+            raise UserError(
+                f"conversion=qcfs takes its thresholds from the network's activations, and layer "
+                f"{layer.name} has a {type(layer.activation).__name__} without one: train it with "
+                "neuron=qcfs or clip, or choose another conversion"
+            )
         theta = bound(layer, layer.activation)
         return ScaledIF(theta, theta / 2)

@@ -66,8 +66,17 @@ def examine(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list[Layer
     parameters = sum(p.numel() for p in snn.parameters())
     length = snn.depth + 1
     more = {"at_most_two": few / neurons, "parameters": parameters, "layers": length, "interval": 2 * K}
-    return list(layers.values()), Account(neurons, spikes, spikes / neurons, operations,
-                                          analog * MAC + operations * AC, length * K, macs, macs * MAC, more)
+    return list(layers.values()), Account(
+        neurons,
+        spikes,
+        spikes / neurons,
+        operations,
+        analog * MAC + operations * AC,
+        length * K,
+        macs,
+        macs * MAC,
+        more,
+    )
 
 
 @torch.no_grad()
@@ -86,8 +95,14 @@ def counts(snn: Decoded, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def top(network: nn.Module, split: Split, ranks: Sequence[int], batch_size: int, device: torch.device,
-        images: int | None = None) -> dict[int, float]:
+def top(
+    network: nn.Module,
+    split: Split,
+    ranks: Sequence[int],
+    batch_size: int,
+    device: torch.device,
+    images: int | None = None,
+) -> dict[int, float]:
     """Share of samples whose class is among the `ranks` highest answers, on `images` spread over the split."""
     order, hits = spread(split, images), dict.fromkeys(ranks, 0)
     for x, y in split.batches(batch_size, order):
@@ -113,12 +128,20 @@ def export(snn: Decoded, path: Path) -> None:
                 out.writerow([site.target, "all" if len(T[0]) == 1 else c, t + 1, T[t][c], h[t][c], d[t][c]])
 
 
-def _add(layer: LayerError, neuron: FewSpike, count: Tensor, phi: Tensor, reached: Tensor, a: Tensor,
-         share: float) -> None:
+def _add(
+    layer: LayerError, neuron: FewSpike, count: Tensor, phi: Tensor, reached: Tensor, a: Tensor, share: float
+) -> None:
     """Add the means over one batch, `share` of all inputs."""
-    means = {"ann_mean": a, "snn_mean": phi, "threshold": neuron.T.amax(0), "firing_rate": count / layer.T,
-             "silent": (count == 0).float(), "error": (phi - a).square(), "quantisation": (phi - reached).square(),
-             "propagated": (reached - a).square()}
+    means = {
+        "ann_mean": a,
+        "snn_mean": phi,
+        "threshold": neuron.T.amax(0),
+        "firing_rate": count / layer.T,
+        "silent": (count == 0).float(),
+        "error": (phi - a).square(),
+        "quantisation": (phi - reached).square(),
+        "propagated": (reached - a).square(),
+    }
     for name, value in means.items():
         setattr(layer, name, getattr(layer, name) + share * float(value.mean()))
 

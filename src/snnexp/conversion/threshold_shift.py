@@ -21,8 +21,9 @@ class ThresholdShift(Placing):
     `form`: `potential` starts at theta/2, `bias` adds theta/(2T) to each step's input and starts at 0. InvalidValue.
     """
 
-    def __init__(self, form: str = "potential", percentile: float = 100.0, per_channel: bool = False,
-                 maxpool: str | None = None) -> None:
+    def __init__(
+        self, form: str = "potential", percentile: float = 100.0, per_channel: bool = False, maxpool: str | None = None
+    ) -> None:
         super().__init__(per_channel, 0.0, maxpool)
         self.form = choice("form", form, ("potential", "bias"))
         self.percentile = number("percentile", percentile, "a percentage above 0 and at most 100", above=0, at_most=100)

@@ -96,8 +96,15 @@ class Correction(Protocol):
     def propose(self, layer: Layer) -> Proposal | None: ...
 
 
-def walk(source: fx.GraphModule, network: fx.GraphModule, images: Tensor, T: int, method: Method,
-         corrections: Sequence[Correction] = (), report: Report | None = None) -> list[Record]:
+def walk(
+    source: fx.GraphModule,
+    network: fx.GraphModule,
+    images: Tensor,
+    T: int,
+    method: Method,
+    corrections: Sequence[Correction] = (),
+    report: Report | None = None,
+) -> list[Record]:
     """Turn `network` (see `prepare`) into the spiking network of `method` for T steps, in place.
 
     `images` [N, ...] calibrate. Each of `corrections`, in order, is proposed at each site and at the output, and kept
@@ -215,12 +222,17 @@ class Layer:
             self._weigh(torch.where(along(better, old.dim(), 0), weight, old))
         self.neuron = self.neuron.mixed(better, neuron)
         at = along(better, stats.error.dim())
-        self.stats = Stats(torch.where(at, stats.error, self.stats.error),
-                           torch.where(better, stats.square, self.stats.square))
+        self.stats = Stats(
+            torch.where(at, stats.error, self.stats.error), torch.where(better, stats.square, self.stats.square)
+        )
         if train is not None and self._train is not None:
             _take_over(better, train, self._train)
-        return Kept(correction.name, float(before.mean()), float(torch.where(better, after, before).mean()),
-                    float(better.float().mean()))
+        return Kept(
+            correction.name,
+            float(before.mean()),
+            float(torch.where(better, after, before).mean()),
+            float(better.float().mean()),
+        )
 
     def settle(self) -> None:
         """Put what was found into the network, and make the layer's output available to the layers above."""
@@ -295,8 +307,10 @@ class _Walk:
         found = [env[self._of(mode, n)] for n in wanted]
         if steps is None:
             return found
-        return [unfold(v, steps) if n in flow.timed else v.expand(steps, *v.shape)
-                for n, v in zip(wanted, found, strict=True)]
+        return [
+            unfold(v, steps) if n in flow.timed else v.expand(steps, *v.shape)
+            for n, v in zip(wanted, found, strict=True)
+        ]
 
     def _of(self, mode: Mode, node: fx.Node) -> fx.Node:
         return self.twin[node] if mode == "ann" else node
@@ -312,8 +326,9 @@ class _Walk:
         train = _unpacked(self.trains[node][:, rows].to(self.device), self.T, theta.dtype)  # type: ignore[arg-type]
         return mean_over_time(train).mul_(theta) if mode == "mean" else train.mul_(theta).flatten(0, 1)  # type: ignore[arg-type]
 
-    def store(self, site: fx.Node, current: fx.Node, activation: nn.Module, neuron: ScaledIF | FewSpike,
-              train: Tensor) -> None:
+    def store(
+        self, site: fx.Node, current: fx.Node, activation: nn.Module, neuron: ScaledIF | FewSpike, train: Tensor
+    ) -> None:
         """Place `neuron` at `site` with what it and the ANN emit there, and forget what nobody needs any more."""
         activations = _room((1, *train.shape[1:]), neuron.theta.dtype)[0]
         for rows in self.batches(1):

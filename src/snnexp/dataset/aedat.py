@@ -16,8 +16,10 @@ from snnexp.dataset.events import EventFileError, Events, not_empty
 
 SIDE, BYTES, CLOCK = 128, 8, 1 << 32
 VERSION = b"#!AER-DAT2.0"
-HEADER = VERSION + b"\r\n# int32 address, int32 timestamp (8 bytes, big-endian) for each event\r\n" \
-                   b"# Timestamps tick is 1 us\r\n"
+HEADER = (
+    VERSION + b"\r\n# int32 address, int32 timestamp (8 bytes, big-endian) for each event\r\n"
+    b"# Timestamps tick is 1 us\r\n"
+)
 
 
 def decode(data: bytes, name: str = "the recording") -> Events:
@@ -26,19 +28,24 @@ def decode(data: bytes, name: str = "the recording") -> Events:
     Raises EventFileError, which names `name`, for another format or version, a header without an end, an incomplete
     event, an address that no DVS128 has, and a clock that has wrapped (71 minutes).
     """
-    body = data[_header(data, name):]
+    body = data[_header(data, name) :]
     if len(body) % BYTES:
-        raise EventFileError(f"{name}: {len(body)} bytes after the header are no whole number of {BYTES}-byte events; "
-                             "the file is truncated or damaged")
+        raise EventFileError(
+            f"{name}: {len(body)} bytes after the header are no whole number of {BYTES}-byte events; "
+            "the file is truncated or damaged"
+        )
     address, t = np.frombuffer(body, ">u4").reshape(-1, 2).T.astype(np.int64)
     beyond = address >> 16 != 0
     if beyond.any():
         k = int(beyond.argmax())
-        raise EventFileError(f"{name}: event {k} has the address 0x{address[k]:08x}, which no DVS128 (128 x 128 "
-                             "pixels) has: the file is damaged or from another camera")
+        raise EventFileError(
+            f"{name}: event {k} has the address 0x{address[k]:08x}, which no DVS128 (128 x 128 "
+            "pixels) has: the file is damaged or from another camera"
+        )
     if (np.diff(t) < -CLOCK // 2).any():
-        raise EventFileError(f"{name}: the timestamps jump back by more than 35 minutes, so the 32-bit clock has "
-                             "wrapped")
+        raise EventFileError(
+            f"{name}: the timestamps jump back by more than 35 minutes, so the 32-bit clock has wrapped"
+        )
     pixel = address & 0x8000 == 0
     if not pixel.all():
         address, t = address[pixel], t[pixel]
@@ -71,7 +78,7 @@ def _header(data: bytes, name: str) -> int:
         what = f"it is of another version ({first})" if first.startswith("#!AER-DAT") else "it is no AEDAT file"
         raise EventFileError(f"{name}: {what}; an AEDAT 2.0 file starts with the line {VERSION.decode()}")
     end = 0
-    while data[end:end + 1] == b"#":
+    while data[end : end + 1] == b"#":
         if not (end := data.find(b"\n", end) + 1):
             raise EventFileError(f"{name}: the header has no end; the file is truncated")
     return end

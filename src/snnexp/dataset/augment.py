@@ -13,8 +13,11 @@ from torchvision.transforms import v2
 
 from snnexp.errors import choice, integer, require
 
-POLICIES = {"cifar10": v2.AutoAugmentPolicy.CIFAR10, "imagenet": v2.AutoAugmentPolicy.IMAGENET,
-            "svhn": v2.AutoAugmentPolicy.SVHN}
+POLICIES = {
+    "cifar10": v2.AutoAugmentPolicy.CIFAR10,
+    "imagenet": v2.AutoAugmentPolicy.IMAGENET,
+    "svhn": v2.AutoAugmentPolicy.SVHN,
+}
 DRAWS = 32  # of a sub-policy a batch: images that share a draw are then few, and calls do not cost more than the work
 
 
@@ -41,8 +44,12 @@ class Augment:
         if self.zoom is not None:
             zoom = self.zoom if isinstance(self.zoom, Sequence) else ()
             shares = [share for share in zoom if isinstance(share, int | float)]
-            require(len(zoom) == len(shares) == 2 and 0 < shares[0] <= shares[1] <= 1, "zoom", self.zoom,
-                    "two shares of the area, [least, largest], above 0 and at most 1, or null")
+            require(
+                len(zoom) == len(shares) == 2 and 0 < shares[0] <= shares[1] <= 1,
+                "zoom",
+                self.zoom,
+                "two shares of the area, [least, largest], above 0 and at most 1, or null",
+            )
         integer("crop", self.crop, at_least=0)
         integer("cutout", self.cutout, at_least=0)
         require(isinstance(self.flip, bool), "flip", self.flip, "true or false")

@@ -80,8 +80,9 @@ def cifar10_dvs(root: str | Path, classes: Sequence[str] | None = None, **option
     return _loaded("cifar10_dvs", Path(root).expanduser(), known, chosen)
 
 
-def cifar10_saccade(source: str, root: str | Path, camera: dvs128.DVS128 | None = None, download: bool = False,
-                    **options: object) -> Data:
+def cifar10_saccade(
+    source: str, root: str | Path, camera: dvs128.DVS128 | None = None, download: bool = False, **options: object
+) -> Data:
     """Images that move before the simulated `camera`, recorded once into AEDAT files below `cache` and read as the real
     ones are.
 
@@ -93,8 +94,10 @@ def cifar10_saccade(source: str, root: str | Path, camera: dvs128.DVS128 | None 
     x, y, classes = _images(choice("source", source, SOURCES), root, download, chosen)
     seen = hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
     key = digest(version=dvs128.VERSION, images=[source, seen, list(classes)], camera=asdict(camera))
-    directory = prepare(Path(chosen.cache).expanduser() / "cifar10_saccade" / f"recordings-{key}",
-                        lambda to: film(camera, x, y, classes, to))
+    directory = prepare(
+        Path(chosen.cache).expanduser() / "cifar10_saccade" / f"recordings-{key}",
+        lambda to: film(camera, x, y, classes, to),
+    )
     return _loaded("cifar10_saccade", directory, classes, chosen)
 
 
@@ -127,8 +130,9 @@ class OfRecordings:
         return self.augment(x.flatten(1, 2), seed).view_as(x)
 
 
-def film(camera: dvs128.DVS128, x: NDArray[np.uint8], y: NDArray[np.int64], classes: Sequence[str],
-         directory: Path) -> None:
+def film(
+    camera: dvs128.DVS128, x: NDArray[np.uint8], y: NDArray[np.int64], classes: Sequence[str], directory: Path
+) -> None:
     """Record images x [n, 32, 32] of labels y into `directory/<class>/cifar10_<class>_<k>.aedat`, k from 0 by class."""
     for name in classes:
         (directory / name).mkdir()
@@ -146,8 +150,9 @@ def film(camera: dvs128.DVS128, x: NDArray[np.uint8], y: NDArray[np.int64], clas
             pass
 
 
-def _images(source: str, root: str | Path, download: bool,
-            options: Options) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
+def _images(
+    source: str, root: str | Path, download: bool, options: Options
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
     """(grey images [n, 32, 32], labels [n], classes): the first `samples` of each class."""
     if source == "digits":
         train, test = bundled.read()
@@ -156,8 +161,11 @@ def _images(source: str, root: str | Path, download: bool,
         grey = torch.nn.functional.pad(large[:, 0].clamp(0, 1), 4 * [4]) * 255
         classes = bundled.CLASSES
     else:
-        data = standard.cifar10(root, download, cache=options.cache) if source == "cifar10" else \
-            image_folder(root, size=32, cache=options.cache)
+        data = (
+            standard.cifar10(root, download, cache=options.cache)
+            if source == "cifar10"
+            else image_folder(root, size=32, cache=options.cache)
+        )
         rows = torch.cat([data.train.index, data.val.index]).sort().values
         labels, classes = data.train.y[rows], data.classes
         kept = _first(labels, len(classes), options.samples)
@@ -182,14 +190,17 @@ def _loaded(name: str, root: Path, classes: tuple[str, ...], options: Options) -
         rows = np.random.default_rng((0, label)).permutation(len(found))
         cut = max(1, round(options.test * len(found)))
         if cut >= len(found):
-            raise UserError(f"{len(found)} recordings of the class {wanted} with dataset.test={options.test} leave "
-                            "none to train with")
+            raise UserError(
+                f"{len(found)} recordings of the class {wanted} with dataset.test={options.test} leave "
+                "none to train with"
+            )
         for part, kept in ((test, rows[:cut]), (train, rows[cut:])):
             part.places += [found[k] for k in np.sort(kept)]
             part.labels += [label] * len(kept)
     binning = Binning(options.timesteps, options.bins, options.values, options.duration)
-    data = load(name, train, test, identity, options.cache, binning, options.validation, options.seed, classes,
-                options.size)
+    data = load(
+        name, train, test, identity, options.cache, binning, options.validation, options.seed, classes, options.size
+    )
     augment = OfRecordings(Augment(crop=options.crop, flip=options.flip)) if options.crop or options.flip else None
     return replace(data, augment=augment, temporal=not options.average, averaged=options.average)
 
@@ -213,7 +224,8 @@ def _found(root: Path, name: str, samples: int | None) -> tuple[list[tuple[Path 
         f"no CIFAR10-DVS recordings of the class {name} in {root.resolve()}: looked for {name}.zip and "
         f"{name}/*_<number>.aedat. Download airplane.zip ... truck.zip from {PAGE} into that folder (extracted or "
         "not), point dataset.root at the folder that holds them, or name the classes that you have: "
-        "dataset.classes=[airplane,...]. dataset=cifar10_saccade needs no download")
+        "dataset.classes=[airplane,...]. dataset=cifar10_saccade needs no download"
+    )
 
 
 def _by_number(names: Sequence[str]) -> list[str]:

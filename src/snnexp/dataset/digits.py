@@ -46,5 +46,14 @@ def digits(validation: float = 0.1, seed: int = 0, augment: Augment | None = Non
     y = torch.from_numpy(np.concatenate([train.y, test.y]))
     kept, held_out = split_train(len(train.y), validation, seed)
     tested = torch.arange(len(train.y), len(y))
-    return Data("digits", Split(x, y, kept), Split(x, y, held_out), Split(x, y, tested), shape=(1, 8, 8),
-                classes=CLASSES, temporal=False, augment=augment, normalize=moments([x[: len(train.y)].numpy()]))
+    return Data(
+        "digits",
+        Split(x, y, kept),
+        Split(x, y, held_out),
+        Split(x, y, tested),
+        shape=(1, 8, 8),
+        classes=CLASSES,
+        temporal=False,
+        augment=augment,
+        normalize=moments([x[: len(train.y)].numpy()]),
+    )

@@ -41,8 +41,10 @@ def decode(data: bytes, height: int = HEIGHT, width: int = WIDTH, name: str = "t
     `height` x `width` sensor, or the 23-bit clock has wrapped (8.4 s; what came before it is unknown then).
     """
     if len(data) % BYTES:
-        raise EventFileError(f"{name}: {len(data)} bytes are no whole number of 5-byte events; the file is truncated "
-                             "or not in the N-MNIST format")
+        raise EventFileError(
+            f"{name}: {len(data)} bytes are no whole number of 5-byte events; the file is truncated "
+            "or not in the N-MNIST format"
+        )
     raw = np.frombuffer(data, np.uint8).reshape(-1, BYTES).astype(np.int64)
     x, y, p = raw[:, 0], raw[:, 1], raw[:, 2] >> 7
     t = (raw[:, 2] & 0x7F) << 16 | raw[:, 3] << 8 | raw[:, 4]

@@ -32,8 +32,10 @@ def count(recordings: list[Events], timesteps: int, bins: str, duration: int, he
     """
     shape = (len(recordings), timesteps, POLARITIES, height, width)
     cells = int(np.prod(shape[1:]))
-    flat = [((bin_of_event(e.t, timesteps, bins, duration) * POLARITIES + e.p) * height + e.y) * width + e.x + k * cells
-            for k, e in enumerate(recordings)]
+    flat = [
+        ((bin_of_event(e.t, timesteps, bins, duration) * POLARITIES + e.p) * height + e.y) * width + e.x + k * cells
+        for k, e in enumerate(recordings)
+    ]
     return np.bincount(np.concatenate(flat), minlength=len(recordings) * cells).reshape(shape)
 
 

@@ -17,8 +17,16 @@ from snnexp.errors import UserError, integer, require
 MODES = {1: "L", 3: "RGB"}
 
 
-def image_folder(root: str | Path, size: int | None = None, resize: int | None = None, channels: int = 3,
-                 name: str = "image_folder", train: str = "train", test: str = "test", **options: Any) -> Data:
+def image_folder(
+    root: str | Path,
+    size: int | None = None,
+    resize: int | None = None,
+    channels: int = 3,
+    name: str = "image_folder",
+    train: str = "train",
+    test: str = "test",
+    **options: Any,
+) -> Data:
     """The images below `root/<train>/<class>/` and `root/<test>/<class>/`, in any format that Pillow reads.
 
     Each becomes `channels` (3 colour, 1 grey) x `size` x `size` pixels. It is scaled until its shorter side is `resize`
@@ -45,8 +53,10 @@ def image_folder(root: str | Path, size: int | None = None, resize: int | None =
     def parts() -> tuple[Part, Part]:
         side = _size(found[0][0]) if stored is None else (stored, stored)
         number = {name: k for k, name in enumerate(classes)}
-        made = [Part([number[p.parent.name] for p in paths],
-                     partial(_read, paths, side, MODES[channels], stored is None)) for paths in found]
+        made = [
+            Part([number[p.parent.name] for p in paths], partial(_read, paths, side, MODES[channels], stored is None))
+            for paths in found
+        ]
         return made[0], made[1]
 
     identity = [stored, channels, *(files(paths) for paths in found)]
@@ -58,8 +68,10 @@ def _listed(folder: Path) -> list[Path]:
     paths = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in IMG_EXTENSIONS)
     filled = {p.parent for p in paths}
     if not paths:
-        raise UserError(f"no images in {folder}: looked for {folder.name}/<class>/<image> "
-                        f"({', '.join(IMG_EXTENSIONS)}); point dataset.root at the folder above")
+        raise UserError(
+            f"no images in {folder}: looked for {folder.name}/<class>/<image> "
+            f"({', '.join(IMG_EXTENSIONS)}); point dataset.root at the folder above"
+        )
     if empty := sorted(p for p in folder.iterdir() if p.is_dir() and p not in filled):
         raise UserError(f"no images in the class folder {empty[0]}: fill it or remove it")
     return paths
@@ -76,8 +88,10 @@ def _read(paths: list[Path], side: tuple[int, int], mode: str, exact: bool, rows
     for k, row in enumerate(rows):
         with _opened(paths[row]) as image:
             if exact and (image.height, image.width) != side:
-                raise UserError(f"{paths[row]} has {image.height} x {image.width} pixels, the first image "
-                                f"{side[0]} x {side[1]}: set dataset.size to bring all to one size")
+                raise UserError(
+                    f"{paths[row]} has {image.height} x {image.width} pixels, the first image "
+                    f"{side[0]} x {side[1]}: set dataset.size to bring all to one size"
+                )
             try:
                 pixels = _cut(image.convert(mode), side)
             except Exception as error:  # Pillow raises many kinds
@@ -102,4 +116,5 @@ def _cut(image: Image.Image, side: tuple[int, int]) -> Image.Image:
     wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))
     left, top = (wide - width) // 2, (high - height) // 2
     return image.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=3.0).crop(
-        (left, top, left + width, top + height))
+        (left, top, left + width, top + height)
+    )

@@ -54,20 +54,33 @@ class Options:
         require(isinstance(self.in_memory, bool), "in_memory", self.in_memory, "true or false")
         for name, values in (("mean", self.mean), ("std", self.std)):
             for value in values or ():
-                number(name, value, "numbers in units of the largest value, std above 0",
-                       at_least=0, above=0 if name == "std" else -1)
+                number(
+                    name,
+                    value,
+                    "numbers in units of the largest value, std above 0",
+                    at_least=0,
+                    above=0 if name == "std" else -1,
+                )
 
 
-def load(name: str, parts: Callable[[], tuple[Part, Part]], identity: object, classes: Sequence[str],
-         options: Options, size: int | None = None) -> Data:
+def load(
+    name: str,
+    parts: Callable[[], tuple[Part, Part]],
+    identity: object,
+    classes: Sequence[str],
+    options: Options,
+    size: int | None = None,
+) -> Data:
     """`Data` with x uint8 [n, C, H, W] from the prepared cache; if it is not there, `parts()` (train, test) make it.
 
     `identity` names the images and how they are read: it keys the cache. Of stored images that are larger than `size`
     the middle is shown; `augment.zoom` takes its parts from the whole. Test images never validate. Raises
     InvalidValue, and what reading raises.
     """
-    directory = prepare(Path(options.cache).expanduser() / name / f"images-{digest(identity=identity)}",
-                        lambda to: _store(name, parts(), to))
+    directory = prepare(
+        Path(options.cache).expanduser() / name / f"images-{digest(identity=identity)}",
+        lambda to: _store(name, parts(), to),
+    )
     meta = json.loads((directory / "meta.json").read_text())
     # copy-on-write, as torch knows no read-only tensors
     x = torch.from_numpy(np.load(directory / "images.npy", mmap_mode=None if options.in_memory else "c"))
@@ -83,10 +96,17 @@ def load(name: str, parts: Callable[[], tuple[Part, Part]], identity: object, cl
     for key, values in (("mean", mean), ("std", std)):
         require(len(values) == shape[0], key, list(values), f"{shape[0]} numbers, one a channel")
     log.info("%s: %d images to train, %d to validate, %d to test", name, len(kept), len(held_out), len(y) - trained)
-    return Data(name, Split(x if zoom else shown, y, kept), Split(shown, y, held_out),
-                Split(shown, y, torch.arange(trained, len(y))),
-                shape=shape, classes=tuple(classes), temporal=False, augment=augment,
-                normalize=(tuple(mean), tuple(std)))
+    return Data(
+        name,
+        Split(x if zoom else shown, y, kept),
+        Split(shown, y, held_out),
+        Split(shown, y, torch.arange(trained, len(y))),
+        shape=shape,
+        classes=tuple(classes),
+        temporal=False,
+        augment=augment,
+        normalize=(tuple(mean), tuple(std)),
+    )
 
 
 def middle(x: Tensor, size: int | None) -> Tensor:
@@ -100,10 +120,14 @@ def middle(x: Tensor, size: int | None) -> Tensor:
 def _store(name: str, parts: Sequence[Part], directory: Path) -> None:
     """Write `parts`, in order, to `directory`: images.npy, labels.npy, meta.json; mean and std are of the first."""
     labels = np.array([label for part in parts for label in part.labels], np.int64)
-    chunks = [(part, range(start, min(start + CHUNK, len(part.labels))))
-              for part in parts for start in range(0, len(part.labels), CHUNK)]
-    bar = progress(in_order(lambda chunk: chunk[0].read(chunk[1]), chunks), f"{name}: reading", len(labels), len,
-                   "images")
+    chunks = [
+        (part, range(start, min(start + CHUNK, len(part.labels))))
+        for part in parts
+        for start in range(0, len(part.labels), CHUNK)
+    ]
+    bar = progress(
+        in_order(lambda chunk: chunk[0].read(chunk[1]), chunks), f"{name}: reading", len(labels), len, "images"
+    )
     sums = Sums()
     with (directory / "images.npy").open("wb") as file:  # written, not mapped: a full disk is an error, not a SIGBUS
         left = len(parts[0].labels)

@@ -11,9 +11,18 @@ from snnexp.errors import UserError, integer
 PAGE = "https://www.garrickorchard.com/datasets/n-mnist"
 
 
-def nmnist(root: str | Path, cache: str | Path, timesteps: int, bins: str = "count", values: str = "count",
-           duration: int = 315_000, validation: float = 0.1, seed: int = 0, train_samples: int | None = None,
-           test_samples: int | None = None) -> Data:
+def nmnist(
+    root: str | Path,
+    cache: str | Path,
+    timesteps: int,
+    bins: str = "count",
+    values: str = "count",
+    duration: int = 315_000,
+    validation: float = 0.1,
+    seed: int = 0,
+    train_samples: int | None = None,
+    test_samples: int | None = None,
+) -> Data:
     """The real recordings below `root`: `Train.zip` and `Test.zip` as downloaded, or folders `Train` and `Test`.
 
     Any subset will do; `train_samples` and `test_samples` use the first so many. Nothing is written to `root`.
@@ -43,4 +52,5 @@ def _source(root: Path, split: str, limit: int | None) -> Archive | Folder:
     raise UserError(
         f"no N-MNIST {split} recordings in {root.resolve()}: looked for {split}.zip and {split}/<digit>/<number>.bin. "
         f"Download Train.zip and Test.zip from {PAGE} into that folder (extracted or not), "
-        "or point dataset.root at the folder that holds them.")
+        "or point dataset.root at the folder that holds them."
+    )

@@ -81,8 +81,9 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: i
             yield future.result()
 
 
-def progress(chunks: Iterable[Result], what: str, total: int, size: Callable[[Result], int],
-             unit: str = "recordings") -> Iterator[Result]:
+def progress(
+    chunks: Iterable[Result], what: str, total: int, size: Callable[[Result], int], unit: str = "recordings"
+) -> Iterator[Result]:
     """Pass `chunks` on while a bar on stderr shows how many of `total` are done; off a terminal, log start and end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -56,8 +56,10 @@ class Folder:
     def identity(self) -> list[object]:
         """What changes when the files do: path, size and time of last change of each."""
         stats = ((p, p.stat()) for p in self.files)
-        return [str(self.path.resolve()), *((p.name, label, s.st_size, s.st_mtime_ns)
-                                            for label, (p, s) in zip(self.labels, stats, strict=True))]
+        return [
+            str(self.path.resolve()),
+            *((p.name, label, s.st_size, s.st_mtime_ns) for label, (p, s) in zip(self.labels, stats, strict=True)),
+        ]
 
     def read(self, k: int) -> events.Events:
         """Recording `k` of the list."""
@@ -118,8 +120,18 @@ class Source(Protocol):
     def read(self, k: int) -> events.Events: ...
 
 
-def load(name: str, train: Source, test: Source, identity: object, cache: str | Path, binning: Binning,
-         validation: float, seed: int, classes: tuple[str, ...] = DIGITS, side: int = events.HEIGHT) -> Data:
+def load(
+    name: str,
+    train: Source,
+    test: Source,
+    identity: object,
+    cache: str | Path,
+    binning: Binning,
+    validation: float,
+    seed: int,
+    classes: tuple[str, ...] = DIGITS,
+    side: int = events.HEIGHT,
+) -> Data:
     """`Data` with x uint8 [n, T, 2, side, side] (channel 0 OFF, 1 ON), memory-mapped from `cache`, binned if needed.
 
     `identity` names the recordings: with the binning it keys the cache. `validation`, a share between 0 and 1, of the
@@ -139,15 +151,25 @@ def load(name: str, train: Source, test: Source, identity: object, cache: str | 
     kept, held_out = split_train(meta["train"], validation, seed)
     log.info("%s: %d recordings to train, %d to validate, %d to test", name, len(kept), len(held_out), meta["test"])
     rows = torch.arange(meta["train"], meta["train"] + meta["test"])
-    return Data(name, Split(x, y, kept), Split(x, y, held_out), Split(x, y, rows), shape=tuple(x.shape[2:]),
-                classes=classes, temporal=True)
+    return Data(
+        name,
+        Split(x, y, kept),
+        Split(x, y, held_out),
+        Split(x, y, rows),
+        shape=tuple(x.shape[2:]),
+        classes=classes,
+        temporal=True,
+    )
 
 
 def _bin(name: str, sources: Sequence[Source], binning: Binning, side: int, directory: Path) -> None:
     """Bin `sources`, in order, into `directory`: frames.npy, labels.npy, meta.json."""
     size = max(1, CHUNK // side**2)
-    chunks = [(source, range(start, min(start + size, len(source.labels))))
-              for source in sources for start in range(0, len(source.labels), size)]
+    chunks = [
+        (source, range(start, min(start + size, len(source.labels))))
+        for source in sources
+        for start in range(0, len(source.labels), size)
+    ]
 
     def binned(chunk: tuple[Source, range]) -> tuple[NDArray[np.uint8], int]:
         source, rows = chunk

@@ -27,21 +27,49 @@ CHUNK = 32  # images the camera sees at a time: its arrays then stay in the cach
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
-def digits_saccade(cache: str | Path, timesteps: int, bins: str = "count", values: str = "count",
-                   duration: int = 315_000, validation: float = 0.1, seed: int = 0,
-                   camera: Camera | None = None) -> Data:
+def digits_saccade(
+    cache: str | Path,
+    timesteps: int,
+    bins: str = "count",
+    values: str = "count",
+    duration: int = 315_000,
+    validation: float = 0.1,
+    seed: int = 0,
+    camera: Camera | None = None,
+) -> Data:
     """scikit-learn's 1,797 handwritten digits (1,437 to train and validate, 360 to test) seen by `camera`.
 
     See `recordings.load` and `frames.bin_of_event` for the other arguments and for what is returned.
     """
-    return _filmed("digits_saccade", digits, "scikit-learn digits, split 1", camera or Camera(), cache,
-                   Binning(timesteps, bins, values, duration), validation, seed)
+    return _filmed(
+        "digits_saccade",
+        digits,
+        "scikit-learn digits, split 1",
+        camera or Camera(),
+        cache,
+        Binning(timesteps, bins, values, duration),
+        validation,
+        seed,
+    )
 
 
-def mnist_saccade(root: str | Path, cache: str | Path, timesteps: int, bins: str = "count", values: str = "count",
-                  duration: int = 315_000, validation: float = 0.1, seed: int = 0, camera: Camera | None = None,
-                  train_samples: int | None = None, test_samples: int | None = None, download: bool = False,
-                  name: str = "mnist_saccade", folder: str = "MNIST", classes: tuple[str, ...] = DIGITS) -> Data:
+def mnist_saccade(
+    root: str | Path,
+    cache: str | Path,
+    timesteps: int,
+    bins: str = "count",
+    values: str = "count",
+    duration: int = 315_000,
+    validation: float = 0.1,
+    seed: int = 0,
+    camera: Camera | None = None,
+    train_samples: int | None = None,
+    test_samples: int | None = None,
+    download: bool = False,
+    name: str = "mnist_saccade",
+    folder: str = "MNIST",
+    classes: tuple[str, ...] = DIGITS,
+) -> Data:
     """torchvision's MNIST below `root` seen by `camera`: the first `train_samples` and `test_samples`, null for all.
 
     `download=True` lets torchvision fetch the images. Raises UserError that says where it looked if there are none.
@@ -62,8 +90,10 @@ def mnist_saccade(root: str | Path, cache: str | Path, timesteps: int, bins: str
     source = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
 
     def images() -> tuple[Images, Images]:
-        train, test = (Images(read_idx(files[k])[:cut], read_idx(files[k + 1])[:cut].astype(np.int64))
-                       for k, cut in zip((0, 2), limits, strict=True))
+        train, test = (
+            Images(read_idx(files[k])[:cut], read_idx(files[k + 1])[:cut].astype(np.int64))
+            for k, cut in zip((0, 2), limits, strict=True)
+        )
         return train, test
 
     return _filmed(name, images, [source, limits], camera or Camera(), cache, binning, validation, seed, classes)
@@ -71,8 +101,15 @@ def mnist_saccade(root: str | Path, cache: str | Path, timesteps: int, bins: str
 
 def fashion_mnist_saccade(root: str | Path, cache: str | Path, timesteps: int, **settings: object) -> Data:
     """As `mnist_saccade`, with torchvision's FashionMNIST."""
-    return mnist_saccade(root, cache, timesteps, **settings, name="fashion_mnist_saccade",  # type: ignore[arg-type]
-                         folder="FashionMNIST", classes=CLOTHES)
+    return mnist_saccade(
+        root,
+        cache,
+        timesteps,
+        **settings,
+        name="fashion_mnist_saccade",  # type: ignore[arg-type]
+        folder="FashionMNIST",
+        classes=CLOTHES,
+    )
 
 
 def digits() -> tuple[Images, Images]:
@@ -92,7 +129,7 @@ def digits() -> tuple[Images, Images]:
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """The array in an MNIST file, gzipped or not. Raises UserError if it is damaged (format: LeCun et al. 1998)."""
     try:
-        with (gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             data = file.read()
         zero, kind, axes = int.from_bytes(data[:2], "big"), data[2], data[3]
         if (zero, kind) != (0, 8):
@@ -108,12 +145,23 @@ def find_idx(raw: Path, part: str) -> Path:
     for path in (raw / f"{part}-ubyte", raw / f"{part}-ubyte.gz"):
         if path.exists():
             return path
-    raise UserError(f"no {part}-ubyte or {part}-ubyte.gz in {raw.resolve()}: point dataset.root at torchvision's "
-                    "folder, or set dataset.download=true to let torchvision fetch it")
+    raise UserError(
+        f"no {part}-ubyte or {part}-ubyte.gz in {raw.resolve()}: point dataset.root at torchvision's "
+        "folder, or set dataset.download=true to let torchvision fetch it"
+    )
 
 
-def _filmed(name: str, images: Callable[[], tuple[Images, Images]], source: object, camera: Camera, cache: str | Path,
-            binning: Binning, validation: float, seed: int, classes: tuple[str, ...] = DIGITS) -> Data:
+def _filmed(
+    name: str,
+    images: Callable[[], tuple[Images, Images]],
+    source: object,
+    camera: Camera,
+    cache: str | Path,
+    binning: Binning,
+    validation: float,
+    seed: int,
+    classes: tuple[str, ...] = DIGITS,
+) -> Data:
     """`Data` of `images`, recorded once by `camera` into N-MNIST files below `cache`; `source` names the images."""
     validation_share(validation)
     key = digest(version=VERSION, source=source, camera=asdict(camera))
@@ -122,8 +170,9 @@ def _filmed(name: str, images: Callable[[], tuple[Images, Images]], source: obje
         film(camera, dict(zip(("Train", "Test"), images(), strict=True)), directory, name)
 
     directory = prepare(Path(cache).expanduser() / name / f"recordings-{key}", record)
-    return load(name, Folder(directory / "Train"), Folder(directory / "Test"), key, cache, binning, validation, seed,
-                classes)
+    return load(
+        name, Folder(directory / "Train"), Folder(directory / "Test"), key, cache, binning, validation, seed, classes
+    )
 
 
 def film(camera: Camera, images: dict[str, Images], directory: Path, name: str) -> None:
@@ -135,7 +184,7 @@ def film(camera: Camera, images: dict[str, Images], directory: Path, name: str) 
 
     def shoot(chunk: tuple[str, int]) -> int:
         split, start = chunk
-        x, y = images[split].x[start:start + CHUNK], images[split].y[start:start + CHUNK]
+        x, y = images[split].x[start : start + CHUNK], images[split].y[start : start + CHUNK]
         keys = [2 * k + (split == "Test") for k in range(start, start + len(y))]
         for k, (recording, label) in enumerate(zip(camera.record(x, keys), y, strict=True)):
             events.write(directory / split / str(label) / f"{start + k + 1:05d}.bin", recording)

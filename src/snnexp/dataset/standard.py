@@ -57,8 +57,10 @@ def fetch(kind: Callable[..., Any], root: Path) -> None:
         kind(str(root), download=True)
     except (OSError, RuntimeError) as error:
         name, reason = getattr(kind, "__name__", str(kind)), " ".join(str(error).split())
-        raise UserError(f"{name} cannot be fetched to {root}: {reason} Where there is no network, copy the files there "
-                        "or point dataset.root at a folder that has them") from error
+        raise UserError(
+            f"{name} cannot be fetched to {root}: {reason} Where there is no network, copy the files there "
+            "or point dataset.root at a folder that has them"
+        ) from error
 
 
 def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: Options) -> Data:
@@ -69,16 +71,20 @@ def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: O
         fetch(kind, root)
     for path in paths:
         if not path.exists():
-            raise UserError(f"no {path.name} in {folder}: point dataset.root at the folder that holds "
-                            f"{kind.base_folder}, or set dataset.download=true to let torchvision fetch it")
+            raise UserError(
+                f"no {path.name} in {folder}: point dataset.root at the folder that holds "
+                f"{kind.base_folder}, or set dataset.download=true to let torchvision fetch it"
+            )
     meta = folder / kind.meta["filename"]
 
     def parts() -> tuple[Part, Part]:
         try:  # torchvision compares checksums before it unpickles anything
             train, test = (kind(str(root), train=part) for part in (True, False))
         except (RuntimeError, OSError) as error:
-            raise UserError(f"{folder} does not hold the files that were published ({error}): remove it and set "
-                            "dataset.download=true") from error
+            raise UserError(
+                f"{folder} does not hold the files that were published ({error}): remove it and set "
+                "dataset.download=true"
+            ) from error
         return tuple(of_array(np.ascontiguousarray(p.data.transpose(0, 3, 1, 2)), p.targets) for p in (train, test))  # type: ignore[return-value]
 
     name = kind.__name__.lower()

@@ -47,8 +47,9 @@ class Target:
     limit: float
 
     @staticmethod
-    def on(f: Callable[[Tensor], Tensor], interval: tuple[float, float], points: int, limit: float,
-           density: Density | None) -> Target:
+    def on(
+        f: Callable[[Tensor], Tensor], interval: tuple[float, float], points: int, limit: float, density: Density | None
+    ) -> Target:
         low, high = interval
         x = low + (high - low) * (torch.arange(points) + 0.5) / points
         w = torch.ones_like(x) if density is None else density(x)
@@ -77,8 +78,17 @@ class Target:
         return torch.bmm(weighted, z.transpose(1, 2)), weighted @ self.y
 
 
-def fit(activation: str, interval: tuple[float, float], K: int, limit: float, *, rounds: int, seed: int = 0,
-        density: Density | None = None, report: Report | None = None) -> Fitted:
+def fit(
+    activation: str,
+    interval: tuple[float, float],
+    K: int,
+    limit: float,
+    *,
+    rounds: int,
+    seed: int = 0,
+    density: Density | None = None,
+    report: Report | None = None,
+) -> Fitted:
     """Coefficients of `activation` on `interval` in K steps, with at most `limit` spikes on average.
 
     Inputs count by `density` (None: uniformly). `rounds` of the search; a function of `seed`.
@@ -114,8 +124,12 @@ class _Chains(NamedTuple):
     def or_better(self, other: _Chains, slack: float | Tensor = 0.0) -> _Chains:
         """Each chain, or the other one where that is better, or worse by less than `slack`."""
         better = other.cost < self.cost + slack
-        return _Chains(*(torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old)
-                         for new, old in zip(other, self, strict=True)))
+        return _Chains(
+            *(
+                torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old)
+                for new, old in zip(other, self, strict=True)
+            )
+        )
 
     def rows(self, row: Tensor) -> _Chains:
         return _Chains(*(part[row] for part in self))

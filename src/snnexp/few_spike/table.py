@@ -24,15 +24,33 @@ from snnexp.dynamics import fires
 from snnexp.errors import InvalidValue, UserError
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu, "silu": F.silu, "sigmoid": torch.sigmoid, "gelu": F.gelu, "tanh": torch.tanh,
-    "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid, "elu": F.elu, "leaky_relu": F.leaky_relu, "mish": F.mish,
-    "softplus": F.softplus, "selu": F.selu, "celu": F.celu, "softsign": F.softsign, "tanhshrink": F.tanhshrink,
-    "logsigmoid": F.logsigmoid, "hardtanh": F.hardtanh}
+    "relu": F.relu,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "elu": F.elu,
+    "leaky_relu": F.leaky_relu,
+    "mish": F.mish,
+    "softplus": F.softplus,
+    "selu": F.selu,
+    "celu": F.celu,
+    "softsign": F.softsign,
+    "tanhshrink": F.tanhshrink,
+    "logsigmoid": F.logsigmoid,
+    "hardtanh": F.hardtanh,
+}
 RANGES: dict[str, tuple[tuple[float, float], ...]] = {  # of the shipped coefficients; the first is the talk's
-    "relu": ((0.0, 25.0),), "silu": ((-8.0, 12.0), (-6.0, 6.0), (-4.0, 3.0), (-1.0, 1.0)),
+    "relu": ((0.0, 25.0),),
+    "silu": ((-8.0, 12.0), (-6.0, 6.0), (-4.0, 3.0), (-1.0, 1.0)),
     "sigmoid": ((-10.0, 10.0), (-5.0, 5.0)),
-    "gelu": ((-4.0, 10.0), (-4.0, 4.0)), "tanh": ((-4.0, 4.0), (-2.0, 2.0)), "hardswish": ((-4.0, 10.0), (-4.0, 4.0)),
-    "hardsigmoid": ((-4.0, 4.0),)}
+    "gelu": ((-4.0, 10.0), (-4.0, 4.0)),
+    "tanh": ((-4.0, 4.0), (-2.0, 2.0)),
+    "hardswish": ((-4.0, 10.0), (-4.0, 4.0)),
+    "hardsigmoid": ((-4.0, 4.0),),
+}
 SHIPPED = Path(__file__).parent / "coefficients"
 POINTS = 10**6  # uniformly spaced, at which errors are measured
 
@@ -67,7 +85,7 @@ def spikes(x: Tensor, table: Table) -> Iterable[Tensor]:
     v = x.clone()
     for T, h in zip(table.T, table.h, strict=True):
         z = fires(v, T)  # Eq. (1)
-        v -= h * z       # Eq. (2)
+        v -= h * z  # Eq. (2)
         yield z
 
 
@@ -99,8 +117,9 @@ def measured(activation: str, interval: tuple[float, float], table: Table, point
         y += d * z
         count += z
     error = y - FUNCTIONS[activation](x)
-    return Fitted(activation, interval, table, float(error.square().mean()), float(error.abs().max()),
-                  float(count.mean()))
+    return Fitted(
+        activation, interval, table, float(error.square().mean()), float(error.abs().max()), float(count.mean())
+    )
 
 
 def save(tables: Sequence[Fitted], path: Path) -> None:
@@ -109,8 +128,11 @@ def save(tables: Sequence[Fitted], path: Path) -> None:
     for fit in tables:
         numbers = {name: [float(f"{v:.9g}") for v in part.tolist()] for name, part in fit.table._asdict().items()}
         errors = f"mse: {fit.mse:.4g}, largest: {fit.largest:.4g}, spikes: {fit.spikes:.4g}"
-        lines.append(f"- {{K: {fit.table.K}, range: {list(fit.range)}, {errors}, " +
-                     ", ".join(f"{name}: {values}" for name, values in numbers.items()) + "}")
+        lines.append(
+            f"- {{K: {fit.table.K}, range: {list(fit.range)}, {errors}, "
+            + ", ".join(f"{name}: {values}" for name, values in numbers.items())
+            + "}"
+        )
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -124,14 +146,23 @@ def load(activation: str, folder: Path | None = None) -> list[Fitted]:
         return []
     try:
         content = yaml.safe_load(path.read_text())
-        found = [Fitted(content["activation"], (float(t["range"][0]), float(t["range"][1])),
-                        Table(*(torch.tensor(t[name], dtype=torch.float64) for name in Table._fields)),
-                        float(t["mse"]), float(t["largest"]), float(t["spikes"])) for t in content["tables"]]
+        found = [
+            Fitted(
+                content["activation"],
+                (float(t["range"][0]), float(t["range"][1])),
+                Table(*(torch.tensor(t[name], dtype=torch.float64) for name in Table._fields)),
+                float(t["mse"]),
+                float(t["largest"]),
+                float(t["spikes"]),
+            )
+            for t in content["tables"]
+        ]
     except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{path} holds no few-spike coefficients as task=fit_few_spike writes them: {error}") from error
     for fit in found:
-        if not len(fit.table.T) == len(fit.table.h) == len(fit.table.d) > 0 \
-                or not all(part.isfinite().all() for part in fit.table):
+        if not len(fit.table.T) == len(fit.table.h) == len(fit.table.d) > 0 or not all(
+            part.isfinite().all() for part in fit.table
+        ):
             raise UserError(f"{path}: T, h and d must be lists of K finite numbers each")
     return found
 

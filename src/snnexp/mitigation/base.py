@@ -61,8 +61,10 @@ class Mitigated(Converted):
         for site in self.flow.sites:
             placed = self.flow.module(site)
             if type(placed) is not ScaledIF:
-                raise UserError(f"mitigation= takes integrate-and-fire neurons, and layer {site.target} has a "
-                                f"{type(placed).__name__}: choose mitigation=none, or another conversion")
+                raise UserError(
+                    f"mitigation= takes integrate-and-fire neurons, and layer {site.target} has a "
+                    f"{type(placed).__name__}: choose mitigation=none, or another conversion"
+                )
             self.flow.replace(site, mitigation.neuron(placed))
 
     def latency(self, T: int) -> int:
@@ -88,8 +90,11 @@ class Mitigated(Converted):
         env, simulation = self._simulated(x, T)
         self.flow.run(self.flow.tail, env, T)
         if again := self.mitigation.again:
-            heard = {node: unfold(env[node], T)[:again].flatten(0, 1) for node in self.flow.body
-                     if isinstance(env[node], Tensor)}
+            heard = {
+                node: unfold(env[node], T)[:again].flatten(0, 1)
+                for node in self.flow.body
+                if isinstance(env[node], Tensor)
+            }
             simulation.before.extend([heard] * self.mitigation.rounds)
         return simulation
 
@@ -116,6 +121,7 @@ class Mitigated(Converted):
         """The output from the means over the first t of T steps."""
         flow = self.flow
         means = {n: env[n] for n in (flow.placeholder, *flow.head)} | {
-            n: unfold(env[n], T)[:t].mean(0) for n in flow.emitting}
+            n: unfold(env[n], T)[:t].mean(0) for n in flow.emitting
+        }
         flow.run(flow.tail, means)
         return fx.map_arg(flow.output.args[0], means.__getitem__)

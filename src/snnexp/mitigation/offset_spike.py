@@ -66,5 +66,6 @@ class Offset(ScaledIF):
         left = left - moved
         seldom, often = (left >= theta) & ~fired.all(0), (left < 0) & fired.any(0)
         margin = MARGIN * theta
-        return torch.where(seldom, (up + margin).maximum(theta), 0) - torch.where(often, (down + margin).maximum(theta),
-                                                                                  0)
+        return torch.where(seldom, (up + margin).maximum(theta), 0) - torch.where(
+            often, (down + margin).maximum(theta), 0
+        )

@@ -58,5 +58,9 @@ def he_init(network: nn.Module) -> None:
 
 def at_least(shape: tuple[int, ...], side: int, model: str) -> None:
     """Raise InvalidValue unless `shape` is that of images [C, H, W] with sides of at least `side` pixels."""
-    require(len(shape) == 3 and min(shape[1:]) >= side, "shape", tuple(shape),
-            f"(channels, height, width) of at least {side} x {side} pixels for {model}")
+    require(
+        len(shape) == 3 and min(shape[1:]) >= side,
+        "shape",
+        tuple(shape),
+        f"(channels, height, width) of at least {side} x {side} pixels for {model}",
+    )

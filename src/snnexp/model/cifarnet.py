@@ -17,15 +17,35 @@ class CIFARNet(nn.Sequential):
     fully connected layer, in [0, 1). `pooling`, `readout`: see `snnexp.model`. Raises InvalidValue.
     """
 
-    def __init__(self, shape: tuple[int, ...], classes: int, neuron: Neuron, *, width: int, dropout: float,
-                 pooling: str, readout: str) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        neuron: Neuron,
+        *,
+        width: int,
+        dropout: float,
+        pooling: str,
+        readout: str,
+    ) -> None:
         w = integer("width", width, at_least=1)
         at_least(shape, 4, "cifarnet")
         channels, height, columns = shape
         super().__init__(
-            *conv_unit(channels, w, neuron), *conv_unit(w, 2 * w, neuron), pool2(pooling),
-            *conv_unit(2 * w, 4 * w, neuron), pool2(pooling),
-            *conv_unit(4 * w, 8 * w, neuron), *conv_unit(8 * w, 4 * w, neuron), nn.Flatten(),
-            Dropout(dropout), nn.Linear(4 * w * (height // 4) * (columns // 4), 8 * w), neuron(),
-            Dropout(dropout), nn.Linear(8 * w, 4 * w), neuron(),
-            nn.Linear(4 * w, classes), readout_site(readout, neuron))
+            *conv_unit(channels, w, neuron),
+            *conv_unit(w, 2 * w, neuron),
+            pool2(pooling),
+            *conv_unit(2 * w, 4 * w, neuron),
+            pool2(pooling),
+            *conv_unit(4 * w, 8 * w, neuron),
+            *conv_unit(8 * w, 4 * w, neuron),
+            nn.Flatten(),
+            Dropout(dropout),
+            nn.Linear(4 * w * (height // 4) * (columns // 4), 8 * w),
+            neuron(),
+            Dropout(dropout),
+            nn.Linear(8 * w, 4 * w),
+            neuron(),
+            nn.Linear(4 * w, classes),
+            readout_site(readout, neuron),
+        )

@@ -15,13 +15,20 @@ class ConvNet(nn.Sequential):
     Raises InvalidValue.
     """
 
-    def __init__(self, shape: tuple[int, ...], classes: int, neuron: Neuron, *, width: int, pooling: str,
-                 readout: str) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], classes: int, neuron: Neuron, *, width: int, pooling: str, readout: str
+    ) -> None:
         width = integer("width", width, at_least=1)
         at_least(shape, 4, "convnet")
         channels, height, columns = shape
         super().__init__(
-            *conv_unit(channels, width, neuron), *conv_unit(width, width, neuron), pool2(pooling),
-            *conv_unit(width, 2 * width, neuron), *conv_unit(2 * width, 2 * width, neuron), pool2(pooling),
-            nn.Flatten(), nn.Linear(2 * width * (height // 4) * (columns // 4), classes),
-            readout_site(readout, neuron))
+            *conv_unit(channels, width, neuron),
+            *conv_unit(width, width, neuron),
+            pool2(pooling),
+            *conv_unit(width, 2 * width, neuron),
+            *conv_unit(2 * width, 2 * width, neuron),
+            pool2(pooling),
+            nn.Flatten(),
+            nn.Linear(2 * width * (height // 4) * (columns // 4), classes),
+            readout_site(readout, neuron),
+        )

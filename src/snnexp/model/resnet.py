@@ -15,23 +15,43 @@ from snnexp.errors import choice, integer, require
 from snnexp.model import Neuron, at_least, conv3, he_init, readout_site
 
 
-def cifar_resnet(shape: tuple[int, ...], classes: int, neuron: Neuron, *, depth: int, width: int, shortcut: str,
-                 readout: str) -> ResNet:
+def cifar_resnet(
+    shape: tuple[int, ...], classes: int, neuron: Neuron, *, depth: int, width: int, shortcut: str, readout: str
+) -> ResNet:
     """`depth` = 6n + 2 weighted layers (8, 14, 20, 32, 44, 50, 56, 110, ...); stages of `width`, 2 `width`, 4 `width`
     channels (16 in the paper). Other arguments: `ResNet`. Raises InvalidValue."""
-    require(isinstance(depth, int) and depth >= 8 and depth % 6 == 2, "depth", depth,
-            "6n + 2: 8, 14, 20, 26, 32, 38, 44, 50, 56, 110, ...")
+    require(
+        isinstance(depth, int) and depth >= 8 and depth % 6 == 2,
+        "depth",
+        depth,
+        "6n + 2: 8, 14, 20, 26, 32, 38, 44, 50, 56, 110, ...",
+    )
     width = integer("width", width, at_least=1)
-    return ResNet(shape, classes, neuron, blocks=3 * [(depth - 2) // 6], widths=[width, 2 * width, 4 * width],
-                  shortcut=shortcut, readout=readout)
+    return ResNet(
+        shape,
+        classes,
+        neuron,
+        blocks=3 * [(depth - 2) // 6],
+        widths=[width, 2 * width, 4 * width],
+        shortcut=shortcut,
+        readout=readout,
+    )
 
 
-def resnet18(shape: tuple[int, ...], classes: int, neuron: Neuron, *, width: int, shortcut: str,
-             readout: str) -> ResNet:
+def resnet18(
+    shape: tuple[int, ...], classes: int, neuron: Neuron, *, width: int, shortcut: str, readout: str
+) -> ResNet:
     """Four stages of two blocks, of `width` (64 in the papers), 2, 4 and 8 times as many channels; see `ResNet`."""
     width = integer("width", width, at_least=1)
-    return ResNet(shape, classes, neuron, blocks=[2, 2, 2, 2], widths=[width * 2**k for k in range(4)],
-                  shortcut=shortcut, readout=readout)
+    return ResNet(
+        shape,
+        classes,
+        neuron,
+        blocks=[2, 2, 2, 2],
+        widths=[width * 2**k for k in range(4)],
+        shortcut=shortcut,
+        readout=readout,
+    )
 
 
 class ResNet(nn.Module):
@@ -41,8 +61,17 @@ class ResNet(nn.Module):
     (no weights), `B` is a 1 x 1 convolution with BatchNorm. `readout`: see `readout_site`. Raises InvalidValue.
     """
 
-    def __init__(self, shape: tuple[int, ...], classes: int, neuron: Neuron, *, blocks: Sequence[int],
-                 widths: Sequence[int], shortcut: str, readout: str) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        neuron: Neuron,
+        *,
+        blocks: Sequence[int],
+        widths: Sequence[int],
+        shortcut: str,
+        readout: str,
+    ) -> None:
         super().__init__()
         choice("shortcut", shortcut, ("A", "B"))
         at_least(shape, 8, "a residual network")
@@ -74,8 +103,11 @@ class Block(nn.Module):
         self.conv2, self.norm2, self.neuron2 = conv3(outputs, outputs), nn.BatchNorm2d(outputs), neuron()
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs:
-            self.shortcut = PadShortcut(outputs - inputs, stride) if shortcut == "A" else nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = (
+                PadShortcut(outputs - inputs, stride)
+                if shortcut == "A"
+                else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.neuron1(self.norm1(self.conv1(x)))

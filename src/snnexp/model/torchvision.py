@@ -42,8 +42,10 @@ def _trained(name: str, weights: str) -> nn.Module:
         try:
             return torchvision.models.get_model(name, weights="DEFAULT")  # type: ignore[no-any-return]
         except OSError as error:  # URLError among them
-            raise UserError(f"model.weights=default: torchvision cannot fetch the weights of {name} ({error}); "
-                            "give a file with model.weights=FILE, or null") from error
+            raise UserError(
+                f"model.weights=default: torchvision cannot fetch the weights of {name} ({error}); "
+                "give a file with model.weights=FILE, or null"
+            ) from error
     state = read(weights)
     heads = [value.shape[0] for value in state.values() if value.dim() == 2]
     net = torchvision.models.get_model(name, num_classes=heads[-1] if heads else 1000)

@@ -22,8 +22,18 @@ class VGG16(nn.Sequential):
     `snnexp.model`. Raises InvalidValue.
     """
 
-    def __init__(self, shape: tuple[int, ...], classes: int, neuron: Neuron, *, width: int, hidden: Sequence[int],
-                 dropout: float, pooling: str, readout: str) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        neuron: Neuron,
+        *,
+        width: int,
+        hidden: Sequence[int],
+        dropout: float,
+        pooling: str,
+        readout: str,
+    ) -> None:
         width = integer("width", width, at_least=1)
         at_least(shape, 32, "vgg16")
         layers, channels = list[nn.Module](), shape[0]

@@ -17,11 +17,24 @@ class WideResNet(nn.Module):
     Raises InvalidValue.
     """
 
-    def __init__(self, shape: tuple[int, ...], classes: int, neuron: Neuron, *, depth: int, widen: int, dropout: float,
-                 readout: str) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        classes: int,
+        neuron: Neuron,
+        *,
+        depth: int,
+        widen: int,
+        dropout: float,
+        readout: str,
+    ) -> None:
         super().__init__()
-        require(isinstance(depth, int) and depth >= 10 and depth % 6 == 4, "depth", depth,
-                "6n + 4: 10, 16, 22, 28, 34, 40, ...")
+        require(
+            isinstance(depth, int) and depth >= 10 and depth % 6 == 4,
+            "depth",
+            depth,
+            "6n + 4: 10, 16, 22, 28, 34, 40, ...",
+        )
         at_least(shape, 8, "wideresnet")
         channels, blocks = 16, []
         self.conv = conv3(shape[0], channels)

@@ -27,15 +27,27 @@ class SpikingSite(Site):
     A subclass defines `decay` and `library`, SpikingJelly's pure multi-step function, which runs its kernels on a GPU.
     """
 
-    def __init__(self, surrogate: Any, threshold: float = 1.0, reset: str = "soft", reset_value: float = 0.0,
-                 detach_reset: bool = False, v_init: float = 0.0, backend: str = "auto") -> None:
+    def __init__(
+        self,
+        surrogate: Any,
+        threshold: float = 1.0,
+        reset: str = "soft",
+        reset_value: float = 0.0,
+        detach_reset: bool = False,
+        v_init: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
         super().__init__()
         self.surrogate = checked(surrogate)
         self.threshold = number("threshold", threshold, "a number > 0", above=0)
         self.reset = choice("reset", reset, ("soft", "hard"))
         self.reset_value = number("reset_value", reset_value, "a number below the threshold", below=self.threshold)
-        require(reset == "hard" or reset_value == 0, "reset_value", reset_value,
-                "0 with reset=soft, which subtracts the threshold; reset=hard resets to a value")
+        require(
+            reset == "hard" or reset_value == 0,
+            "reset_value",
+            reset_value,
+            "0 with reset=soft, which subtracts the threshold; reset=hard resets to a value",
+        )
         require(isinstance(detach_reset, bool), "detach_reset", detach_reset, "true or false")
         self.detach_reset = detach_reset
         self.v_init = number("v_init", v_init, "a finite number")

@@ -17,5 +17,6 @@ class IF(SpikingSite):
 
     def library(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         spikes, v, _ = functional.if_multi_step(
-            x_seq, v, self.threshold, self.v_reset, self.surrogate, self.detach_reset)
+            x_seq, v, self.threshold, self.v_reset, self.surrogate, self.detach_reset
+        )
         return spikes, v

@@ -16,12 +16,21 @@ from snnexp.neuron.base import SpikingSite
 class LIF(SpikingSite):
     """LIF neuron with decay 0 < `alpha` < 1 (alpha = 1 is `neuron=if`); the rest as `SpikingSite`."""
 
-    def __init__(self, surrogate: Any, alpha: float = 0.5, threshold: float = 1.0, reset: str = "soft",
-                 reset_value: float = 0.0, detach_reset: bool = False, v_init: float = 0.0,
-                 backend: str = "auto") -> None:
+    def __init__(
+        self,
+        surrogate: Any,
+        alpha: float = 0.5,
+        threshold: float = 1.0,
+        reset: str = "soft",
+        reset_value: float = 0.0,
+        detach_reset: bool = False,
+        v_init: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
         super().__init__(surrogate, threshold, reset, reset_value, detach_reset, v_init, backend)
-        self.alpha = number("alpha", alpha, "a number between 0 and 1, both excluded (neuron=if has alpha = 1)",
-                            above=0, below=1)
+        self.alpha = number(
+            "alpha", alpha, "a number between 0 and 1, both excluded (neuron=if has alpha = 1)", above=0, below=1
+        )
         self.tau = 1 / (1 - self.alpha)
 
     @property
@@ -32,7 +41,8 @@ class LIF(SpikingSite):
         if self.reset_value:  # SpikingJelly decays toward the reset value, the page toward 0
             x_seq = x_seq - self.reset_value / self.tau
         spikes, v, _ = functional.lif_multi_step(
-            x_seq, v, self.tau, False, self.threshold, self.v_reset, self.surrogate, self.detach_reset)
+            x_seq, v, self.tau, False, self.threshold, self.v_reset, self.surrogate, self.detach_reset
+        )
         return spikes, v
 
     def extra_repr(self) -> str:

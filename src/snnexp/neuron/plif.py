@@ -19,9 +19,17 @@ from snnexp.neuron.base import SpikingSite
 class PLIF(SpikingSite):
     """LIF neuron that starts from decay 0 < `alpha` < 1 and learns it through the scalar parameter `w`."""
 
-    def __init__(self, surrogate: Any, alpha: float = 0.5, threshold: float = 1.0, reset: str = "soft",
-                 reset_value: float = 0.0, detach_reset: bool = False, v_init: float = 0.0,
-                 backend: str = "auto") -> None:
+    def __init__(
+        self,
+        surrogate: Any,
+        alpha: float = 0.5,
+        threshold: float = 1.0,
+        reset: str = "soft",
+        reset_value: float = 0.0,
+        detach_reset: bool = False,
+        v_init: float = 0.0,
+        backend: str = "auto",
+    ) -> None:
         super().__init__(surrogate, threshold, reset, reset_value, detach_reset, v_init, backend)
         alpha = number("alpha", alpha, "a number between 0 and 1, both excluded", above=0, below=1)
         self.w = nn.Parameter(torch.tensor(math.log((1 - alpha) / alpha)))  # sigmoid(w) = 1 - alpha
@@ -34,7 +42,8 @@ class PLIF(SpikingSite):
         if self.reset_value:  # SpikingJelly decays toward the reset value, the page toward 0
             x_seq = x_seq - self.reset_value * torch.sigmoid(self.w)
         spikes, v, _ = functional.plif_multi_step(
-            x_seq, v, self.w, False, self.threshold, self.v_reset, self.surrogate, self.detach_reset)
+            x_seq, v, self.w, False, self.threshold, self.v_reset, self.surrogate, self.detach_reset
+        )
         return spikes, v
 
     def extra_repr(self) -> str:

@@ -17,8 +17,15 @@ from snnexp.neuron.backend import FUSED
 from snnexp.surrogate.base import Surrogate
 
 
-def scan(x_seq: Tensor, v: Tensor, decay: float | Tensor, theta: float, v_reset: float | None, surrogate: nn.Module,
-         detach_reset: bool) -> tuple[Tensor, Tensor]:
+def scan(
+    x_seq: Tensor,
+    v: Tensor,
+    decay: float | Tensor,
+    theta: float,
+    v_reset: float | None,
+    surrogate: nn.Module,
+    detach_reset: bool,
+) -> tuple[Tensor, Tensor]:
     """Currents `x_seq` [T, N, ...] from potentials `v` [N, ...] to (spikes [T, N, ...], last potentials [N, ...]).
 
     Both have the dtype of `v`. `decay` alpha in (0, 1]; a tensor (one element) gets a gradient. `v_reset=None` resets
@@ -29,8 +36,16 @@ def scan(x_seq: Tensor, v: Tensor, decay: float | Tensor, theta: float, v_reset:
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_seq: Tensor, v0: Tensor, decay: float | Tensor, theta: float, v_reset: float | None,
-                surrogate: nn.Module, detach_reset: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        x_seq: Tensor,
+        v0: Tensor,
+        decay: float | Tensor,
+        theta: float,
+        v_reset: float | None,
+        surrogate: nn.Module,
+        detach_reset: bool,
+    ) -> tuple[Tensor, Tensor]:
         alpha = float(decay)
         h = torch.empty(x_seq.shape, dtype=v0.dtype, device=v0.device)
         s = torch.empty_like(h)

@@ -23,8 +23,12 @@ class Wrapped(Site):
 
     def __init__(self, node: Any) -> None:
         super().__init__()
-        require(isinstance(node, base.MemoryModule), "node", node,
-                "a neuron of spikingjelly.activation_based.neuron that keeps a state")
+        require(
+            isinstance(node, base.MemoryModule),
+            "node",
+            node,
+            "a neuron of spikingjelly.activation_based.neuron that keeps a state",
+        )
         surrogate = getattr(node, "surrogate_function", None)
         if surrogate is not None and type(surrogate).__name__ not in NOT_HEAVISIDE:  # a node's own, as ILIF's counts
             checked(surrogate)
@@ -49,6 +53,10 @@ class Wrapped(Site):
         self.node.step_mode = step_mode
         start = tuple(base.extract_memories(self.node))
         (y, *_), after = base.to_functional_forward(self.node)((x,), start if state is None else state)
-        require(y.shape == x.shape, "node", type(self.node).__name__,
-                f"a neuron that keeps the shape of its input: it made {tuple(y.shape)} of {tuple(x.shape)}")
+        require(
+            y.shape == x.shape,
+            "node",
+            type(self.node).__name__,
+            f"a neuron that keeps the shape of its input: it made {tuple(y.shape)} of {tuple(x.shape)}",
+        )
         return y, after

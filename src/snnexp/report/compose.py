@@ -45,16 +45,21 @@ class Source:
         to = self.scratch / run.run_id
         to.mkdir(exist_ok=True)
         tables: list[Block] = [_table(path) for path in self.store.files(run, "tables", to) if path.suffix == ".csv"]
-        return tables + [Figure(f"{run.run_id[:8]}-{path.stem}", path.stem.replace("_", " "), path.read_bytes())
-                         for path in self.store.files(run, "figures", to) if path.suffix == ".png"]
+        return tables + [
+            Figure(f"{run.run_id[:8]}-{path.stem}", path.stem.replace("_", " "), path.read_bytes())
+            for path in self.store.files(run, "figures", to)
+            if path.suffix == ".png"
+        ]
 
 
 def compose(name: str, runs: Sequence[Stored], source: Source) -> Section:
     """The report on these runs; on one experiment, its section is the report."""
     names = list(dict.fromkeys(run.experiment for run in runs))
     sections = [_experiment(each, [run for run in runs if run.experiment == each], source) for each in names]
-    colophon = Paragraph(f"Made on {datetime.now():%Y-%m-%d} by snnexp {version('snnexp')}{_commits(runs)}. "
-                         "Links to MLflow open while `snnexp task=ui` runs.")
+    colophon = Paragraph(
+        f"Made on {datetime.now():%Y-%m-%d} by snnexp {version('snnexp')}{_commits(runs)}. "
+        "Links to MLflow open while `snnexp task=ui` runs."
+    )
     if len(sections) == 1:
         (only,) = sections
         contents: list[str | Link] = []
@@ -80,8 +85,14 @@ def _overview(sections: Sequence[Section], runs: Sequence[Stored]) -> Table:
     for section in sections:
         found = _single(runs, section.name)
         data = dict.fromkeys(run.tags["dataset"] for run in found if "dataset" in run.tags)
-        rows.append([[section.link], ", ".join(data),
-                     str(len({seed for run in found for seed in seeds_of(run)})), str(len(found))])
+        rows.append(
+            [
+                [section.link],
+                ", ".join(data),
+                str(len({seed for run in found for seed in seeds_of(run)})),
+                str(len(found)),
+            ]
+        )
     return Table("What was run", ["experiment", "data", "seeds", "runs"], rows)
 
 
@@ -107,8 +118,11 @@ def _experiment(name: str, runs: Sequence[Stored], source: Source) -> Section:
     telling = [(group, own) for group, own in groups if _has_table(own)]
     others = [(group, own) for group, own in groups if not _has_table(own)]
     reached = [result.run for group, _ in others for result in group]
-    blocks: list[Block] = [*_texts(texts.question, texts.set_up), *what_was_run(counted),
-                           *accuracies(reached, [], source.store, source.link)]
+    blocks: list[Block] = [
+        *_texts(texts.question, texts.set_up),
+        *what_was_run(counted),
+        *accuracies(reached, [], source.store, source.link),
+    ]
     blocks += [_group(group, own, source) for group, own in telling]
     blocks += [_swept(sweep, [run for run in runs if run.parent == sweep.run_id], source) for sweep in newest]
     blocks += [_group(group, own, source) for group, own in others]
@@ -146,10 +160,16 @@ def _list(name: str, runs: Sequence[Stored], counted: set[str], source: Source) 
     for run in runs:
         repeated = run.status == "finished" and not _sweep(run) and run.run_id not in counted
         folder = source.folders.get(run.run_id)
-        rows.append([[Link(run.name, source.link(run))], "" if _sweep(run) else run.params.get(seeds.SEED, ""),
-                     run.status + (", repeated later" if repeated else ""),
-                     f"{datetime.fromtimestamp(run.start):%Y-%m-%d %H:%M}", _took(run),
-                     [folder] if folder else ""])
+        rows.append(
+            [
+                [Link(run.name, source.link(run))],
+                "" if _sweep(run) else run.params.get(seeds.SEED, ""),
+                run.status + (", repeated later" if repeated else ""),
+                f"{datetime.fromtimestamp(run.start):%Y-%m-%d %H:%M}",
+                _took(run),
+                [folder] if folder else "",
+            ]
+        )
     columns = ["run (in MLflow)", "seed", "status", "started", "took", "folder"]
     return Section(f"{name}-runs", "Runs", [Table(f"All {len(runs)} runs", columns, rows)])
 

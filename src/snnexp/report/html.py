@@ -27,7 +27,7 @@ PAGE = """<!DOCTYPE html>
 </body>
 </html>
 """
-DPI = 120   # of our figures; a CSS pixel is 1/96 inch
+DPI = 120  # of our figures; a CSS pixel is 1/96 inch
 WIDE = 800  # a figure wider than so many CSS pixels has a row of its own
 
 
@@ -37,8 +37,10 @@ def written(document: Section) -> str:
 
 
 def _section(section: Section, level: int) -> list[str]:
-    lines = [f'<section id="{escape(section.name)}" class="level{level}">',
-             f"<h{level}>{escape(section.title)}</h{level}>"]
+    lines = [
+        f'<section id="{escape(section.name)}" class="level{level}">',
+        f"<h{level}>{escape(section.title)}</h{level}>",
+    ]
     for block in section.blocks:
         match block:
             case Section():
@@ -56,11 +58,17 @@ def _section(section: Section, level: int) -> list[str]:
 def _table(table: Table) -> list[str]:
     kinds = [' class="number"' if table.numeric(column) else "" for column in range(len(table.columns))]
     head = [f"<th{kind}>{_breakable(name)}</th>" for kind, name in zip(kinds, table.columns, strict=True)]
-    rows = [[f"<td{kind}>{_words(cell, escape)}</td>" for kind, cell in zip(kinds, row, strict=True)]
-            for row in table.rows]
-    return ['<div class="table"><table>', f"<caption>{escape(table.caption)}</caption>",
-            f"<thead><tr>{''.join(head)}</tr></thead>",
-            "<tbody>", *(f"<tr>{''.join(row)}</tr>" for row in rows), "</tbody></table></div>"]
+    rows = [
+        [f"<td{kind}>{_words(cell, escape)}</td>" for kind, cell in zip(kinds, row, strict=True)] for row in table.rows
+    ]
+    return [
+        '<div class="table"><table>',
+        f"<caption>{escape(table.caption)}</caption>",
+        f"<thead><tr>{''.join(head)}</tr></thead>",
+        "<tbody>",
+        *(f"<tr>{''.join(row)}</tr>" for row in rows),
+        "</tbody></table></div>",
+    ]
 
 
 def _figure(figure: Figure) -> str:
@@ -72,8 +80,10 @@ def _figure(figure: Figure) -> str:
 
 
 def _words(words: Words, written: Callable[[str], str]) -> str:
-    return "".join(f'<a href="{escape(part.href)}">{escape(part.text)}</a>' if isinstance(part, Link) else
-                   written(part) for part in plain(words))
+    return "".join(
+        f'<a href="{escape(part.href)}">{escape(part.text)}</a>' if isinstance(part, Link) else written(part)
+        for part in plain(words)
+    )
 
 
 def _with_code(text: str) -> str:

@@ -37,8 +37,10 @@ def _table(table: Table) -> str:
 
 
 def _words(words: Words, written: Callable[[str], str]) -> str:
-    return "".join(f"[{_escaped(part.text)}]({part.href.replace(' ', '%20')})" if isinstance(part, Link) else
-                   written(part) for part in plain(words))
+    return "".join(
+        f"[{_escaped(part.text)}]({part.href.replace(' ', '%20')})" if isinstance(part, Link) else written(part)
+        for part in plain(words)
+    )
 
 
 def _with_code(text: str) -> str:

@@ -69,8 +69,13 @@ def told_apart(runs: Sequence[Stored]) -> list[dict[str, str]]:
 def _keys(runs: Sequence[Stored]) -> list[str]:
     """The parameters that determine a result, apart from seeds; those near the root first."""
     keys = {key for run in runs for key in run.params}
-    kept = [key for key in keys if key.split(".")[0] not in NOT_THE_EXPERIMENT and key.split(".")[-1] != SEED
-            and not all(is_place(key, run.params) for run in runs)]
+    kept = [
+        key
+        for key in keys
+        if key.split(".")[0] not in NOT_THE_EXPERIMENT
+        and key.split(".")[-1] != SEED
+        and not all(is_place(key, run.params) for run in runs)
+    ]
     return sorted(kept, key=lambda key: (key.count("."), key))
 
 
@@ -109,8 +114,10 @@ def accuracies(
 ) -> list[Table]:
     """The tables of what these runs reached: accuracies at the end, and, of converted networks, against T."""
     spread = "mean ± standard deviation over the seeds"
-    trained = [replace(result, metrics=at_best_epoch(result.run, store))
-               for result in results([run for run in runs if ANN not in run.metrics])]
+    trained = [
+        replace(result, metrics=at_best_epoch(result.run, store))
+        for result in results([run for run in runs if ANN not in run.metrics])
+    ]
     metrics = [m for m in dict.fromkeys([*objective, *METRICS]) if any(m in result.metrics for result in trained)]
     tables = []
     if metrics:
@@ -143,17 +150,27 @@ def what_was_run(found: Sequence[Result]) -> list[Table]:
     rows: dict[tuple[str, ...], list[Stored]] = {}
     for result in found:
         tags, params = result.run.tags, result.run.params
-        row = (tags.get("task", ""), _data(result.run), tags.get("model", ""), tags.get("neuron", ""),
-               params.get("timesteps", ""))
+        row = (
+            tags.get("task", ""),
+            _data(result.run),
+            tags.get("model", ""),
+            tags.get("neuron", ""),
+            params.get("timesteps", ""),
+        )
         rows.setdefault(row, []).append(result.run)
-    cells = [[*row, ", ".join(sorted({seed for run in runs for seed in seeds_of(run)}, key=_numerically)),
-              str(len(runs))] for row, runs in rows.items()]
+    cells = [
+        [*row, ", ".join(sorted({seed for run in runs for seed in seeds_of(run)}, key=_numerically)), str(len(runs))]
+        for row, runs in rows.items()
+    ]
     return [Table("What was run", ["task", "data", "model", "neuron", "T", "seeds", "runs"], cells)] if cells else []
 
 
 def _data(run: Stored) -> str:
-    limits = [f"{run.params[key]} {split}" for split in ("train", "test")
-              if run.params.get(key := f"dataset.{split}_samples", "None") != "None"]
+    limits = [
+        f"{run.params[key]} {split}"
+        for split in ("train", "test")
+        if run.params.get(key := f"dataset.{split}_samples", "None") != "None"
+    ]
     return run.tags.get("dataset", "") + (f" (the first {', '.join(limits)})" if limits else "")
 
 

@@ -44,11 +44,25 @@ class AdaptiveDspike(Dspike):
     batch: int
     eps: float
 
-    def __init__(self, b: float, db: float, low: float, high: float, temperature: str, every: int | None,
-                 moves: int, layer: str | int | None, subset: str, weights: int, batch: int, eps: float,
-                 spiking: bool = True) -> None:
-        super().__init__(b=b, spiking=spiking, db=db, low=low, high=high, moves=moves, weights=weights, batch=batch,
-                         eps=eps)
+    def __init__(
+        self,
+        b: float,
+        db: float,
+        low: float,
+        high: float,
+        temperature: str,
+        every: int | None,
+        moves: int,
+        layer: str | int | None,
+        subset: str,
+        weights: int,
+        batch: int,
+        eps: float,
+        spiking: bool = True,
+    ) -> None:
+        super().__init__(
+            b=b, spiking=spiking, db=db, low=low, high=high, moves=moves, weights=weights, batch=batch, eps=eps
+        )
         require(low <= b <= high, "b", b, f"a number from low={low} to high={high}")
         self.temperature = choice("temperature", temperature, ("shared", "per_layer"))
         self.subset = choice("subset", subset, ("random", "all"))

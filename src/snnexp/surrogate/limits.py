@@ -35,8 +35,9 @@ def _at_least_0(name: str, value: object) -> None:
 
 _RULES: dict[tuple[str, str], Callable[[str, object], object]] = {  # SpikingJelly's other parameters are positive
     ("Sine", "alpha"): _positive,
-    ("Power", "alpha"): lambda name, value: number(name, value, "a number between 0 and 1, both excluded",
-                                                   above=0, below=1),
+    ("Power", "alpha"): lambda name, value: number(
+        name, value, "a number between 0 and 1, both excluded", above=0, below=1
+    ),
     ("Power", "max_gradient"): _positive,
     ("Dspike", "b"): _positive,
     **{("AdaptiveDspike", name): _positive for name in ("b", "db", "low", "high", "eps")},
@@ -63,8 +64,9 @@ def check_arguments(target: str, arguments: Mapping[str, object]) -> None:
     kind = target.rpartition(".")[2]
     otherwise = _positive if target.startswith(LIBRARY) else _anything
     if kind in NOT_HEAVISIDE:
-        raise InvalidValue("_target_", target,
-                           f"a surrogate of the Heaviside step, which {kind} is not: {NOT_HEAVISIDE[kind]}")
+        raise InvalidValue(
+            "_target_", target, f"a surrogate of the Heaviside step, which {kind} is not: {NOT_HEAVISIDE[kind]}"
+        )
     for name, value in arguments.items():
         if name == "spiking":
             require(isinstance(value, bool), name, value, "true or false")

@@ -1,7 +1,7 @@
 """S(x), the sine surrogate of the computer lab (part I, question i; lab setting alpha = 1).
 
-    g(x)  = 1/2 sin(pi x / (2 alpha)) + 1/2      on |x| <= alpha, 0 below, 1 above        (1)
-    g'(x) = pi / (4 alpha) cos(pi x / (2 alpha)) on |x| <= alpha, 0 outside               (2)
+g(x)  = 1/2 sin(pi x / (2 alpha)) + 1/2      on |x| <= alpha, 0 below, 1 above        (1)
+g'(x) = pi / (4 alpha) cos(pi x / (2 alpha)) on |x| <= alpha, 0 outside               (2)
 """
 
 from __future__ import annotations

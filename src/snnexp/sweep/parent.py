@@ -24,8 +24,15 @@ class Parent:
     one run. Raises UserError if results could not be sent.
     """
 
-    def __init__(self, config: Mapping[str, Any], folder: Path, name: str, params: Mapping[str, object],
-                 tags: Mapping[str, str], key: str | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        folder: Path,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        key: str | None = None,
+    ) -> None:
         self.config, self.folder, self.name, self.params, self.tags, self.key = config, folder, name, params, tags, key
         self.tracker: Tracker = build("tracking", config)
         self._lock: IO[str] | None = None

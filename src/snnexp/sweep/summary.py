@@ -52,8 +52,9 @@ def _child(folder: Path) -> Child:
 
     job, number = read("job.json"), int(folder.name) if folder.name.isdigit() else 0
     folder = Path(job["folder"])  # with resume=true that of an earlier sweep's job
-    return Child(number, job["name"], job["varied"], read("result.json"), job["overrides"],
-                 read("tracking.json").get("run_id"))  # fmt: skip
+    return Child(
+        number, job["name"], job["varied"], read("result.json"), job["overrides"], read("tracking.json").get("run_id")
+    )
 
 
 def best(found: Sequence[Child], metric: str) -> Child | None:
@@ -90,8 +91,11 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
     """
     job = loader.load_sweep_config(config, list(overrides))
     groups = {key.split("@")[0]: value for key, value in job.hydra.runtime.choices.items()}
-    options = {k: str(v) for k, v in groups.items()
-               if v is not None and not k.startswith("hydra/") and k not in ("sweep", "experiment")}  # fmt: skip
+    options = {
+        k: str(v)
+        for k, v in groups.items()
+        if v is not None and not k.startswith("hydra/") and k not in ("sweep", "experiment")
+    }
     chosen = [f"{group}={option}" for group, option in options.items()]
     plain = loader.load_configuration(
         config_name=str(config.hydra.job.config_name), overrides=chosen, run_mode=RunMode.RUN, from_shell=False

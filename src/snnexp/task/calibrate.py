@@ -14,6 +14,8 @@ def calibrate(session: Session, val_images: int | None, test_images: int | None,
     Raises UserError, also where there is nothing to correct.
     """
     if not session.config["calibration"]["steps"]:
-        raise UserError("task=calibrate needs corrections: choose calibration=light, advanced or best, or a list such "
-                        "as calibration.steps=[bias,potential] (task=convert places neurons alone)")
+        raise UserError(
+            "task=calibrate needs corrections: choose calibration=light, advanced or best, or a list such "
+            "as calibration.steps=[bias,potential] (task=convert places neurons alone)"
+        )
     return Conversion(session, val_images, test_images, layer_images).run()

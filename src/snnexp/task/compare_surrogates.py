@@ -70,8 +70,11 @@ class Setting:
         x = torch.linspace(-4, 4, 8001, dtype=torch.float64)
         slope = curve(self.surrogate, x).derivative
         near, peak = x.abs() <= 2, float(slope.max())
-        return {"peak": peak, "area": float(torch.trapezoid(slope[near], x[near])),
-                "support": float((slope >= 0.01 * peak).double().mean()) * 8}
+        return {
+            "peak": peak,
+            "area": float(torch.trapezoid(slope[near], x[near])),
+            "support": float((slope >= 0.01 * peak).double().mean()) * 8,
+        }
 
 
 def compare_surrogates(session: Session, sweep: str) -> Metrics:
@@ -99,33 +102,59 @@ def _settings(folder: Path) -> list[Setting]:
         config = runs[0][0]
         parameter, value = next(((k, v) for k, v in config["surrogate"].items() if isinstance(v, int | float)), ("", 0))
         results = [json.loads((run / "result.json").read_text()) for _, run in runs]
-        made.append(Setting(build("surrogate", config), parameter, value, results,
-                            [load(run / "last.pt")["history"] for _, run in runs]))
+        made.append(
+            Setting(
+                build("surrogate", config),
+                parameter,
+                value,
+                results,
+                [load(run / "last.pt")["history"] for _, run in runs],
+            )
+        )
     return sorted(made, key=lambda setting: (setting.function, setting.value))
 
 
 def _alike(folder: Path, configs: Sequence[dict[str, Any]]) -> None:
     """Raises UserError where runs differ in more than surrogate and seed: they would count as seeds of one setting."""
-    rest = [{key: value for key, value in experiment_of(config).items()
-             if "surrogate" not in key.split(".") and key.split(".")[-1] != "seed"} for config in configs]
+    rest = [
+        {
+            key: value
+            for key, value in experiment_of(config).items()
+            if "surrogate" not in key.split(".") and key.split(".")[-1] != "seed"
+        }
+        for config in configs
+    ]
     differing = sorted({key for one in rest for key in one | rest[0] if one.get(key) != rest[0].get(key)})
     if differing:
-        raise UserError(f"task.sweep={folder}: its runs differ in more than surrogate and seed, in "
-                        f"{', '.join(differing)}: compare sweeps of one setting each")
+        raise UserError(
+            f"task.sweep={folder}: its runs differ in more than surrogate and seed, in "
+            f"{', '.join(differing)}: compare sweeps of one setting each"
+        )
 
 
 def _compared(session: Session, settings: list[Setting]) -> Metrics:
     best = _best_of_each(settings)
-    tables = {"ranking": _ranking(settings, best), "settings": _table(settings), "correlation": _correlation(settings),
-              "same_peak": _same_peak(settings), "sparsity": _sparsity(settings)}  # fmt: skip
-    made = {"surrogates": figures.surrogates([(s.name, s.surrogate) for s in best]),
-            "learning": figures.learning({s.name: s.learning for s in best}),
-            "accuracy": figures.accuracy_against_parameter(_points(settings))}
+    tables = {
+        "ranking": _ranking(settings, best),
+        "settings": _table(settings),
+        "correlation": _correlation(settings),
+        "same_peak": _same_peak(settings),
+        "sparsity": _sparsity(settings),
+    }
+    made = {
+        "surrogates": figures.surrogates([(s.name, s.surrogate) for s in best]),
+        "learning": figures.learning({s.name: s.learning for s in best}),
+        "accuracy": figures.accuracy_against_parameter(_points(settings)),
+    }
     if any(not math.isnan(row["potentials"]) for row in tables["sparsity"]):
         made["sparsity"] = figures.zeros_by_width(tables["sparsity"], tables["settings"])
     report(session, {name: rows for name, rows in tables.items() if rows}, made)
-    return {VAL: best[0].mean(VAL), "test/accuracy": best[0].mean("test/accuracy"), "settings": len(settings),
-            "runs": sum(len(s.results) for s in settings)}
+    return {
+        VAL: best[0].mean(VAL),
+        "test/accuracy": best[0].mean("test/accuracy"),
+        "settings": len(settings),
+        "runs": sum(len(s.results) for s in settings),
+    }
 
 
 def _best_of_each(settings: Sequence[Setting]) -> list[Setting]:
@@ -146,11 +175,23 @@ def _points(settings: Sequence[Setting]) -> dict[str, list[tuple[float, list[flo
 
 def _table(settings: Sequence[Setting]) -> Rows:
     level = SPEED * max(s.mean(VAL) for s in settings)
-    return [{"surrogate": s.function, "parameter": s.parameter, "value": s.value, "seeds": len(s.results),
-             **{f"{metric}{end}": take(s.each(metric)) for metric in (VAL, "test/accuracy")
-                for end, take in (("", statistics.fmean), (" sd", _sd))},
-             f"epochs to {level:.3f}": s.epochs_to(level), "spikes per sample": s.mean("test/spikes_per_sample"),
-             **s.shape} for s in settings]  # fmt: skip
+    return [
+        {
+            "surrogate": s.function,
+            "parameter": s.parameter,
+            "value": s.value,
+            "seeds": len(s.results),
+            **{
+                f"{metric}{end}": take(s.each(metric))
+                for metric in (VAL, "test/accuracy")
+                for end, take in (("", statistics.fmean), (" sd", _sd))
+            },
+            f"epochs to {level:.3f}": s.epochs_to(level),
+            "spikes per sample": s.mean("test/spikes_per_sample"),
+            **s.shape,
+        }
+        for s in settings
+    ]
 
 
 def _ranking(settings: Sequence[Setting], best: Sequence[Setting]) -> Rows:
@@ -164,8 +205,18 @@ def _ranking(settings: Sequence[Setting], best: Sequence[Setting]) -> Rows:
     for rank, s in enumerate(best, 1):
         half = float(stats.t.ppf(0.975, freedom)) * pooled / math.sqrt(len(s.results)) if freedom else math.nan
         mean = s.mean("test/accuracy")
-        rows.append({"rank": rank, "surrogate": s.function, "value": s.value, "seeds": len(s.results),
-                     VAL: s.mean(VAL), "test/accuracy": mean, "low": mean - half, "high": mean + half})
+        rows.append(
+            {
+                "rank": rank,
+                "surrogate": s.function,
+                "value": s.value,
+                "seeds": len(s.results),
+                VAL: s.mean(VAL),
+                "test/accuracy": mean,
+                "low": mean - half,
+                "high": mean + half,
+            }
+        )
     return rows
 
 
@@ -176,12 +227,21 @@ def _correlation(settings: Sequence[Setting]) -> Rows:
         return []
     for name in settings[0].shape:
         shape = [s.shape[name] for s in settings]
-        for what, values in (("test accuracy", [s.mean("test/accuracy") for s in settings]),
-                             ("epochs to learn (never: last)", [_or_last(s.epochs_to(level)) for s in settings])):
+        for what, values in (
+            ("test accuracy", [s.mean("test/accuracy") for s in settings]),
+            ("epochs to learn (never: last)", [_or_last(s.epochs_to(level)) for s in settings]),
+        ):
             if len(set(shape)) > 1 and len(set(values)) > 1:
                 found = stats.spearmanr(shape, values)
-                rows.append({"shape": name, "with": what, "rho": float(found.statistic), "p": float(found.pvalue),
-                             "settings": len(settings)})
+                rows.append(
+                    {
+                        "shape": name,
+                        "with": what,
+                        "rho": float(found.statistic),
+                        "p": float(found.pvalue),
+                        "settings": len(settings),
+                    }
+                )
     return rows
 
 
@@ -192,9 +252,18 @@ def _same_peak(settings: Sequence[Setting]) -> Rows:
         members = [s for s in settings if round(s.shape["peak"], 3) == peak]
         if len(members) > 1:
             level = min(max(s.learning) for s in members)
-            rows += [{"peak": peak, "surrogate": s.name, "equal accuracy": level, "epochs to it": s.epochs_to(level),
-                      "test/accuracy": s.mean("test/accuracy"), "test/accuracy sd": _sd(s.each("test/accuracy")),
-                      "skippable": s.mean("sparsity/skippable")} for s in members]
+            rows += [
+                {
+                    "peak": peak,
+                    "surrogate": s.name,
+                    "equal accuracy": level,
+                    "epochs to it": s.epochs_to(level),
+                    "test/accuracy": s.mean("test/accuracy"),
+                    "test/accuracy sd": _sd(s.each("test/accuracy")),
+                    "skippable": s.mean("sparsity/skippable"),
+                }
+                for s in members
+            ]
     return rows
 
 
@@ -208,10 +277,19 @@ def _sparsity(settings: Sequence[Setting]) -> Rows:
             for key in keys:
                 _, what, *layer = key.split("/", 2)
                 layers.setdefault(layer[0] if layer else "all", {})[what] = statistics.fmean(m[key] for m in metrics)
-            rows += [{"surrogate": s.function, "value": s.value, "epoch": epoch, "layer": layer,
-                      **{what: shares.get(what, math.nan)
-                         for what in ("potentials", "currents", "weights", "rate", "skippable")}}
-                     for layer, shares in layers.items()]
+            rows += [
+                {
+                    "surrogate": s.function,
+                    "value": s.value,
+                    "epoch": epoch,
+                    "layer": layer,
+                    **{
+                        what: shares.get(what, math.nan)
+                        for what in ("potentials", "currents", "weights", "rate", "skippable")
+                    },
+                }
+                for layer, shares in layers.items()
+            ]
     return rows
 
 

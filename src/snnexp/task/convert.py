@@ -43,8 +43,10 @@ def convert(session: Session, val_images: int | None, test_images: int | None, l
     Raises UserError for wrong values, missing data, and networks that cannot be converted faithfully.
     """
     if session.config["calibration"]["steps"]:
-        raise UserError("task=convert places neurons and corrects nothing: "
-                        f"calibration={session.choices['calibration']} belongs to task=calibrate")
+        raise UserError(
+            "task=convert places neurons and corrects nothing: "
+            f"calibration={session.choices['calibration']} belongs to task=calibrate"
+        )
     return Conversion(session, val_images, test_images, layer_images).run()
 
 
@@ -77,8 +79,10 @@ class Conversion:
         """Convert the untrained network for two images: what cannot be converted is told before anything is trained."""
         data, net = self.source.data, self.source.network()
         if net.sites():
-            raise UserError(f"neuron={self.session.choices['neuron']} spikes already: conversion starts from an ANN "
-                            "(neuron=relu, clip or qcfs)")
+            raise UserError(
+                f"neuron={self.session.choices['neuron']} spikes already: conversion starts from an ANN "
+                "(neuron=relu, clip or qcfs)"
+            )
         try:
             self.images = self.calibration.sample(data.train)
         except InvalidValue as error:
@@ -101,8 +105,10 @@ class Conversion:
     def integrating(self, what: str) -> None:
         """Raises UserError unless the conversion places integrate-and-fire neurons."""
         if self.method.decoded:
-            raise UserError(f"{what} takes integrate-and-fire neurons: choose another conversion than "
-                            f"conversion={self.session.choices['conversion']}")
+            raise UserError(
+                f"{what} takes integrate-and-fire neurons: choose another conversion than "
+                f"conversion={self.session.choices['conversion']}"
+            )
 
     @property
     def frames(self) -> int:
@@ -114,9 +120,11 @@ class Conversion:
         """Raises UserError unless the recording that is seen frame by frame is seen whole."""
         for t in [steps[-1] for steps in self.groups()]:
             if t % self.frames:
-                raise UserError(f"timesteps={t} is not allowed: the network is shown the {self.frames} frames of a "
-                                f"recording one after the other, so T must be a multiple of {self.frames} (only "
-                                "conversions that are one network for all T may stop before, at a smaller T of a list)")
+                raise UserError(
+                    f"timesteps={t} is not allowed: the network is shown the {self.frames} frames of a "
+                    f"recording one after the other, so T must be a multiple of {self.frames} (only "
+                    "conversions that are one network for all T may stop before, at a smaller T of a list)"
+                )
 
     def _whole(self, network: nn.Module) -> Any:
         """`network`, which takes images or averaged recordings, for what a split holds."""
@@ -134,8 +142,10 @@ class Conversion:
         self.images = self.images.to(self.device)
         self.splits = {"val": (data.val, self.val_images), "test": (data.test, self.test_images)}
         size = session.trainer.eval_batch_size
-        return {f"{split}/ann_accuracy": ann_accuracy(self._whole(self.ann), part, size, self.device, images)
-                for split, (part, images) in self.splits.items()}
+        return {
+            f"{split}/ann_accuracy": ann_accuracy(self._whole(self.ann), part, size, self.device, images)
+            for split, (part, images) in self.splits.items()
+        }
 
     def _measured(self) -> Metrics:
         result = self.prepare()
@@ -200,13 +210,20 @@ class Conversion:
         x = self.seen()
         errors, account = slots.examine(source, snn, x) if isinstance(snn, Decoded) else examine(source, snn, x, t)
         layers += errors
-        cost = {"spikes": account.spikes * runs, "spikes_per_neuron": account.spikes_per_neuron * runs,
-                "synaptic_operations": account.synaptic_operations * runs, "energy_nj": account.energy_nj * runs,
-                "latency": account.latency * runs, **account.more}
+        cost = {
+            "spikes": account.spikes * runs,
+            "spikes_per_neuron": account.spikes_per_neuron * runs,
+            "synaptic_operations": account.synaptic_operations * runs,
+            "energy_nj": account.energy_nj * runs,
+            "latency": account.latency * runs,
+            **account.more,
+        }
         self.session.tracker.metrics({f"val/{name}": value for name, value in cost.items()}, step=t)
         return {f"val/{name}_T{t}": value for name, value in cost.items()} | {
-            "neurons": account.neurons, "val/ann_macs": account.ann_macs * runs,
-            "val/ann_energy_nj": account.ann_energy_nj * runs}
+            "neurons": account.neurons,
+            "val/ann_macs": account.ann_macs * runs,
+            "val/ann_energy_nj": account.ann_energy_nj * runs,
+        }
 
     def _report(self, result: Metrics, layers: Sequence[LayerError], done: list[dict[str, Any]]) -> None:
         session, folder = self.session, self.session.run_dir
@@ -220,11 +237,18 @@ class Conversion:
         session.tracker.artifact(folder / "corrections.json")
         longest = self.steps[-1]
         last = [layer for layer in layers if longest == layer.T]
-        curves = {label: {t: result[f"test/{what}_accuracy_T{t}"] for t in self.steps}
-                  for label, what in (("before calibration", "plain"), ("SNN", "snn"))
-                  if f"test/{what}_accuracy_T{longest}" in result}
-        figures.write({"accuracy": figures.accuracy_against_t(curves, result["test/ann_accuracy"]),
-                       "layers": figures.layers(last)}, folder / "figures")
+        curves = {
+            label: {t: result[f"test/{what}_accuracy_T{t}"] for t in self.steps}
+            for label, what in (("before calibration", "plain"), ("SNN", "snn"))
+            if f"test/{what}_accuracy_T{longest}" in result
+        }
+        figures.write(
+            {
+                "accuracy": figures.accuracy_against_t(curves, result["test/ann_accuracy"]),
+                "layers": figures.layers(last),
+            },
+            folder / "figures",
+        )
         session.tracker.artifact(folder / "figures")
         session.tracker.model(folder / f"model_T{longest}.pt")
 

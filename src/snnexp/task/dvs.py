@@ -36,8 +36,14 @@ from snnexp.training import METRICS, THREADS, Metrics, launched
 AVERAGE, FRAME, SEQUENCE, DIRECT = "average", "per frame", "per frame, no reset", "direct"
 
 
-def dvs(session: Session, direct: dict[str, Any], seeds: Sequence[int], rounds: Sequence[int],
-        per_frame: Sequence[int], images: int) -> Metrics:
+def dvs(
+    session: Session,
+    direct: dict[str, Any],
+    seeds: Sequence[int],
+    rounds: Sequence[int],
+    per_frame: Sequence[int],
+    images: int,
+) -> Metrics:
     """Train the model of `session` in three ways with the same settings, for each of `seeds`, and test each once.
 
     `average`: the ANN sees the mean of a recording's F frames as one image; its SNN sees the frames as its input
@@ -56,8 +62,10 @@ def dvs(session: Session, direct: dict[str, Any], seeds: Sequence[int], rounds: 
     except InvalidValue as error:
         raise error.told(f"task.{error.name}") from error
     if "average" not in session.config["dataset"]:
-        raise UserError("task=dvs compares ways to show event recordings to a network: choose dataset=cifar10_dvs or "
-                        "dataset=cifar10_saccade")
+        raise UserError(
+            "task=dvs compares ways to show event recordings to a network: choose dataset=cifar10_dvs or "
+            "dataset=cifar10_saccade"
+        )
     session.check(METRICS)
     comparison = Comparison(session, direct, sorted(set(seeds)), sorted(set(rounds)), sorted(set(per_frame)), images)
     comparison.check()
@@ -104,8 +112,10 @@ class Comparison:
         framed = self._session(FRAME, self.seeds[0])
         net, x = framed.network(), stills(next(framed.data.val.batches(1))[0])
         if net.sites():
-            raise UserError(f"neuron={self.session.choices['neuron']} spikes: task=dvs trains ANNs with neuron=qcfs, "
-                            "and an SNN with the neuron of task.direct")
+            raise UserError(
+                f"neuron={self.session.choices['neuron']} spikes: task=dvs trains ANNs with neuron=qcfs, "
+                "and an SNN with the neuron of task.direct"
+            )
         if not self._session(DIRECT, self.seeds[0]).network().sites():
             raise UserError(f"task.direct={self.direct['_target_']} does not spike: neuron@task.direct=lif does")
         converted(net.network, x, 1)
@@ -174,8 +184,11 @@ class Comparison:
     def _session(self, way: str, seed: int, **changed: Any) -> Session:
         """The settings of one training."""
         config = self.session.config
-        changed |= {"seed": seed, "dataset": config["dataset"] | {"average": way == AVERAGE, "seed": seed},
-                    "neuron": self.direct if way == DIRECT else config["neuron"]}
+        changed |= {
+            "seed": seed,
+            "dataset": config["dataset"] | {"average": way == AVERAGE, "seed": seed},
+            "neuron": self.direct if way == DIRECT else config["neuron"],
+        }
         return Session(config | changed, self.session.choices, self.session.run_dir)
 
     def _trained(self, way: str, seed: int) -> Trained:
@@ -198,8 +211,11 @@ def _fitted(fabric: Fabric, session: Session, folder: Path) -> dict[str, Any]:
     start = time.process_time()
     progress = fit(fabric, session, net, folder)
     batches = -(-len(data.train) // session.trainer.batch_size)
-    return {"train_s": time.process_time() - start, "updates": progress.epoch * batches,
-            "train_images": progress.epoch * len(data.train) * net.T}
+    return {
+        "train_s": time.process_time() - start,
+        "updates": progress.epoch * batches,
+        "train_images": progress.epoch * len(data.train) * net.T,
+    }
 
 
 def converted(ann: nn.Module, x: Tensor, T: int) -> tuple[torch.fx.GraphModule, Converted]:
@@ -238,6 +254,15 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for (way, network, steps), same in groups.items():
         accuracy = [row["accuracy"] for row in same]
         others = {key: mean(row[key] for row in same) for key in ("energy_nj", "train_s", "updates", "train_images")}
-        found.append({"way": way, "network": network, "steps": steps, "seeds": len(same), "accuracy": mean(accuracy),
-                      "sd": stdev(accuracy) if len(same) > 1 else 0.0, **others})
+        found.append(
+            {
+                "way": way,
+                "network": network,
+                "steps": steps,
+                "seeds": len(same),
+                "accuracy": mean(accuracy),
+                "sd": stdev(accuracy) if len(same) > 1 else 0.0,
+                **others,
+            }
+        )
     return found

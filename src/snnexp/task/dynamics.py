@@ -41,17 +41,23 @@ def _checked(conversion: Conversion) -> Metrics:
     result: Metrics = {}
     for t in conversion.steps:
         at = [row for row in rows if row["T"] == t]
-        result |= {f"val/residual_T{t}": max(row["residual"] for row in at),
-                   f"val/remainder_T{t}": max(row["remainder"] for row in at),
-                   f"val/remainder_inside_T{t}": max(row["inside"] for row in at)}
+        result |= {
+            f"val/residual_T{t}": max(row["residual"] for row in at),
+            f"val/remainder_T{t}": max(row["remainder"] for row in at),
+            f"val/remainder_inside_T{t}": max(row["inside"] for row in at),
+        }
         session.tracker.metrics({"val/residual": result[f"val/residual_T{t}"]}, step=t)
     tables.write({"dynamics": rows}, session.run_dir / "tables")
     figures.write({"dynamics": figures.dynamics(rows)}, session.run_dir / "figures")
     session.tracker.artifact(session.run_dir / "tables")
     session.tracker.artifact(session.run_dir / "figures")
-    rows_table("largest difference of the two sides, in units of theta", [
-        {"layer": name} | {f"T={row['T']}": row["residual"] for row in rows if row["layer"] == name}
-        for name in dict.fromkeys(row["layer"] for row in rows)])
+    rows_table(
+        "largest difference of the two sides, in units of theta",
+        [
+            {"layer": name} | {f"T={row['T']}": row["residual"] for row in rows if row["layer"] == name}
+            for name in dict.fromkeys(row["layer"] for row in rows)
+        ],
+    )
     return result
 
 
@@ -66,7 +72,8 @@ def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
     flow = snn.flow
     found: dict[fx.Node, dict[str, Any]] = {
         site: {"layer": str(site.target), "T": T, "residual": 0.0, "remainder": 0.0, "inside": 0.0}
-        for site in flow.sites}
+        for site in flow.sites
+    }
     ended = dict.fromkeys(flow.sites, 0.0)
     for part in torch.split(x, max(1, ROWS[x.device.type] // T)):
         env, state, _ = snn.simulated(part, T)

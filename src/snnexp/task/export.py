@@ -42,8 +42,10 @@ def export(session: Session, dt: float) -> Metrics:
         raise error.told("task.dt") from error
     session.check()
     if not session.config["checkpoint"]:
-        raise UserError("task=export writes a trained network: it needs checkpoint=FILE or checkpoint=runs:/ID, with "
-                        "the model, neuron and dataset of that run")
+        raise UserError(
+            "task=export writes a trained network: it needs checkpoint=FILE or checkpoint=runs:/ID, with "
+            "the model, neuron and dataset of that run"
+        )
     net, data = session.network().eval(), session.data
     x, _ = next(data.val.batches(1))
     step = x[:, 0].to(torch.get_default_dtype()) if data.temporal else net.front(x)
@@ -88,22 +90,26 @@ def writable(network: nn.Module) -> fx.GraphModule:
         if not isinstance(module, known) and not (node.op == "call_function" and function_name(node) == "add"):
             refused.append(where(node) + (f" ({type(module).__name__})" if module else ""))
     if refused:
-        raise UserError(f"these layers cannot be written as NIR: {', '.join(refused)}. What can: "
-                        f"{', '.join(layer.__name__ for layer in LAYERS)}, BatchNorm after a layer, additions, and "
-                        "neuron=if, lif or plif with neuron.reset=hard")
+        raise UserError(
+            f"these layers cannot be written as NIR: {', '.join(refused)}. What can: "
+            f"{', '.join(layer.__name__ for layer in LAYERS)}, BatchNorm after a layer, additions, and "
+            "neuron=if, lif or plif with neuron.reset=hard"
+        )
     return graph
 
 
 def _unlike(site: SpikingSite) -> str | None:
     """Why no neuron of NIR does what `site` does."""
     if site.reset == "soft":
-        return ("it resets by subtracting the threshold, and NIR's neurons reset to a value (train with "
-                "neuron.reset=hard)")
+        return (
+            "it resets by subtracting the threshold, and NIR's neurons reset to a value (train with neuron.reset=hard)"
+        )
     if site.v_init != site.reset_value:
         return f"it starts at v_init={site.v_init}, and a NIR neuron where it resets to, {site.reset_value}"
     if site.reset_value and not isinstance(site, IF):
-        return (f"it decays toward 0 and resets to {site.reset_value}, and SpikingJelly's exchange has one value for "
-                "both")
+        return (
+            f"it decays toward 0 and resets to {site.reset_value}, and SpikingJelly's exchange has one value for both"
+        )
     return None
 
 
@@ -114,17 +120,23 @@ def _node(site: SpikingSite) -> nn.Module:
     decay = float(torch.as_tensor(site.decay).detach())
     if isinstance(site, IF):
         return neuron.IFNode(v_threshold=site.threshold, v_reset=site.v_reset)  # type: ignore[no-any-return]
-    return neuron.LIFNode(tau=1 / (1 - decay), decay_input=False, v_threshold=site.threshold,  # type: ignore[no-any-return]
-                          v_reset=site.v_reset)
+    return neuron.LIFNode(
+        tau=1 / (1 - decay),
+        decay_input=False,
+        v_threshold=site.threshold,  # type: ignore[no-any-return]
+        v_reset=site.v_reset,
+    )
 
 
 def _converted(network: nn.Module, x: Tensor) -> str:
     """What to tell of a network without spikes, whose conversion could not be written either."""
     source, _ = prepare(network, x, "gate")
     names = ", ".join(str(n.target) for n in Flow(source).sites)
-    return ("task=export writes spiking networks, and this one has none: train it with neuron=if, lif or plif and "
-            f"neuron.reset=hard. Converted, it could not be written either: its neurons ({names}) would reset by "
-            "subtracting the threshold, and NIR's neurons reset to a value")
+    return (
+        "task=export writes spiking networks, and this one has none: train it with neuron=if, lif or plif and "
+        f"neuron.reset=hard. Converted, it could not be written either: its neurons ({names}) would reset by "
+        "subtracting the threshold, and NIR's neurons reset to a value"
+    )
 
 
 def _written(session: Session, network: fx.GraphModule, x: Tensor, dt: float) -> Metrics:

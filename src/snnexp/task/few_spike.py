@@ -74,8 +74,14 @@ def _sources(session: Session, depths: list[int] | None) -> Iterator[tuple[str, 
         yield name, Session(config, session.choices, session.run_dir)
 
 
-def _measured(session: Session, sources: dict[str, Session], method: Method, calibration: Calibration,
-              test_images: int | None, layer_images: int) -> Metrics:
+def _measured(
+    session: Session,
+    sources: dict[str, Session],
+    method: Method,
+    calibration: Calibration,
+    test_images: int | None,
+    layer_images: int,
+) -> Metrics:
     K, folder, rows = session.config["timesteps"], session.run_dir, []
     layers: list[dict[str, Any]] = []
     shares: dict[str, Tensor] = {}
@@ -100,23 +106,40 @@ def _measured(session: Session, sources: dict[str, Session], method: Method, cal
             return slots.top(network, source.data.test, ranks, session.trainer.eval_batch_size, device, test_images)
 
         of_ann, of_snn = accuracy(ann), accuracy(snn)
-        rows.append({"network": name} | {f"ann_top{r}": of_ann[r] for r in ranks} |
-                    {f"snn_top{r}": of_snn[r] for r in ranks} |
-                    {"parameters": account.more["parameters"], "layers": account.more["layers"],
-                     "neurons": account.neurons, "spikes": account.spikes,
-                     "spikes_per_neuron": account.spikes_per_neuron, "at_most_two": account.more["at_most_two"],
-                     "latency": account.latency, "interval": account.more["interval"],
-                     "energy_nj": account.energy_nj, "ann_energy_nj": account.ann_energy_nj})
+        rows.append(
+            {"network": name}
+            | {f"ann_top{r}": of_ann[r] for r in ranks}
+            | {f"snn_top{r}": of_snn[r] for r in ranks}
+            | {
+                "parameters": account.more["parameters"],
+                "layers": account.more["layers"],
+                "neurons": account.neurons,
+                "spikes": account.spikes,
+                "spikes_per_neuron": account.spikes_per_neuron,
+                "at_most_two": account.more["at_most_two"],
+                "latency": account.latency,
+                "interval": account.more["interval"],
+                "energy_nj": account.energy_nj,
+                "ann_energy_nj": account.ann_energy_nj,
+            }
+        )
         slots.export(snn, folder / "tables" / f"coefficients_{name}.csv")
-    last = [LayerError(**{k: v for k, v in layer.items() if k != "network"}) for layer in layers
-            if layer["network"] == rows[-1]["network"]]
+    last = [
+        LayerError(**{k: v for k, v in layer.items() if k != "network"})
+        for layer in layers
+        if layer["network"] == rows[-1]["network"]
+    ]
     tables.write({"few_spike": rows, "layers": layers}, folder / "tables")
     figures.write({"spikes": drawn.shares(shares), "layers": figures.layers(last)}, folder / "figures")
     for part in ("tables", "figures"):
         session.tracker.artifact(folder / part)
     _print(rows, K)
-    result = {f"test/{key}_{row['network']}" if "top" in key else f"{key}_{row['network']}": float(value)
-              for row in rows for key, value in row.items() if key != "network"}
+    result = {
+        f"test/{key}_{row['network']}" if "top" in key else f"{key}_{row['network']}": float(value)
+        for row in rows
+        for key, value in row.items()
+        if key != "network"
+    }
     session.tracker.metrics(result, step=K)
     return result
 
@@ -127,6 +150,10 @@ def _print(rows: list[dict[str, Any]], K: int) -> None:
     for name in rows[0]:
         table.add_column(name.replace("_", " "))
     for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float)
-                        else f"{value:,}" for value in row.values()))
+        table.add_row(
+            *(
+                value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+                for value in row.values()
+            )
+        )
     Console(soft_wrap=True).print(table)

@@ -22,8 +22,15 @@ from snnexp.training import Metrics
 Interval = tuple[float, float]
 
 
-def fit_few_spike(session: Session, activation: str, K: int | list[int], range: list[float] | None,
-                  spikes: float | None, distribution: str, rounds: int) -> Metrics:
+def fit_few_spike(
+    session: Session,
+    activation: str,
+    K: int | list[int],
+    range: list[float] | None,
+    spikes: float | None,
+    distribution: str,
+    rounds: int,
+) -> Metrics:
     """Fit for each of `K` and each range; writes <activation>.yaml, a table and figures. Returns the errors.
 
     `range`: [low, high]; null: those of the shipped coefficients. `spikes`: at most so many on average (null: K/4).
@@ -53,20 +60,47 @@ def fit_few_spike(session: Session, activation: str, K: int | list[int], range: 
     return session.tracked(work)
 
 
-def _fitted(activation: str, interval: Interval, K: int, limit: float, density: Density | None, rounds: int, seed: int,
-            bar: LayerBar) -> Fitted:
+def _fitted(
+    activation: str,
+    interval: Interval,
+    K: int,
+    limit: float,
+    density: Density | None,
+    rounds: int,
+    seed: int,
+    bar: LayerBar,
+) -> Fitted:
     if activation == "relu":
         return measured(activation, interval, relu(K, torch.tensor(interval[1], dtype=torch.float64)))
-    return fit(activation, interval, K, limit, rounds=rounds, seed=seed, density=density,
-               report=lambda done, whole: bar.report(done, whole, f"{activation} K={K} on {list(interval)}"))
+    return fit(
+        activation,
+        interval,
+        K,
+        limit,
+        rounds=rounds,
+        seed=seed,
+        density=density,
+        report=lambda done, whole: bar.report(done, whole, f"{activation} K={K} on {list(interval)}"),
+    )
 
 
 def _reported(session: Session, fits: list[Fitted]) -> Metrics:
     folder, tracker, activation = session.run_dir, session.tracker, fits[0].activation
     save(fits, folder / f"{activation}.yaml")
-    written: dict[str, tables.Rows] = {"fit": [
-        {"activation": activation, "low": f.range[0], "high": f.range[1], "K": f.table.K, "mse": f.mse,
-         "largest": f.largest, "spikes": f.spikes} for f in fits]}
+    written: dict[str, tables.Rows] = {
+        "fit": [
+            {
+                "activation": activation,
+                "low": f.range[0],
+                "high": f.range[1],
+                "K": f.table.K,
+                "mse": f.mse,
+                "largest": f.largest,
+                "spikes": f.spikes,
+            }
+            for f in fits
+        ]
+    }
     last = max((f for f in fits if f.range == fits[0].range), key=lambda f: f.table.K)
     made = {"approximation": drawn.approximation(last), "raster": drawn.raster(last)}
     if len(fits) > 1:
@@ -76,8 +110,10 @@ def _reported(session: Session, fits: list[Fitted]) -> Metrics:
         made["codes"] = drawn.error_against_steps(codes)
         written["codes"] = [
             {"code": code, "steps": steps, "rms_error": error, "spikes": count}
-            for code, points in codes.items() for steps, error, count in points
-            if code == "few spikes" or (steps & (steps + 1)) == 0]  # rate: at 2^k - 1
+            for code, points in codes.items()
+            for steps, error, count in points
+            if code == "few spikes" or (steps & (steps + 1)) == 0
+        ]  # rate: at 2^k - 1
     tables.write(written, folder / "tables")
     figures.write(made, folder / "figures")
     for name in (f"{activation}.yaml", "tables", "figures"):
@@ -97,15 +133,24 @@ def _print(fits: list[Fitted]) -> None:
     for name in ("range", "K", "mean squared error", "largest error", "mean spikes"):
         table.add_column(name)
     for one in fits:
-        table.add_row(f"{one.range[0]:g} to {one.range[1]:g}", str(one.table.K), f"{one.mse:.3g}", f"{one.largest:.3g}",
-                      f"{one.spikes:.2f}")
+        table.add_row(
+            f"{one.range[0]:g} to {one.range[1]:g}",
+            str(one.table.K),
+            f"{one.mse:.3g}",
+            f"{one.largest:.3g}",
+            f"{one.spikes:.2f}",
+        )
     Console(soft_wrap=True).print(table)
 
 
 def _interval(given: list[float]) -> Interval:
     pair = isinstance(given, list) and len(given) == 2 and all(isinstance(v, int | float) for v in given)
-    require(pair and given[0] < given[1] and given[1] > 0, "range", given,
-            "two numbers [low, high], low < high and high > 0")
+    require(
+        pair and given[0] < given[1] and given[1] > 0,
+        "range",
+        given,
+        "two numbers [low, high], low < high and high > 0",
+    )
     return float(given[0]), float(given[1])
 
 
@@ -117,8 +162,10 @@ def _density(distribution: str) -> Density | None:
         with Path(distribution).expanduser().open(newline="") as file:
             rows = sorted((float(row["x"]), float(row["weight"])) for row in csv.DictReader(file))
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"distribution={distribution} is not allowed: it must be uniform, or a CSV file with columns x "
-                        f"and weight ({error})") from error
+        raise UserError(
+            f"distribution={distribution} is not allowed: it must be uniform, or a CSV file with columns x "
+            f"and weight ({error})"
+        ) from error
     if len(rows) < 2 or min(weight for _, weight in rows) < 0 or not sum(weight for _, weight in rows) > 0:
         raise UserError(f"distribution={distribution}: it needs two rows or more, with weights of at least 0")
     x, weight = (torch.tensor(column, dtype=torch.float32) for column in zip(*rows, strict=True))

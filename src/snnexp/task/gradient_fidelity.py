@@ -1,5 +1,4 @@
-"""`task=gradient_fidelity`: a training that compares, after each epoch, the surrogate gradient with finite differences.
-"""
+"""`task=gradient_fidelity`: train, and compare the surrogate gradient with finite differences after each epoch."""
 
 from __future__ import annotations
 
@@ -53,5 +52,8 @@ class Finite(Measurement):
 
     def outcome(self, history: Sequence[Metrics]) -> Outcome:
         rows = by_layer(history, "fidelity", Fidelity._fields)
-        return {"fidelity": rows}, {"fidelity": figures.by_layer(
-            rows, ("cosine", "ratio", "nonzero"), "surrogate gradient against finite differences")}
+        return {"fidelity": rows}, {
+            "fidelity": figures.by_layer(
+                rows, ("cosine", "ratio", "nonzero"), "surrogate gradient against finite differences"
+            )
+        }

@@ -15,8 +15,13 @@ from snnexp.terminal import rows_table
 from snnexp.training import Metrics
 
 
-def mitigations(session: Session, compare: Mapping[str, Mitigation], val_images: int | None, test_images: int | None,
-                layer_images: int) -> Metrics:
+def mitigations(
+    session: Session,
+    compare: Mapping[str, Mitigation],
+    val_images: int | None,
+    test_images: int | None,
+    layer_images: int,
+) -> Metrics:
     """Convert once, then try each of `compare` with so many steps that, rehearsals included, each neuron works for
     each of timesteps; where too few are left for T (of averaged recordings: no multiple of their frames), that pair is
     left out.
@@ -49,9 +54,19 @@ def _compared(conversion: Conversion, compare: Mapping[str, Mitigation]) -> Metr
                 snn = mitigation.applied(plain)
                 found = {split: conversion.accuracy(snn, split, [T])[T] for split in ("val", "test")}
                 layers, account = examine(source, snn, conversion.seen(), T)
-                rows.append({"mitigation": name, "steps": total, "T": T, "latency": account.latency,
-                             "val_accuracy": found["val"], "test_accuracy": found["test"], "spikes": account.spikes,
-                             "energy_nj": account.energy_nj, **_errors(layers)})
+                rows.append(
+                    {
+                        "mitigation": name,
+                        "steps": total,
+                        "T": T,
+                        "latency": account.latency,
+                        "val_accuracy": found["val"],
+                        "test_accuracy": found["test"],
+                        "spikes": account.spikes,
+                        "energy_nj": account.energy_nj,
+                        **_errors(layers),
+                    }
+                )
                 for split, accuracy in found.items():
                     result[f"{split}/{name}_accuracy_T{total}"] = accuracy
                     session.tracker.metrics({f"{split}/{name}_accuracy": accuracy}, step=total)
@@ -67,5 +82,8 @@ def _compared(conversion: Conversion, compare: Mapping[str, Mitigation]) -> Metr
 def _errors(layers: list[LayerError]) -> dict[str, float]:
     """Means over layers: shares of neurons, and spikes too many or too few per neuron."""
     n = len(layers)
-    return {"over": sum(layer.over for layer in layers) / n, "under": sum(layer.under for layer in layers) / n,
-            "uneven": sum(layer.over_spikes + layer.under_spikes for layer in layers) / n}
+    return {
+        "over": sum(layer.over for layer in layers) / n,
+        "under": sum(layer.under for layer in layers) / n,
+        "uneven": sum(layer.over_spikes + layer.under_spikes for layer in layers) / n,
+    }

@@ -18,8 +18,14 @@ from snnexp.tracking import PARENT_TAG, Store, Stored
 from snnexp.training import Metrics
 
 
-def report(session: Session, experiments: str | Sequence[str] | None, sweep: str | None, filter: str | None,
-           name: str | None, port: int) -> Metrics:  # fmt: skip
+def report(
+    session: Session,
+    experiments: str | Sequence[str] | None,
+    sweep: str | None,
+    filter: str | None,
+    name: str | None,
+    port: int,
+) -> Metrics:
     """Write `<outputs_dir>/reports/<name>.html` and `.md` on the runs of `experiments` (None: of all) that meet
     `filter`, in MLflow's search syntax, or belong to the `sweep` of that run id. Links to runs lead to `port` of this
     machine, or to the server that has them.
@@ -54,8 +60,9 @@ def report(session: Session, experiments: str | Sequence[str] | None, sweep: str
 def _experiments(store: Store, asked: Sequence[str]) -> list[str]:
     for name in asked:
         if name not in store.experiments:
-            raise UserError(f"task.experiments: there is no experiment {name}; there are "
-                            f"{', '.join(sorted(store.experiments))}")
+            raise UserError(
+                f"task.experiments: there is no experiment {name}; there are {', '.join(sorted(store.experiments))}"
+            )
     return list(asked or store.experiments)
 
 
@@ -73,10 +80,16 @@ def _chosen(store: Store, names: Sequence[str], sweep: str | None, filter: str |
 def _folders(outputs: Path) -> dict[str, Link]:
     """{run id: its run directory} of all runs under `outputs`, as seen from a report."""
     journals = [Journal(path.parent) for path in outputs.rglob(JOURNAL)]
-    return {run_id: Link(path := journal.folder.relative_to(outputs).as_posix(), f"../{path}") for journal in journals
-            if (run_id := journal.state.get("run_id"))}
+    return {
+        run_id: Link(path := journal.folder.relative_to(outputs).as_posix(), f"../{path}")
+        for journal in journals
+        if (run_id := journal.state.get("run_id"))
+    }
 
 
 def _figures(section: Section) -> list[Figure]:
-    return [figure for block in section.blocks for figure in
-            (_figures(block) if isinstance(block, Section) else [block] if isinstance(block, Figure) else [])]
+    return [
+        figure
+        for block in section.blocks
+        for figure in (_figures(block) if isinstance(block, Section) else [block] if isinstance(block, Figure) else [])
+    ]

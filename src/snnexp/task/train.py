@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SPIKES = "val/spikes_per_sample"  # of all sites together, of the best epoch
-AT_T = "val/accuracy_T"           # when the output is averaged over the first so many steps, of the best epoch
+AT_T = "val/accuracy_T"  # when the output is averaged over the first so many steps, of the best epoch
 
 
 Outcome = tuple[dict[str, Rows], dict[str, "Figure"]]  # tables and figures by name
@@ -129,8 +129,11 @@ def by_layer(history: Sequence[Metrics], what: str, columns: Sequence[str]) -> R
     """The metrics <what>/<column>/<layer> of all epochs as rows of epoch, layer and columns."""
     layers = dict.fromkeys(key.split("/", 2)[2] for key in history[0] if key.startswith(f"{what}/{columns[0]}/"))
     layers |= dict.fromkeys(key.split("/", 2)[2] for key in history[0] if key.startswith(f"{what}/{columns[-1]}/"))
-    return [{"epoch": epoch, "layer": layer, **{c: metrics.get(f"{what}/{c}/{layer}", math.nan) for c in columns}}
-            for epoch, metrics in enumerate(history, 1) for layer in layers]
+    return [
+        {"epoch": epoch, "layer": layer, **{c: metrics.get(f"{what}/{c}/{layer}", math.nan) for c in columns}}
+        for epoch, metrics in enumerate(history, 1)
+        for layer in layers
+    ]
 
 
 def report(session: Session, tables: Mapping[str, Rows], made: Mapping[str, Figure]) -> None:
@@ -152,8 +155,14 @@ def _finish(
     """Test the best epoch's weights; figures, the model, the final metrics."""
     best = load(session.run_dir / "best.pt")
     net.load_state_dict(best["model"])
-    measured = partial(evaluate, net, loss=session.loss, batch_size=session.trainer.eval_batch_size, device=device,
-                       classes=len(data.classes))  # fmt: skip
+    measured = partial(
+        evaluate,
+        net,
+        loss=session.loss,
+        batch_size=session.trainer.eval_batch_size,
+        device=device,
+        classes=len(data.classes),
+    )
     val, test = measured(data.val), measured(data.test)
     for t, (of_val, of_test) in enumerate(zip(val.accuracy_t, test.accuracy_t, strict=True), 1):
         session.tracker.metrics({"val/accuracy_at_t": of_val, "test/accuracy_at_t": of_test}, step=t)

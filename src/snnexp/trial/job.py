@@ -81,8 +81,10 @@ class Reporter:
         if metric not in history[-1]:
             if self.address.pruner is None:
                 return False
-            raise UserError(f"a pruner needs the objective after every epoch, and {metric} is known only at the end: "
-                            f"take one of {', '.join(sorted(history[-1]))}, or hydra.sweeper.pruner=null")  # fmt: skip
+            raise UserError(
+                f"a pruner needs the objective after every epoch, and {metric} is known only at the end: "
+                f"take one of {', '.join(sorted(history[-1]))}, or hydra.sweeper.pruner=null"
+            )
         with exclusive(self.address.storage):
             for epoch in range(self.told, len(history)):
                 self.trial.report(history[epoch][metric], epoch + 1)
