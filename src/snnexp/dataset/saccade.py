@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,17 +100,10 @@ def mnist_saccade(
     return _filmed(name, images, [source, limits], camera or Camera(), cache, binning, validation, seed, classes)
 
 
-def fashion_mnist_saccade(root: str | Path, cache: str | Path, timesteps: int, **settings: object) -> Data:
-    """As `mnist_saccade`, with torchvision's FashionMNIST."""
-    return mnist_saccade(
-        root,
-        cache,
-        timesteps,
-        **settings,
-        name="fashion_mnist_saccade",  # type: ignore[arg-type]
-        folder="FashionMNIST",
-        classes=CLOTHES,
-    )
+def fashion_mnist_saccade(root: str | Path, cache: str | Path, timesteps: int, **settings: Any) -> Data:
+    """Do as `mnist_saccade`, with torchvision's FashionMNIST."""
+    named = {"name": "fashion_mnist_saccade", "folder": "FashionMNIST", "classes": CLOTHES}
+    return mnist_saccade(root, cache, timesteps, **settings, **named)
 
 
 def digits() -> tuple[Images, Images]:

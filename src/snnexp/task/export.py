@@ -117,15 +117,13 @@ def _node(site: SpikingSite) -> nn.Module:
     """SpikingJelly's module of the same neuron."""
     from spikingjelly.activation_based import neuron
 
-    decay = float(torch.as_tensor(site.decay).detach())
+    made: nn.Module
     if isinstance(site, IF):
-        return neuron.IFNode(v_threshold=site.threshold, v_reset=site.v_reset)  # type: ignore[no-any-return]
-    return neuron.LIFNode(
-        tau=1 / (1 - decay),
-        decay_input=False,
-        v_threshold=site.threshold,  # type: ignore[no-any-return]
-        v_reset=site.v_reset,
-    )
+        made = neuron.IFNode(v_threshold=site.threshold, v_reset=site.v_reset)
+    else:
+        tau = 1 / (1 - float(torch.as_tensor(site.decay).detach()))
+        made = neuron.LIFNode(tau=tau, decay_input=False, v_threshold=site.threshold, v_reset=site.v_reset)
+    return made
 
 
 def _converted(network: nn.Module, x: Tensor) -> str:
