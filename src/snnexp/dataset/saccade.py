@@ -102,7 +102,7 @@ def mnist_saccade(
 
 def fashion_mnist_saccade(root: str | Path, cache: str | Path, timesteps: int, **settings: Any) -> Data:
     """Do as `mnist_saccade`, with torchvision's FashionMNIST."""
-    named = {"name": "fashion_mnist_saccade", "folder": "FashionMNIST", "classes": CLOTHES}
+    named: dict[str, Any] = {"name": "fashion_mnist_saccade", "folder": "FashionMNIST", "classes": CLOTHES}
     return mnist_saccade(root, cache, timesteps, **settings, **named)
 
 
