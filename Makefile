@@ -105,10 +105,10 @@ FEW_SPIKE_embedded = dataset=digits dataset.augment.crop=1 optimizer.lr=0.05 tra
 FEW_SPIKE_real = $(IMAGES) dataset.augment.crop=4 dataset.augment.flip=true optimizer.lr=0.1 trainer.epochs=100
 
 few-spike: $(READY)  ## few-spike neurons: coefficients, figures and the paper's table (DATA=real DATA_DIR=... for CIFAR-10)
-	$(BIN)/snnexp task=fit_few_spike activation=relu K=[2,4,6,8,10] $(FEW_SPIKE)
-	$(BIN)/snnexp task=fit_few_spike activation=silu K=[6,8,10,12,16] range=[-8,12] task.rounds=400 $(FEW_SPIKE)
-	$(BIN)/snnexp task=fit_few_spike activation=sigmoid K=[6,8,10,12] range=[-10,10] task.rounds=400 $(FEW_SPIKE)
-	$(BIN)/snnexp task=few_spike conversion=few_spike model=resnet20 neuron=relu timesteps=10 task.depths=[8,14,20,50] \
+	$(BIN)/snnexp task=fit_few_spike task.activation=relu 'task.K=[2,4,6,8,10]' $(FEW_SPIKE)
+	$(BIN)/snnexp task=fit_few_spike task.activation=silu 'task.K=[6,8,10,12,16]' 'task.range=[-8,12]' task.rounds=400 $(FEW_SPIKE)
+	$(BIN)/snnexp task=fit_few_spike task.activation=sigmoid 'task.K=[6,8,10,12]' 'task.range=[-10,10]' task.rounds=400 $(FEW_SPIKE)
+	$(BIN)/snnexp task=few_spike conversion=few_spike model=resnet20 neuron=relu timesteps=10 'task.depths=[8,14,20,50]' \
 	  loss=cross_entropy optimizer=sgd optimizer.weight_decay=1e-4 scheduler=cosine $(FEW_SPIKE_$(DATA)) $(FEW_SPIKE)
 	$(call report,$@)
 

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from matplotlib.figure import Figure
 
+from snnexp.build import build
 from snnexp.session import Session
-from snnexp.task import report as task
+from snnexp.task.base import Task
 from snnexp.tracking import MLflow, Status
 
 SIGMOID, ATAN = (0.90, 0.92, 0.94), (0.80, 0.80, 0.83)  # test accuracies by seed
@@ -108,8 +109,7 @@ def _seeded(seed: int) -> dict[str, object]:
 def report(outputs: Path, **keys: Any) -> None:
     """What `snnexp task=report` does, without the command line."""
     session = SimpleNamespace(tracker=MLflow(outputs=outputs), config={"outputs_dir": str(outputs)})
-    default = {"experiments": None, "sweep": None, "filter": None, "name": None, "port": 5000}
-    task.report(cast(Session, session), **default | keys)
+    build("task", {"task": {"_target_": "snnexp.task.report.Report", **keys}}, Task).run(cast(Session, session), None)
 
 
 def rows(table: Sequence[Sequence[str]]) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""From plain configs to objects: Hydra's `_target_` is the registry, and a refusal names the full key."""
+"""Make objects from plain configs: Hydra's `_target_` is the registry, and a refusal names the full key."""
 
 from __future__ import annotations
 
@@ -14,25 +14,42 @@ from hydra.utils import get_object, instantiate
 from snnexp.errors import InvalidValue, UserError
 
 
-def build(group: str, config: Mapping[str, Any], **extra: Any) -> Any:
-    """Instantiate `config[group]`, with `extra` keyword arguments that are passed as they are.
+def build(group: str, config: Mapping[str, Any], protocol: type | None = None, **extra: Any) -> Any:
+    """Instantiate `config[group]`, passing `extra` keyword arguments as they are, and check it against `protocol`.
 
-    Raises UserError, naming the key, if the constructor refuses a value or does not take a key. Errors inside a
-    constructor pass through.
+    `protocol` is a class that the object must be an instance of, or a Protocol whose members it must have.
+    Raises UserError, naming the key, if the constructor refuses a value or does not take a key, or if the object is not
+    what `protocol` asks for. Errors inside a constructor pass through.
     """
-    # hydra would copy `extra` into the config, which takes plain values only: bind the config first, then call
+    # Hydra would copy `extra` into the config, which takes plain values only: bind the config first, then call.
     node = {**config[group], "_partial_": True} if extra else config[group]
     made = _instantiated(group, config, node)
-    if not extra:
-        return made
-    try:
-        return made(**extra)
-    except InvalidValue as error:
-        raise _refusal(group, config, "", error) from error
-    except TypeError as error:
-        if not _wrong_call(error):
-            raise
-        raise UserError(f"{group} ({node.get('_target_')}) cannot be made: {error}") from error
+    if extra:
+        try:
+            made = made(**extra)
+        except InvalidValue as error:
+            raise _refusal(group, config, "", error) from error
+        except TypeError as error:
+            if not _wrong_call(error):
+                raise
+            raise UserError(f"{group} ({node.get('_target_')}) cannot be made: {error}") from error
+    if protocol is not None and (lacks := unlike(made, protocol)):
+        raise UserError(
+            f"{group} ({node.get('_target_')}) gives a {type(made).__name__}, which {lacks} (docs/extending.md)"
+        )
+    return made
+
+
+def unlike(made: object, protocol: type) -> str:
+    """Say why `made` does not satisfy `protocol`, to complete "which ..."; "" if it does.
+
+    Of a Protocol, names alone are compared: attributes, properties and methods that do not begin with an underscore.
+    """
+    if not getattr(protocol, "_is_protocol", False):
+        return "" if isinstance(made, protocol) else f"is no {protocol.__module__}.{protocol.__qualname__}"
+    asked = {name for base in protocol.__mro__ for name in (*vars(base), *vars(base).get("__annotations__", {}))}
+    missing = sorted(name for name in asked if not name.startswith("_") and not hasattr(made, name))
+    return f"lacks {', '.join(missing)} of {protocol.__module__}.{protocol.__qualname__}" if missing else ""
 
 
 def _instantiated(group: str, config: Mapping[str, Any], node: Mapping[str, Any]) -> Any:
@@ -47,13 +64,13 @@ def _instantiated(group: str, config: Mapping[str, Any], node: Mapping[str, Any]
         if cause is None or isinstance(cause, ImportError | AttributeError) or _wrong_call(cause):
             said = str(error).split("full_key:")[0].strip()
             raise UserError(f"{group} ({target}) cannot be made: {said}") from error
-        raise cause  # noqa: B904  a UserError of its own, or a programming error: its traceback tells where
+        raise cause  # noqa: B904  a UserError already, or a programming error whose traceback tells where
 
 
 def accepted(node: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `offered` that the `_target_` of `node` names in its signature and `node` does not give itself.
+    """Return those of `offered` that the `_target_` of `node` has as parameters and `node` does not set itself.
 
-    So somebody's own callable gets its own keywords only. A target that cannot be found is left to `build` to explain.
+    A user's own callable thus gets only its own keywords. A target that cannot be found is left to `build` to report.
     """
     try:
         named = inspect.signature(get_object(node["_target_"])).parameters
@@ -63,7 +80,7 @@ def accepted(node: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, A
 
 
 def _wrong_call(error: BaseException) -> bool:
-    """Whether Hydra's call itself failed, for an argument that is missing or unknown, and not something inside it."""
+    """Return whether the call itself failed, for a missing or unknown argument, and not something inside it."""
     frames = traceback.extract_tb(error.__traceback__)
     return (
         isinstance(error, TypeError)
@@ -73,7 +90,7 @@ def _wrong_call(error: BaseException) -> bool:
 
 
 def _refusal(group: str, config: Mapping[str, Any], nested: str, error: InvalidValue) -> UserError:
-    """The refusal under the full key; a value that the group has from the top level (`${seed}`) goes by that key."""
+    """Return the refusal under the full key, or under the top-level key that the group takes its value from."""
     path = [group, *filter(None, nested.split(".")), *error.name.split(".")]
     own = config[group].get(path[1], config)
     if path[1] in config and (own is config or own == config[path[1]]):

@@ -1,4 +1,4 @@
-"""The boundary between the user's YAML and the program: where the configs are, and checks that need no torch."""
+"""The boundary between the user's YAML and the program: find the configs, and check them without loading torch."""
 
 from __future__ import annotations
 
@@ -37,26 +37,27 @@ GROUPS = (
     "tracking",
 )
 KEYS = ("seed", "timesteps", "resume", "checkpoint", "objective", *FOLDERS)
-# What may differ between a run and its resumption: where things are, not what is computed.
+# These may differ between a run and its resumption: they say where things are, not what is computed.
 NOT_THE_EXPERIMENT = ("resume", "tracking", "objective", *FOLDERS)
-RUN = re.compile(r"runs:/(\w+)")  # an earlier run, as a checkpoint
+RUN = re.compile(r"runs:/(\w+)")  # an MLflow run as a checkpoint
 PLACES = ("dataset.root", "dataset.cache")
-ANY_IMAGES = "image_folder"  # a dataset, or the source of one, which `dataset.root` chooses
+ANY_IMAGES = "image_folder"  # a dataset, or its source, whose content depends on `dataset.root`
+DEFAULT_OBJECTIVE = "val/accuracy"  # of conf/config.yaml; a task that does not give it may ignore it
 
-# Hydra makes its directories before anyone can look at the config: so `~` is resolved where it is composed.
+# Hydra makes its directories before the config can be checked, so `~` is resolved while the config is composed.
 OmegaConf.register_new_resolver("folder", lambda path: str(Path(str(path)).expanduser().absolute()), replace=True)
 
 
 def conf_dir() -> str:
-    """Absolute path of the YAML groups: beside the code in a wheel, at the repository's root in a checkout."""
+    """Return the folder of the YAML groups: beside the code in a wheel, at the repository's root in a checkout."""
     here = Path(__file__).resolve().parent
     return str(here / "conf" if (here / "conf").is_dir() else here.parents[1] / "conf")
 
 
-def checked(cfg: DictConfig) -> dict[str, Any]:
-    """The composed config as plain containers, resolved, with absolute folders.
+def checked_config(cfg: DictConfig) -> dict[str, Any]:
+    """Return the composed config as plain containers, resolved, with absolute folders.
 
-    Raises UserError for a value of the wrong type, a missing mandatory value, or an interpolation that leads nowhere.
+    Raises UserError for a value of the wrong type, a missing mandatory value, or a broken interpolation.
     """
     _check_complete(cfg)
     _check_types(cfg)
@@ -68,7 +69,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} has no value: give one with {missing[0]}=VALUE")
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    try:  # SpikingJelly accepts what turns gradients around
+    try:  # SpikingJelly itself accepts values that reverse the gradient
         check_arguments(config["surrogate"]["_target_"], config["surrogate"])
     except InvalidValue as error:
         raise error.told(f"surrogate.{error.name}") from error
@@ -76,13 +77,13 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
 
 
 def absolute(cfg: DictConfig) -> None:
-    """Make the folders independent of where the program stands."""
+    """Make the folders independent of the working directory."""
     for key in FOLDERS:
         cfg[key] = str(Path(str(cfg[key])).expanduser().absolute())
 
 
 def check_objective(names: object) -> None:
-    """Raises UserError for a metric that must not choose."""
+    """Raise UserError unless every objective is a validation metric."""
     for name in listed(names):
         if not isinstance(name, str) or not name.startswith("val/"):
             raise UserError(
@@ -92,20 +93,20 @@ def check_objective(names: object) -> None:
 
 
 def listed(names: Any) -> list[Any]:
-    """The objective's metrics: one, several, or none."""
+    """Return the objective's metrics as a list: one, several, or none."""
     return list(names) if isinstance(names, list | ListConfig) else [] if names is None else [names]
 
 
 def quoted(value: Any) -> str:
-    """`value` as the text of an override, which reads back as the same value. Strings are always quoted: Hydra's
-    own encoder drops quotes, and then `a,b` is a sweep and `'1'` a number.
+    """Return `value` as the text of an override, which Hydra reads back as the same value.
 
-    The string `???` cannot be told from a missing value in OmegaConf, whatever its quotes.
+    Strings are always quoted, because Hydra's own encoder drops quotes, and then `a,b` is a sweep and `'1'` a number.
+    The string `???` is a missing value to OmegaConf, with or without quotes.
     """
     if value is None:
         return "null"
     if isinstance(value, str):
-        # inside quotes, ${...} still is an interpolation: it is escaped, as are backslashes that lead up to it
+        # ${...} is an interpolation even inside quotes: escape it, and the backslashes before it
         escaped = re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + r"\${", value)
         return QuotedString(escaped, Quote.single).with_quotes()
     if isinstance(value, list | tuple):
@@ -116,13 +117,13 @@ def quoted(value: Any) -> str:
 
 
 def without_hydra(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
-    """The experiment's own part of a composed config as plain containers; unresolved, interpolations stay as text."""
+    """Return a composed config without Hydra's part, as plain containers; unresolved, interpolations stay text."""
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     return OmegaConf.to_container(own, resolve=resolve)  # type: ignore[return-value]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to one level: {"a": {"b": 1}} -> {"a.b": 1}. Lists stay values."""
+    """Flatten nested mappings: {"a": {"b": 1}} -> {"a.b": 1}. Lists stay values."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -133,19 +134,19 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def experiment_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What determines a run's result, flattened: everything but places, tracking and the objective."""
+    """Return the keys that determine a run's result, flattened: all but places, tracking and the objective."""
     kept = flatten({key: value for key, value in config.items() if key not in NOT_THE_EXPERIMENT})
     return {key: value for key, value in kept.items() if not is_place(key, kept)}
 
 
 def is_place(key: str, flat: Mapping[str, Any]) -> bool:
-    """Whether `key` of a flattened config says where the data are, not which."""
+    """Return whether `key` of a flattened config says where the data are, and not which data."""
     any_images = flat.get("dataset.source") == ANY_IMAGES or str(flat.get("dataset._target_")).endswith(ANY_IMAGES)
     return key in PLACES and not (any_images and key == "dataset.root")
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """Digest of everything that determines a run's result; equal for a run and its resumption."""
+    """Return a digest of all that determines a run's result; it is equal for a run and its resumption."""
     kept = experiment_of(config)
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -173,10 +174,9 @@ def _check_complete(cfg: DictConfig) -> None:
 
 
 def _check_types(cfg: DictConfig) -> None:
-    """Type by example: an overridden value must have the type of the default that it replaces.
+    """Check types by example: an overridden value must have the type of the default that it replaces.
 
-    The defaults are composed anew with the command line's choices of groups alone, so this costs a second composition,
-    and only where a value was overridden.
+    The defaults are composed again, with only the command line's choices of groups, where a value was overridden.
     """
     hydra = HydraConfig.get()
     groups = set(hydra.runtime.choices)
@@ -191,13 +191,13 @@ def _check_types(cfg: DictConfig) -> None:
             raise UserError(f"{key}={_shown(value)} is not allowed: it must be {kind} (default {default}){hint}")
 
 
-@lru_cache(maxsize=32)  # a sweep's jobs in one process have few choices of groups
+@lru_cache(maxsize=32)  # the jobs of a sweep share few choices of groups
 def _example(loader: ConfigLoader, name: str, chosen: tuple[str, ...]) -> DictConfig:
     return loader.load_configuration(config_name=name, overrides=list(chosen), run_mode=RunMode.RUN, from_shell=False)
 
 
 def _pairs(example: DictConfig, cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, default, value) of every value that both have and the user may have set."""
+    """Yield (key, default, value) for every value that both configs have and the user may have set."""
     for key in example:
         key = str(key)
         name = f"{prefix}{key}"
@@ -213,7 +213,7 @@ def _pairs(example: DictConfig, cfg: DictConfig, prefix: str = "") -> Iterator[t
 
 
 def _same_type(default: Any, value: Any) -> bool:
-    if default is None or value is None:  # null is a value where it is the default
+    if default is None or value is None:  # null is allowed where it is the default
         return default is None
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(default, bool) and isinstance(value, bool)

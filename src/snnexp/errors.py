@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: printed as one message, never as a traceback. Imports nothing heavy."""
+"""Errors the user can fix: printed as one message, never as a traceback. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from hydra.errors import CompactHydraException
 
 
 class UserError(CompactHydraException):
-    """A message for the user: what is wrong, which value, what to do. Hydra prints it without a traceback."""
+    """A message for the user: what is wrong, which value, and what to do. Hydra prints it without a traceback."""
 
 
 class Pruned(Exception):
-    """A sweep's pruner has stopped this run: no error, and nothing to mend."""
+    """Raised where a sweep's pruner stops this run; not an error."""
 
 
 class InvalidValue(ValueError):
-    """A constructor's refusal of one argument; `run.py` turns it into a UserError with the full config key.
+    """A constructor's refusal of one argument; `build` turns it into a UserError with the full config key.
 
     Attributes: `name` the argument, `value` what was given, `allowed` what may be given instead.
     """
@@ -24,7 +24,7 @@ class InvalidValue(ValueError):
         self.name, self.value, self.allowed = name, value, allowed
 
     def told(self, key: str) -> UserError:
-        """The same refusal for the user, under the full config key."""
+        """Return the same refusal as a UserError under the full config key."""
         return UserError(f"{key}={self.value} is not allowed: it must be {self.allowed}")
 
     def __reduce__(self) -> tuple[type[InvalidValue], tuple[str, object, str]]:

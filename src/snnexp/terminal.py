@@ -11,10 +11,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from snnexp.trial.job import Job
+
 if TYPE_CHECKING:
     from snnexp import training
 
 console = Console(stderr=True, highlight=False)
+
+
+def quiet() -> bool:
+    """Return whether other jobs of a sweep write to the same terminal."""
+    job = Job.current()
+    return job is not None and job.quiet
 
 
 class _Bar:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from snnexp.analysis.figures import BLUE, GREY, ORANGE, plain
+from snnexp.analysis.style import BLUE, GREY, ORANGE, plain
 from snnexp.dynamics import if_step
 from snnexp.few_spike.table import FUNCTIONS, Fitted, decoded, relu, spikes
 

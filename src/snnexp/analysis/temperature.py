@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
 from lightning_fabric import Fabric
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from snnexp.analysis.finite_difference import Fidelity, Probe, compare, layers, sample
+from snnexp.analysis.style import BLUE, GREY, ORANGE, plain, styles
 from snnexp.dataset.base import Split
 from snnexp.errors import InvalidValue
+from snnexp.surrogate.dspike import Dspike
 from snnexp.surrogate.dspike_adaptive import AdaptiveDspike, Choice
 from snnexp.timefold import TimeFold
 from snnexp.training import Progress, mix
@@ -105,3 +109,27 @@ def _move(group: Sequence[AdaptiveDspike], probe: Probe, finite: Tensor) -> None
             one.choice = Choice(lower, same, higher, found[best].error, found[best].nonzero)
         if best == 1:
             return
+
+
+def temperature(net: nn.Module, history: Sequence[Mapping[str, float]]) -> dict[str, Figure]:
+    """Draw the temperatures of `net` by epoch, and g' of the first at start, middle and end; nothing if none adapts."""
+    places = [s.site if s.temperature == "per_layer" else "" for s in adaptive(net)]
+    curves = {place: [m[f"train/b/{place}".rstrip("/")] for m in history] for place in places}
+    if not curves:
+        return {}
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    over_time, shapes = figure.subplots(1, 2, width_ratios=[1.3, 1])
+    for (place, values), style in zip(curves.items(), styles(len(curves)), strict=True):
+        over_time.plot(range(1, len(history) + 1), values, **style, markersize=3, label=place or "all layers")
+    over_time.set(xlabel="epoch", ylabel="temperature b", ylim=(0, None))
+    over_time.xaxis.set_major_locator(MaxNLocator(integer=True))
+    over_time.legend(frameon=False)
+    x = torch.linspace(-1, 1, 801, dtype=torch.float64)
+    place, first = next(iter(curves.items()))
+    for epoch, color in zip(dict.fromkeys((1, (1 + len(first)) // 2, len(first))), (GREY, BLUE, ORANGE), strict=False):
+        b = first[epoch - 1]
+        shapes.plot(x.numpy(), Dspike(b).derivative(x).numpy(), color=color, label=f"epoch {epoch}: b = {b:.3g}")
+    shapes.set(xlabel="x = v − θ", title=f"g'(x) of {place}" if place else "g'(x)")
+    shapes.legend(frameon=False, fontsize=8)
+    plain(over_time, shapes)
+    return {"temperature": figure}

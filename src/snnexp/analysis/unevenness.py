@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from snnexp.analysis.style import GREY, panels, plain, shades
 from snnexp.dynamics import if_step
 from snnexp.errors import integer, number, require
 
@@ -170,3 +173,26 @@ def kind(n: int, v: float, neuron: Neuron) -> str:
     if v < 0:
         return "over-firing" if n > 0 else "correct zero"
     return "under-firing" if n < neuron.T else "saturated"
+
+
+def orders_figure(found: Sequence[Orders]) -> Figure:
+    """Draw for each neuron, in a panel, the share of the orders of its spikes (log) that give each error."""
+    neurons: dict[str, dict[int, dict[int, float]]] = {}
+    for each in found:
+        row = each.row()
+        title = f"weights {row['weights']}\nθ = {row['theta']:g}, v(0) = {row['start']:g} θ"
+        neurons.setdefault(title, {})[each.neuron.T] = each.share
+    figure, axes_all = panels(len(neurons), 5, 2.6, 2.7, sharex=True, sharey=True)
+    for axes, (title, shares) in zip(axes_all, neurons.items(), strict=True):
+        for T, color in zip(shares, shades(len(shares)), strict=True):
+            errors = sorted(shares[T])
+            axes.plot(errors, [shares[T][e] for e in errors], "o-", color=color, markersize=3, label=f"T = {T}")
+        axes.axvline(0, color=GREY, linewidth=0.6)
+        axes.set_yscale("log")
+        axes.set_title(title, size=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plain(axes)
+    axes_all[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel("spikes too many (above 0: over-firing, below: under-firing)")
+    figure.supylabel("share of all orders")
+    return figure

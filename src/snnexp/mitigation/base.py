@@ -27,6 +27,11 @@ class Mitigation:
     rounds = 0
     whole = False
 
+    @property
+    def idle(self) -> bool:
+        """Whether it changes nothing."""
+        return type(self) is Mitigation
+
     def neuron(self, placed: ScaledIF) -> ScaledIF:
         """What stands for the neuron that a conversion has placed."""
         return placed
@@ -37,7 +42,7 @@ class Mitigation:
 
     def applied(self, snn: Converted) -> Converted:
         """A network with it; `snn` stays as it is, and shares nothing. Raises UserError at other neurons than ours."""
-        return snn if type(self) is Mitigation else Mitigated(snn, self)
+        return snn if self.idle else Mitigated(snn, self)
 
     def check(self, T: int) -> None:
         """Raises InvalidValue for a T that is too short."""

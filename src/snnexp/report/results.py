@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED
 from snnexp.config import NOT_THE_EXPERIMENT, is_place
+from snnexp.record import TAGS
 from snnexp.report.document import Link, Table, Words, shown
-from snnexp.session import TAGS
 from snnexp.tracking import Store, Stored
 from snnexp.training import METRICS as BY_EPOCH
 

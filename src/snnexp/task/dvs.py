@@ -1,4 +1,4 @@
-"""`task=dvs`: QCFS for event recordings, in two ways, beside a directly trained SNN: accuracy, and cost of training."""
+"""`task=dvs`: compare two ways of QCFS for event recordings with a directly trained SNN: accuracy and training cost."""
 
 from __future__ import annotations
 
@@ -14,68 +14,71 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from matplotlib.figure import Figure
+from torch import Tensor, fx, nn
 
-from snnexp.analysis import figures, tables
+from snnexp.analysis.style import distinct, plain, styles
 from snnexp.conversion.frames import PerFrame, stills
 from snnexp.conversion.graph import prepare
-from snnexp.conversion.measure import AC, accuracies, ann_accuracy, examine, spread
+from snnexp.conversion.measure import AC, accuracies, ann_accuracy, spread
 from snnexp.conversion.network import Converted
 from snnexp.conversion.qcfs import QCFS
 from snnexp.conversion.walk import walk
 from snnexp.dataset.base import Data
 from snnexp.errors import InvalidValue, UserError, integer
 from snnexp.evaluate import evaluate
+from snnexp.record import Record
 from snnexp.rundir import write_json
 from snnexp.session import Session
-from snnexp.task.train import fit
-from snnexp.terminal import console, rows_table
+from snnexp.task.base import TRAINING, Task
+from snnexp.task.train import train_network
+from snnexp.terminal import console
 from snnexp.timefold import TimeFold, TimeMean
-from snnexp.training import METRICS, THREADS, Metrics, launched
+from snnexp.training import THREADS, Metrics, launched
 
 AVERAGE, FRAME, SEQUENCE, DIRECT = "average", "per frame", "per frame, no reset", "direct"
 
 
-def dvs(
-    session: Session,
-    direct: dict[str, Any],
-    seeds: Sequence[int],
-    rounds: Sequence[int],
-    per_frame: Sequence[int],
-    images: int,
-) -> Metrics:
-    """Train the model of `session` in three ways with the same settings, for each of `seeds`, and test each once.
+class DVS(Task):
+    """Train the model in three ways with the same settings, for each of `seeds`, and test each once.
 
     `average`: the ANN sees the mean of a recording's F frames as one image; its SNN sees the frames as its input
     sequence, `rounds` times over. `per frame`: the ANN sees each frame, and its answers are averaged; its SNN sees each
     frame for `per_frame` steps, each time from its start. `per frame, no reset`: the same weights, shown the frames as
     the SNN of `average` is. `direct`: the model with the neuron `direct` is trained as an SNN over the F frames.
-    Energy is measured on `images` validation recordings. Returns mean test accuracies. Raises UserError.
+    Energy is measured on `images` validation recordings. Gives mean test accuracies. Raises InvalidValue.
     """
-    try:
+
+    groups = TRAINING
+
+    def __init__(
+        self, direct: dict[str, Any], seeds: Sequence[int], rounds: Sequence[int], per_frame: Sequence[int], images: int
+    ) -> None:
         for name, values in (("seeds", seeds), ("rounds", rounds), ("per_frame", per_frame)):
             if not isinstance(values, list) or not values:
                 raise InvalidValue(name, values, "a list of integers")
             for value in values:
                 integer(name, value, at_least=0 if name == "seeds" else 1)
-        integer("images", images, at_least=1)
-    except InvalidValue as error:
-        raise error.told(f"task.{error.name}") from error
-    if "average" not in session.config["dataset"]:
-        raise UserError(
-            "task=dvs compares ways to show event recordings to a network: choose dataset=cifar10_dvs or "
-            "dataset=cifar10_saccade"
-        )
-    session.check(METRICS)
-    comparison = Comparison(session, direct, sorted(set(seeds)), sorted(set(rounds)), sorted(set(per_frame)), images)
-    comparison.check()
-    return session.tracked(comparison.run)
+        self.direct, self.images = direct, integer("images", images, at_least=1)
+        self.seeds, self.rounds, self.per_frame = (sorted(set(values)) for values in (seeds, rounds, per_frame))
+
+    def run(self, session: Session, record: Record) -> Metrics:
+        if "average" not in session.config["dataset"]:
+            raise UserError(
+                "task=dvs compares ways to show event recordings to a network: choose dataset=cifar10_dvs or "
+                "dataset=cifar10_saccade"
+            )
+        session.check()
+        comparison = Comparison(self, session, record)
+        comparison.check()
+        return record.tracked(comparison.run)
 
 
 @dataclass
 class Row:
-    """A network on the test split: `steps` of simulation (ANN: passes) and energy (nJ) of one recording, and what its
-    training took: processor seconds, updates of the weights, images (one frame, or one average) seen."""
+    """A network on the test split: `steps` of simulation (ANN: passes) and energy (nJ) of one recording, and the cost
+    of its training: processor seconds, updates of the weights, images (one frame, or one average) seen.
+    """
 
     way: str
     network: str
@@ -89,51 +92,44 @@ class Row:
 
 @dataclass
 class Trained:
-    """The best epoch of one training, and its cost: the last three of `Row`."""
+    """The best epoch of one training, and its cost: the last three columns of `Row`."""
 
     data: Data
     net: TimeFold
     cost: dict[str, Any]
 
 
-@dataclass
 class Comparison:
-    """One run of `task=dvs`; see there."""
+    """One run of `task=dvs` with the settings of `task`."""
 
-    session: Session
-    direct: dict[str, Any]
-    seeds: Sequence[int]
-    rounds: Sequence[int]
-    per_frame: Sequence[int]
-    images: int
+    def __init__(self, task: DVS, session: Session, record: Record) -> None:
+        self.task, self.session, self.record = task, session, record
 
     def check(self) -> None:
         """Try everything before the run begins. Raises UserError."""
-        framed = self._session(FRAME, self.seeds[0])
+        seed = self.task.seeds[0]
+        framed = self._session(FRAME, seed)
         net, x = framed.network(), stills(next(framed.data.val.batches(1))[0])
         if net.sites():
             raise UserError(
                 f"neuron={self.session.choices['neuron']} spikes: task=dvs trains ANNs with neuron=qcfs, "
                 "and an SNN with the neuron of task.direct"
             )
-        if not self._session(DIRECT, self.seeds[0]).network().sites():
-            raise UserError(f"task.direct={self.direct['_target_']} does not spike: neuron@task.direct=lif does")
-        converted(net.network, x, 1)
+        if not self._session(DIRECT, seed).network().sites():
+            raise UserError(f"task.direct={self.task.direct['_target_']} does not spike: neuron@task.direct=lif does")
+        by_qcfs(net.network, x, 1)
 
     def run(self) -> Metrics:
-        rows = [{"seed": seed, **asdict(row)} for seed in self.seeds for row in self._of(seed)]
-        ways, folder = summary(rows), self.session.run_dir
-        tables.write({"ways": ways, "seeds": rows}, folder / "tables")
-        figures.write({"ways": figures.ways(ways)}, folder / "figures")
-        self.session.tracker.artifact(folder / "tables")
-        self.session.tracker.artifact(folder / "figures")
+        rows = [{"seed": seed, **asdict(row)} for seed in self.task.seeds for row in self._of(seed)]
+        ways = summary(rows)
+        self.record.write({"ways": ways, "seeds": rows}, {"ways": ways_figure(ways)})
         choices = self.session.choices
-        rows_table(f"{choices['model']} on {choices['dataset']}, {len(self.seeds)} seeds", ways)
+        self.record.show(f"{choices['model']} on {choices['dataset']}, {len(self.task.seeds)} seeds", ways)
         result: Metrics = {}
         for way in ways:
             name = f"{way['way'].replace(',', '').replace(' ', '_')}_{way['network'].lower()}"
             result[f"test/{name}_accuracy" + f"_T{way['steps']}" * (way["network"] == "SNN")] = way["accuracy"]
-        self.session.tracker.metrics(result, step=0)
+        self.record.metrics(result, step=0)
         return result
 
     def _of(self, seed: int) -> Iterator[Row]:
@@ -144,12 +140,12 @@ class Comparison:
         yield self._directly(self._trained(DIRECT, seed))
 
     def _in_sequence(self, way: str, trained: Trained) -> Iterator[Row]:
-        """The SNN that sees the frames one after the other, and for `average` its ANN."""
+        """Test the SNN that sees the frames one after the other, and for `average` its ANN."""
         data, seen = trained.data, self._seen(trained.data)
         ann = nn.Sequential(OrderedDict(mean=TimeMean(), network=trained.net.network)).eval()
-        steps = [seen.shape[1] * r for r in self.rounds]
-        source, snn = converted(ann, seen, steps[-1])
-        costs = {t: examine(source, snn, seen, t)[1] for t in steps}
+        steps = [seen.shape[1] * r for r in self.task.rounds]
+        source, snn = by_qcfs(ann, seen, steps[-1])
+        costs = {t: snn.examine(source, seen, t)[1] for t in steps}
         if way == AVERAGE:
             found = ann_accuracy(ann, data.test, self._size, seen.device)
             yield Row(way, "ANN", 1, found, costs[steps[0]].ann_energy_nj, **trained.cost)
@@ -157,14 +153,14 @@ class Comparison:
             yield Row(way, "SNN", t, accuracy, costs[t].energy_nj, **trained.cost)
 
     def _by_frame(self, trained: Trained) -> Iterator[Row]:
-        """The ANN on each frame, and the SNN that starts anew with each."""
+        """Test the ANN on each frame, and the SNN that starts from rest with each."""
         data, seen = trained.data, self._seen(trained.data)
         frames, ann = seen.shape[1], trained.net.network.eval()
-        source, snn = converted(ann, stills(seen), self.per_frame[-1])
-        costs = {t: examine(source, snn, stills(seen), t)[1] for t in self.per_frame}
+        source, snn = by_qcfs(ann, stills(seen), self.task.per_frame[-1])
+        costs = {t: snn.examine(source, stills(seen), t)[1] for t in self.task.per_frame}
         found = ann_accuracy(PerFrame(ann), data.test, self._size, seen.device)
-        yield Row(FRAME, "ANN", frames, found, frames * costs[self.per_frame[0]].ann_energy_nj, **trained.cost)
-        for t, accuracy in accuracies(PerFrame(snn), data.test, self.per_frame, self._size, seen.device).items():
+        yield Row(FRAME, "ANN", frames, found, frames * costs[self.task.per_frame[0]].ann_energy_nj, **trained.cost)
+        for t, accuracy in accuracies(PerFrame(snn), data.test, self.task.per_frame, self._size, seen.device).items():
             yield Row(FRAME, "SNN", frames * t, accuracy, frames * costs[t].energy_nj, **trained.cost)
 
     def _directly(self, trained: Trained) -> Row:
@@ -177,24 +173,24 @@ class Comparison:
         return self.session.trainer.eval_batch_size
 
     def _seen(self, data: Data) -> Tensor:
-        """Validation recordings [images, F, ...], on the device."""
-        x, _ = next(data.val.batches(self.images, spread(data.val, self.images)))
+        """Return validation recordings [images, F, ...], on the device."""
+        x, _ = next(data.val.batches(self.task.images, spread(data.val, self.task.images)))
         return x.to(self.session.trainer.fabric().device)
 
     def _session(self, way: str, seed: int, **changed: Any) -> Session:
-        """The settings of one training."""
+        """Return the settings of one training."""
         config = self.session.config
         changed |= {
             "seed": seed,
             "dataset": config["dataset"] | {"average": way == AVERAGE, "seed": seed},
-            "neuron": self.direct if way == DIRECT else config["neuron"],
+            "neuron": self.task.direct if way == DIRECT else config["neuron"],
         }
-        return Session(config | changed, self.session.choices, self.session.run_dir)
+        return self.session.derived(**changed)
 
     def _trained(self, way: str, seed: int) -> Trained:
-        """Train, or find again what an interrupted run had finished; one that it had begun starts anew, since its cost
-        is not known."""
-        folder, session = self.session.run_dir / way.replace(" ", "_") / str(seed), self._session(way, seed)
+        """Train, or load what an interrupted run had finished. A training that it had only begun starts again, since
+        its cost is not known."""
+        folder, session = self.record.folder / way.replace(" ", "_") / str(seed), self._session(way, seed)
         if not (folder / "cost.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -209,7 +205,7 @@ def _fitted(fabric: Fabric, session: Session, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(session.trainer.threads or THREADS)
     data, net = session.data, session.network()
     start = time.process_time()
-    progress = fit(fabric, session, net, folder)
+    progress = train_network(fabric, session, net, folder)
     batches = -(-len(data.train) // session.trainer.batch_size)
     return {
         "train_s": time.process_time() - start,
@@ -218,8 +214,8 @@ def _fitted(fabric: Fabric, session: Session, folder: Path) -> dict[str, Any]:
     }
 
 
-def converted(ann: nn.Module, x: Tensor, T: int) -> tuple[torch.fx.GraphModule, Converted]:
-    """(the source, its SNN by QCFS for T steps); `x` [N, ...] is shown to both."""
+def by_qcfs(ann: nn.Module, x: Tensor, T: int) -> tuple[fx.GraphModule, Converted]:
+    """Return the source and its SNN by QCFS for T steps; `x` [N, ...] is shown to both."""
     source, network = prepare(ann, x[:2])
     walk(source, network, x, T, QCFS())
     return source, Converted(network, T)
@@ -227,8 +223,8 @@ def converted(ann: nn.Module, x: Tensor, T: int) -> tuple[torch.fx.GraphModule, 
 
 @torch.no_grad()
 def accumulates(net: TimeFold, x: Tensor) -> float:
-    """Synaptic operations of an SNN for one of x [N, T, ...]: for each convolution and linear layer its
-    multiply-accumulates x the share of its inputs that are not 0, over all steps."""
+    """Return the synaptic operations of an SNN for one sample of x [N, T, ...]: over all steps, each convolution's and
+    linear layer's multiply-accumulates x the share of its inputs that are not 0."""
     counts: list[float] = []
 
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -246,7 +242,7 @@ def accumulates(net: TimeFold, x: Tensor) -> float:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds, in order of appearance, with the standard deviation of the accuracy (0 of one seed)."""
+    """Return means over seeds in order of appearance, with the standard deviation of the accuracy (0 for one seed)."""
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["way"], row["network"], row["steps"]), []).append(row)
@@ -266,3 +262,30 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def ways_figure(table: Sequence[dict[str, Any]]) -> Figure:
+    """Draw for each way accuracy against steps, and the processor time of its training."""
+    names = distinct(table, "way")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    accuracy, cost = figure.subplots(1, 2, width_ratios=(2, 1))
+    for name, style in zip(names, styles(len(names)), strict=True):
+        snn = [row for row in table if row["way"] == name and row["network"] == "SNN"]
+        steps, means, spread = ([row[key] for row in snn] for key in ("steps", "accuracy", "sd"))
+        accuracy.errorbar(steps, means, spread, **style, capsize=3, label=f"{name}: SNN")
+        for row in table:
+            if row["way"] == name and row["network"] == "ANN":
+                accuracy.axhline(row["accuracy"], color=style["color"], linestyle="--", label=f"{name}: ANN")
+        if name != SEQUENCE:  # it shares the weights of another way
+            cost.bar_label(cost.barh(name, snn[0]["train_s"], color=style["color"], height=0.6), fmt=" %.0f")
+    steps = sorted({row["steps"] for row in table if row["network"] == "SNN"})
+    accuracy.set_xscale("log", base=2)
+    accuracy.set_xticks(steps, [str(t) for t in steps])
+    accuracy.minorticks_off()
+    accuracy.set(xlabel="time steps for one recording", ylabel="test accuracy (mean, s.d. over seeds)")
+    accuracy.legend(frameon=False, fontsize=8)
+    cost.invert_yaxis()
+    cost.margins(x=0.15)
+    cost.set(xlabel="processor time of one training, s")
+    plain(accuracy, cost)
+    return figure

@@ -1,73 +1,81 @@
-"""`task=dynamics`: mean postsynaptic potentials of neighbouring layers, their relation checked on every layer."""
+"""`task=dynamics`: check the relation of neighbouring layers' mean postsynaptic potentials on every layer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, fx
 
-from snnexp.analysis import figures, tables
+from snnexp.analysis.style import distinct, plain, shades
 from snnexp.conversion.network import Converted
 from snnexp.conversion.neuron import Frames, ScaledIF
 from snnexp.conversion.walk import ROWS
-from snnexp.errors import UserError
+from snnexp.record import Record
 from snnexp.session import Session
-from snnexp.task.convert import Conversion
-from snnexp.terminal import rows_table
+from snnexp.task.base import CONVERTING
+from snnexp.task.converting import Conversion, Converting, steps_of
 from snnexp.timefold import unfold
 from snnexp.training import Metrics
 
+Row = dict[str, Any]
 
-def dynamics(session: Session, layer_images: int) -> Metrics:
+
+class Dynamics(Converting):
     """Convert, and compare both sides of phi^l = W^l phi^(l-1) + b^l - (v^l(T) - v^l(0))/T; see docs/lab2.md.
 
-    Returns the largest differences. Raises UserError as `task=convert` does, and with a mitigation.
+    Gives the largest differences. `run` raises UserError as `task=convert` does, and with a mitigation.
     """
-    if session.choices["mitigation"] != "none":
-        raise UserError("task=dynamics checks integrate-and-fire neurons as they are: choose mitigation=none")
-    conversion = Conversion(session, layer_images, layer_images, layer_images)
-    conversion.integrating("task=dynamics")
-    return session.tracked(lambda: _checked(conversion))
+
+    groups = tuple(group for group in CONVERTING if group != "mitigation")
+
+    def __init__(self, layer_images: int = 128) -> None:
+        super().__init__(layer_images=layer_images)
+
+    def objectives(self, session: Session) -> list[str]:
+        return ["val/ann_accuracy", *(f"val/{name}_T{t}" for t in steps_of(session) for name in RESULTS)]
+
+    def run(self, session: Session, record: Record) -> Metrics:
+        conversion = self.conversion(session, record)
+        conversion.unmitigated("task=dynamics checks integrate-and-fire neurons as they are")
+        conversion.integrating("task=dynamics")
+        return record.tracked(lambda: _checked(conversion))
+
+
+RESULTS = {"residual": "residual", "remainder": "remainder", "remainder_inside": "inside"}  # metric: column
 
 
 def _checked(conversion: Conversion) -> Metrics:
-    session, rows = conversion.session, list[dict[str, Any]]()
+    record, rows = conversion.record, list[Row]()
     conversion.prepare()
+    result = conversion.ann_accuracies()
     for steps in conversion.groups():
         snn, _, _ = conversion.converted(steps[-1], calibrated=True)
         for t in steps:
             rows += residuals(snn, conversion.seen(), t)
-    result: Metrics = {}
     for t in conversion.steps:
         at = [row for row in rows if row["T"] == t]
-        result |= {
-            f"val/residual_T{t}": max(row["residual"] for row in at),
-            f"val/remainder_T{t}": max(row["remainder"] for row in at),
-            f"val/remainder_inside_T{t}": max(row["inside"] for row in at),
-        }
-        session.tracker.metrics({"val/residual": result[f"val/residual_T{t}"]}, step=t)
-    tables.write({"dynamics": rows}, session.run_dir / "tables")
-    figures.write({"dynamics": figures.dynamics(rows)}, session.run_dir / "figures")
-    session.tracker.artifact(session.run_dir / "tables")
-    session.tracker.artifact(session.run_dir / "figures")
-    rows_table(
-        "largest difference of the two sides, in units of theta",
-        [
-            {"layer": name} | {f"T={row['T']}": row["residual"] for row in rows if row["layer"] == name}
-            for name in dict.fromkeys(row["layer"] for row in rows)
-        ],
-    )
+        result |= {f"val/{name}_T{t}": max(row[column] for row in at) for name, column in RESULTS.items()}
+        record.metrics({"val/residual": result[f"val/residual_T{t}"]}, step=t)
+    record.write({"dynamics": rows}, {"dynamics": residuals_figure(rows)})
+    shown = [
+        {"layer": name} | {f"T={row['T']}": row["residual"] for row in rows if row["layer"] == name}
+        for name in distinct(rows, "layer")
+    ]
+    record.show("largest difference of the two sides, in units of theta", shown)
     return result
 
 
 @torch.no_grad()
 def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
-    """Both sides of the relation on every site after T steps, for inputs [N, ...]; in units of theta.
+    """Compare both sides of the relation on every site after T steps, for inputs [N, ...]; in units of theta.
 
-    `residual`: the largest difference over images and neurons; `remainder`: root mean square of (v(T) - v(0))/T over
-    all of them, `inside`: over those with v(T) in [0, theta), where it is rounding. The right side has phi^(l-1),
-    the means of the sites below, through the layers between: of the simulation, what was emitted and the potentials.
+    `residual`: the largest difference over images and neurons. `remainder`: the root mean square of (v(T) - v(0))/T
+    over all of them; `inside`: over those with v(T) in [0, theta), where it is rounding. The right side passes
+    phi^(l-1), the means of the sites below, through the layers between; it uses only emitted spikes and potentials of
+    the simulation.
     """
     flow = snn.flow
     found: dict[fx.Node, dict[str, Any]] = {
@@ -96,3 +104,25 @@ def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
     for site, row in found.items():
         row["remainder"], row["inside"] = row["remainder"] ** 0.5, (row["inside"] / max(ended[site], 1e-12)) ** 0.5
     return list(found.values())
+
+
+def residuals_figure(rows: Sequence[Row]) -> Figure:
+    """Draw by layer, a line for each T, how far the two sides are apart, and the last term of the relation: over all
+    neurons, and over those that end in [0, theta)."""
+    names, steps = distinct(rows, "layer"), distinct(rows, "T")
+    figure = Figure(figsize=(11, 1.6 + 0.26 * len(names)), layout="constrained")
+    axes_all = figure.subplots(1, 3, sharey=True)
+    labels = {
+        "residual": "largest difference of the two sides / θ",
+        "remainder": "(v(T) − v(0)) / (T θ), rms, all neurons",
+        "inside": "the same, neurons with v(T) in [0, θ)",
+    }
+    for axes, (column, label) in zip(axes_all, labels.items(), strict=True):
+        for T, color in zip(steps, shades(len(steps)), strict=True):
+            values = [max(row[column], 1e-17) for row in rows if row["T"] == T]
+            axes.plot(values, names, ".-", color=color, linewidth=0.8, label=f"T = {T}")
+        axes.set(xscale="log", xlabel=label)
+        plain(axes)
+    axes_all[0].invert_yaxis()
+    figure.legend(*axes_all[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure

@@ -1,4 +1,4 @@
-"""`task=export`: a trained spiking network as a NIR file, for other frameworks and for neuromorphic hardware.
+"""`task=export`: write a trained spiking network as a NIR file, for other frameworks and neuromorphic hardware.
 
 NIR: Pedersen et al., "Neuromorphic intermediate representation: a unified instruction set for interoperable
 brain-inspired computing", Nature Communications 2024; written by SpikingJelly's exchange. Its neurons reset to a value:
@@ -15,50 +15,53 @@ import torch
 from torch import Tensor, fx, nn
 
 from snnexp.conversion.graph import Flow, drop_dropout, finish, fold_norms, function_name, prepare, where
-from snnexp.errors import InvalidValue, UserError, number
+from snnexp.errors import UserError, number
 from snnexp.neuron.base import SpikingSite
 from snnexp.neuron.integrate_fire import IF
+from snnexp.record import Record
+from snnexp.session import Session
+from snnexp.task.base import Task
 from snnexp.timefold import Dropout
 from snnexp.training import Metrics
 
 if TYPE_CHECKING:
     import nir
 
-    from snnexp.session import Session
-
 FILE = "network.nir"
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, nn.Flatten)  # what the exchange writes, beside neurons
 
 
-def export(session: Session, dt: float) -> Metrics:
-    """Write the network of `checkpoint` to network.nir in the run directory, with steps of `dt` seconds; returns the
-    numbers of its nodes and edges.
-
-    Raises UserError, naming the layers, for what NIR has no word for.
+class Export(Task):
+    """Write the network of `checkpoint` to network.nir in the run directory, with steps of `dt` seconds; give the
+    numbers of its nodes and edges. Raises InvalidValue; `run` raises UserError, naming the layers that NIR cannot
+    express.
     """
-    try:
-        dt = number("dt", dt, "a time in seconds > 0", above=0)
-    except InvalidValue as error:
-        raise error.told("task.dt") from error
-    session.check()
-    if not session.config["checkpoint"]:
-        raise UserError(
-            "task=export writes a trained network: it needs checkpoint=FILE or checkpoint=runs:/ID, with "
-            "the model, neuron and dataset of that run"
-        )
-    net, data = session.network().eval(), session.data
-    x, _ = next(data.val.batches(1))
-    step = x[:, 0].to(torch.get_default_dtype()) if data.temporal else net.front(x)
-    if not net.sites():
-        raise UserError(_converted(net.network, step))
-    network = writable(net.network)
-    return session.tracked(lambda: _written(session, network, step, dt))
+
+    groups = ("model", "dataset", "neuron", "surrogate")
+
+    def __init__(self, dt: float) -> None:
+        self.dt = number("dt", dt, "a time in seconds > 0", above=0)
+
+    def run(self, session: Session, record: Record) -> Metrics:
+        session.check()
+        if not session.config["checkpoint"]:
+            raise UserError(
+                "task=export writes a trained network: it needs checkpoint=FILE or checkpoint=runs:/ID, with "
+                "the model, neuron and dataset of that run"
+            )
+        net, data = session.network().eval(), session.data
+        x, _ = next(data.val.batches(1))
+        step = x[:, 0].to(torch.get_default_dtype()) if data.temporal else net.front(x)
+        if not net.sites():
+            raise UserError(_converted(net.network, step))
+        network = writable(net.network)
+        return record.tracked(lambda: _written(record, network, step, self.dt))
 
 
 def to_nir(network: nn.Module, x: Tensor, path: Path, dt: float) -> nir.NIRGraph:
     """Write a network of layers and sites to `path`; `x` [1, ...] is the input of one step.
 
-    BatchNorm is folded, dropout is left out. The network is not changed. Raises UserError as `export`.
+    BatchNorm is folded, dropout is removed. The network is not changed. Raises UserError for what NIR cannot express.
     """
     from spikingjelly.activation_based import nir_exchange
 
@@ -69,7 +72,7 @@ def to_nir(network: nn.Module, x: Tensor, path: Path, dt: float) -> nir.NIRGraph
 
 
 def writable(network: nn.Module) -> fx.GraphModule:
-    """A copy with SpikingJelly's neurons, of parts that the exchange knows. Raises UserError, naming the others."""
+    """Return a copy with SpikingJelly's neurons. Raises UserError, naming the layers that NIR cannot express."""
     import nirtorch
     from spikingjelly.activation_based import base
 
@@ -99,7 +102,7 @@ def writable(network: nn.Module) -> fx.GraphModule:
 
 
 def _unlike(site: SpikingSite) -> str | None:
-    """Why no neuron of NIR does what `site` does."""
+    """Return the reason if no NIR neuron behaves like `site`."""
     if site.reset == "soft":
         return (
             "it resets by subtracting the threshold, and NIR's neurons reset to a value (train with neuron.reset=hard)"
@@ -114,7 +117,7 @@ def _unlike(site: SpikingSite) -> str | None:
 
 
 def _node(site: SpikingSite) -> nn.Module:
-    """SpikingJelly's module of the same neuron."""
+    """Return SpikingJelly's module of the same neuron."""
     from spikingjelly.activation_based import neuron
 
     made: nn.Module
@@ -127,7 +130,7 @@ def _node(site: SpikingSite) -> nn.Module:
 
 
 def _converted(network: nn.Module, x: Tensor) -> str:
-    """What to tell of a network without spikes, whose conversion could not be written either."""
+    """Return the refusal of a network without spikes, whose conversion could not be written either."""
     source, _ = prepare(network, x, "gate")
     names = ", ".join(str(n.target) for n in Flow(source).sites)
     return (
@@ -137,7 +140,7 @@ def _converted(network: nn.Module, x: Tensor) -> str:
     )
 
 
-def _written(session: Session, network: fx.GraphModule, x: Tensor, dt: float) -> Metrics:
-    graph = to_nir(network, x, session.run_dir / FILE, dt)
-    session.tracker.artifact(session.run_dir / FILE)
+def _written(record: Record, network: fx.GraphModule, x: Tensor, dt: float) -> Metrics:
+    graph = to_nir(network, x, record.folder / FILE, dt)
+    record.artifact(FILE)
     return {"nir/nodes": float(len(graph.nodes)), "nir/edges": float(len(graph.edges))}

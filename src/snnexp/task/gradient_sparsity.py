@@ -1,36 +1,44 @@
-"""`task=gradient_sparsity`: a training that records, after each epoch, how much of the gradient is exactly zero."""
+"""`task=gradient_sparsity`: train, and record how much of the gradient is exactly zero after each epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from snnexp.analysis import figures
+from snnexp.analysis.layers import layer_figure, layer_rows
 from snnexp.analysis.sparsity import sparsity
 from snnexp.dataset.base import Data
-from snnexp.errors import InvalidValue, integer
+from snnexp.errors import integer
+from snnexp.record import Rows
 from snnexp.session import Session
-from snnexp.task.train import Measurement, Outcome, by_layer, train
+from snnexp.task.train import Measurement, Train
 from snnexp.timefold import TimeFold
 from snnexp.training import Metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("potentials", "currents", "rate", "weights")
 
 
-def gradient_sparsity(session: Session, batch: int) -> Metrics:
-    """As `train`; after each epoch the exact zeros in the backward pass of the first `batch` validation samples, as
-    sparsity/<what>/<layer> and sparsity/skippable, in a table and a figure. Raises UserError.
+class GradientSparsity(Train):
+    """Train as `task=train`. After each epoch, count the exact zeros in the backward pass of the first `batch`
+    validation samples, as sparsity/<what>/<layer> and sparsity/skippable, in a table and a figure. Raises InvalidValue.
     """
-    try:
-        return train(session, Zeros(session, integer("batch", batch, at_least=1)))
-    except InvalidValue as error:
-        raise error.told(f"task.{error.name}") from error
+
+    def __init__(self, batch: int) -> None:
+        self.batch = integer("batch", batch, at_least=1)
+
+    def measurement(self, session: Session) -> Measurement:
+        return Zeros(session.loss, self.batch)
 
 
 class Zeros(Measurement):
-    def __init__(self, session: Session, batch: int) -> None:
-        self.loss, self.batch = session.loss, batch
+    def __init__(self, loss: nn.Module, batch: int) -> None:
+        self.loss, self.batch = loss, batch
 
     def __call__(self, net: TimeFold, data: Data, device: torch.device) -> Metrics:
         x, y = next(data.val.batches(self.batch))
@@ -40,6 +48,6 @@ class Zeros(Measurement):
             metrics |= {f"sparsity/{what}/{name}": value for what, value in site._asdict().items()}
         return metrics | {"sparsity/skippable": found.skippable}
 
-    def outcome(self, history: Sequence[Metrics]) -> Outcome:
-        rows = by_layer(history, "sparsity", COLUMNS)
-        return {"sparsity": rows}, {"sparsity": figures.by_layer(rows, COLUMNS, "share, measured after each epoch")}
+    def outcome(self, history: Sequence[Metrics]) -> tuple[Mapping[str, Rows], Mapping[str, Figure]]:
+        rows = layer_rows(history, "sparsity", COLUMNS)
+        return {"sparsity": rows}, {"sparsity": layer_figure(rows, COLUMNS, "share, measured after each epoch")}

@@ -1,89 +1,120 @@
-"""`task=mitigations`: what mitigations of the unevenness error recover, and what they cost, at equal total steps."""
+"""`task=mitigations`: compare what mitigations of the unevenness error recover and cost at equal total steps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from snnexp.analysis import figures, tables
-from snnexp.conversion.measure import LayerError, examine
-from snnexp.errors import UserError
+from matplotlib.figure import Figure
+
+from snnexp.analysis.style import GREY, distinct, panels, plain, styles
+from snnexp.build import unlike
+from snnexp.conversion.measure import LayerError
+from snnexp.errors import UserError, require
 from snnexp.mitigation.base import Mitigation
+from snnexp.record import Record
 from snnexp.session import Session
-from snnexp.task.convert import Conversion
-from snnexp.terminal import rows_table
+from snnexp.task.base import CONVERTING
+from snnexp.task.converting import Conversion, Converting, steps_of
 from snnexp.training import Metrics
 
+Row = dict[str, Any]
 
-def mitigations(
-    session: Session,
-    compare: Mapping[str, Mitigation],
-    val_images: int | None,
-    test_images: int | None,
-    layer_images: int,
-) -> Metrics:
-    """Convert once, then try each of `compare` with so many steps that, rehearsals included, each neuron works for
-    each of timesteps; where too few are left for T (of averaged recordings: no multiple of their frames), that pair is
-    left out.
 
-    Raises UserError as `task=convert` does, with a mitigation of its own, and if nothing can be compared.
+class Mitigations(Converting):
+    """Convert once, then try each of `compare` with as many steps as let each neuron work for each of timesteps,
+    rehearsals included. A pair is left out where too few steps remain (of averaged recordings: no multiple of their
+    frames).
+
+    `run` raises UserError as `task=convert` does, with a mitigation of its own, and if nothing can be compared.
     """
-    if session.choices["mitigation"] != "none":
-        raise UserError("task=mitigations compares those in task.compare: choose mitigation=none")
-    conversion = Conversion(session, val_images, test_images, layer_images)
-    conversion.integrating("task=mitigations")
-    if not any(_left(conversion, m, total) for m in compare.values() for total in conversion.steps):
-        raise UserError(f"timesteps={conversion.steps} leaves no mitigation of task.compare a step after its rehearsal")
-    return session.tracked(lambda: _compared(conversion, compare))
+
+    groups = tuple(group for group in CONVERTING if group != "mitigation")
+
+    def __init__(
+        self, compare: Mapping[str, Mitigation], val_images: int | None, test_images: int | None, layer_images: int
+    ) -> None:
+        super().__init__(val_images, test_images, layer_images)
+        for name, mitigation in compare.items():
+            require(not unlike(mitigation, Mitigation), f"compare.{name}", mitigation, "an option of mitigation=")
+        self.compare = compare
+
+    def objectives(self, session: Session) -> list[str]:
+        each = [f"val/{name}_accuracy_T{t}" for t in steps_of(session) for name in self.compare]
+        return ["val/accuracy", "val/ann_accuracy", *each]
+
+    def run(self, session: Session, record: Record) -> Metrics:
+        conversion = self.conversion(session, record)
+        conversion.unmitigated("task=mitigations compares those in task.compare")
+        conversion.integrating("task=mitigations")
+        if not any(_left(conversion, m, total) for m in self.compare.values() for total in conversion.steps):
+            raise UserError(
+                f"timesteps={conversion.steps} leaves no mitigation of task.compare a step after its rehearsal"
+            )
+        return record.tracked(lambda: self._compared(conversion))
+
+    def _compared(self, conversion: Conversion) -> Metrics:
+        record, rows = conversion.record, list[Row]()
+        conversion.prepare()
+        ann = conversion.ann_accuracies()
+        result = dict(ann)
+        for total in conversion.steps:
+            for name, mitigation in self.compare.items():
+                if T := _left(conversion, mitigation, total):
+                    row = _tried(conversion, mitigation, T)
+                    rows.append({"mitigation": name, "steps": total, "T": T, **row})
+                    for split in conversion.splits:
+                        result[f"{split}/{name}_accuracy_T{total}"] = row[f"{split}_accuracy"]
+                        record.metrics({f"{split}/{name}_accuracy": row[f"{split}_accuracy"]}, step=total)
+        result["val/accuracy"] = max(row["val_accuracy"] for row in rows)
+        record.write({"mitigations": rows}, {"mitigations": mitigations_figure(rows, ann["test/ann_accuracy"])})
+        title = f"mitigations, ANN: val {ann['val/ann_accuracy']:.4f}, test {ann['test/ann_accuracy']:.4f}"
+        record.show(title, rows)
+        return result
 
 
 def _left(conversion: Conversion, mitigation: Mitigation, total: int) -> int:
-    """Steps that count; 0: too few, or part of a recording."""
+    """Return the steps that count; 0 if there are too few, or only part of a recording."""
     T = total - mitigation.steps(0)
     return T if T % conversion.frames == 0 and max(1, mitigation.again) <= T else 0
 
 
-def _compared(conversion: Conversion, compare: Mapping[str, Mitigation]) -> Metrics:
-    session, rows = conversion.session, list[dict[str, Any]]()
-    ann = conversion.prepare()
-    result = dict(ann)
-    for total in conversion.steps:
-        for name, mitigation in compare.items():
-            if T := _left(conversion, mitigation, total):
-                plain, source, _ = conversion.converted(T, calibrated=True)
-                snn = mitigation.applied(plain)
-                found = {split: conversion.accuracy(snn, split, [T])[T] for split in ("val", "test")}
-                layers, account = examine(source, snn, conversion.seen(), T)
-                rows.append(
-                    {
-                        "mitigation": name,
-                        "steps": total,
-                        "T": T,
-                        "latency": account.latency,
-                        "val_accuracy": found["val"],
-                        "test_accuracy": found["test"],
-                        "spikes": account.spikes,
-                        "energy_nj": account.energy_nj,
-                        **_errors(layers),
-                    }
-                )
-                for split, accuracy in found.items():
-                    result[f"{split}/{name}_accuracy_T{total}"] = accuracy
-                    session.tracker.metrics({f"{split}/{name}_accuracy": accuracy}, step=total)
-    result["val/accuracy"] = max(row["val_accuracy"] for row in rows)
-    tables.write({"mitigations": rows}, session.run_dir / "tables")
-    figures.write({"mitigations": figures.mitigations(rows, ann["test/ann_accuracy"])}, session.run_dir / "figures")
-    session.tracker.artifact(session.run_dir / "tables")
-    session.tracker.artifact(session.run_dir / "figures")
-    rows_table(f"mitigations, ANN: val {ann['val/ann_accuracy']:.4f}, test {ann['test/ann_accuracy']:.4f}", rows)
-    return result
+def _tried(conversion: Conversion, mitigation: Mitigation, T: int) -> Row:
+    plain_snn, source, _ = conversion.converted(T, calibrated=True)
+    snn = mitigation.applied(plain_snn)
+    layers, account = snn.examine(source, conversion.seen(), T)
+    accuracy = {f"{split}_accuracy": conversion.accuracy(snn, split, [T])[T] for split in conversion.splits}
+    cost = {"spikes": account.spikes, "energy_nj": account.energy_nj}
+    return {"latency": account.latency, **accuracy, **cost, **_errors(layers)}
 
 
 def _errors(layers: list[LayerError]) -> dict[str, float]:
-    """Means over layers: shares of neurons, and spikes too many or too few per neuron."""
+    """Return means over layers: shares of neurons, and spikes too many or too few per neuron."""
     n = len(layers)
     return {
         "over": sum(layer.over for layer in layers) / n,
         "under": sum(layer.under for layer in layers) / n,
         "uneven": sum(layer.over_spikes + layer.under_spikes for layer in layers) / n,
     }
+
+
+def mitigations_figure(rows: Sequence[Row], ann: float) -> Figure:
+    """Draw test accuracy against the steps for which each neuron works, against latency, and against energy."""
+    keys = {"steps": "steps a neuron works", "latency": "steps until the answer", "energy_nj": "energy, µJ"}
+    names = distinct(rows, "mitigation")
+    figure, axes_all = panels(3, 3, 11 / 3, 3.8, sharey=True)
+    for axes, (key, label) in zip(axes_all, keys.items(), strict=True):
+        unit = 1e-3 if key == "energy_nj" else 1
+        for name, style in zip(names, styles(len(names)), strict=True):
+            of = [row for row in rows if row["mitigation"] == name]
+            x, y = [row[key] * unit for row in of], [row["test_accuracy"] for row in of]
+            axes.plot(x, y, **style, label=name.replace("_", " "), linewidth=0.8, markersize=5)
+        axes.axhline(ann, color=GREY, linestyle="--", label="ANN")
+        axes.set(xlabel=label)
+        if key != "energy_nj":
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
+        plain(axes)
+    axes_all[0].set(ylabel="test accuracy")
+    figure.legend(*axes_all[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    return figure

@@ -1,4 +1,4 @@
-"""`task=report`: one page, as HTML and as Markdown, from what was logged."""
+"""`task=report`: write one page, as HTML and as Markdown, from what was logged."""
 
 from __future__ import annotations
 
@@ -8,53 +8,67 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from snnexp.config import listed
-from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.errors import InvalidValue, UserError, require
 from snnexp.journal import JOURNAL, Journal
+from snnexp.record import Record
 from snnexp.report import html, markdown
 from snnexp.report.compose import Source, compose
 from snnexp.report.document import Figure, Link, Section
 from snnexp.session import Session
+from snnexp.task.base import Task
+from snnexp.task.ui import checked_port
 from snnexp.tracking import PARENT_TAG, Store, Stored
 from snnexp.training import Metrics
 
+NAME = r"[\w.+-]+"  # of a file
 
-def report(
-    session: Session,
-    experiments: str | Sequence[str] | None,
-    sweep: str | None,
-    filter: str | None,
-    name: str | None,
-    port: int,
-) -> Metrics:
+
+class Report(Task):
     """Write `<outputs_dir>/reports/<name>.html` and `.md` on the runs of `experiments` (None: of all) that meet
-    `filter`, in MLflow's search syntax, or belong to the `sweep` of that run id. Links to runs lead to `port` of this
-    machine, or to the server that has them.
+    `filter`, in MLflow's search syntax, or belong to the `sweep` of that run id. Links to runs lead to the MLflow UI on
+    `port` of this machine, or to the server that has the runs. Raises InvalidValue.
 
-    Raises UserError if nothing was logged, an experiment or a run does not exist, or no run is left.
+    `run` raises UserError if nothing was logged, an experiment or a run does not exist, or no run is left.
     """
-    store = Store(session.tracker, "task=report")
-    names = _experiments(store, listed(experiments))
-    try:
-        integer("port", port, at_least=1)
-        runs = _chosen(store, names, sweep, filter)
-    except InvalidValue as error:
-        raise error.told(f"task.{error.name}") from error
-    of = {run.experiment for run in runs}
-    title = str(name or sweep or (of.pop() if len(of) == 1 else "report"))
-    if not re.fullmatch(r"[\w.+-]+", title):
-        raise UserError(f"task.name={title} is not allowed: it must be a file name without folder or suffix")
-    folder = Path(session.config["outputs_dir"]) / "reports"
-    folder.mkdir(parents=True, exist_ok=True)
-    ui = store.uri if store.uri.startswith("http") else f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as scratch:
-        document = compose(title, runs, Source(store, ui, _folders(folder.parent), Path(scratch)))
-    (folder / f"{title}.html").write_text(html.written(document))
-    (folder / f"{title}.md").write_text(markdown.written(document, title))
-    for figure in _figures(document):
-        (folder / title).mkdir(exist_ok=True)
-        (folder / title / f"{figure.name}.png").write_bytes(figure.png)
-    print(f"report on {len(runs)} runs: {folder / title}.html\n  as Markdown: {folder / title}.md")
-    return {"runs": float(len(runs))}
+
+    recorded = False
+
+    def __init__(
+        self,
+        experiments: str | Sequence[str] | None = None,
+        sweep: str | None = None,
+        filter: str | None = None,
+        name: str | None = None,
+        port: int = 5000,
+    ) -> None:
+        self.experiments, self.sweep, self.filter = listed(experiments), sweep, filter
+        named = name is None or re.fullmatch(NAME, str(name)) is not None
+        require(named, "name", name, "a file name without folder or suffix")
+        self.name, self.port = name, checked_port(port)
+
+    def run(self, session: Session, record: Record) -> Metrics:
+        store = Store(session.tracker, "task=report")
+        names = _experiments(store, self.experiments)
+        try:
+            runs = _chosen(store, names, self.sweep, self.filter)
+        except InvalidValue as error:
+            raise error.told(f"task.{error.name}") from error
+        of = {run.experiment for run in runs}
+        title = str(self.name or self.sweep or (of.pop() if len(of) == 1 else "report"))
+        if not re.fullmatch(NAME, title):  # an experiment's own name
+            raise UserError(f"task.name={title} is not allowed: it must be a file name without folder or suffix")
+        folder = Path(session.config["outputs_dir"]) / "reports"
+        folder.mkdir(parents=True, exist_ok=True)
+        ui = store.uri if store.uri.startswith("http") else f"http://127.0.0.1:{self.port}"
+        with tempfile.TemporaryDirectory() as scratch:
+            document = compose(title, runs, Source(store, ui, _folders(folder.parent), Path(scratch)))
+        (folder / f"{title}.html").write_text(html.written(document))
+        (folder / f"{title}.md").write_text(markdown.written(document, title))
+        for figure in _figures(document):
+            (folder / title).mkdir(exist_ok=True)
+            (folder / title / f"{figure.name}.png").write_bytes(figure.png)
+        print(f"report on {len(runs)} runs: {folder / title}.html\n  as Markdown: {folder / title}.md")
+        return {"runs": float(len(runs))}
 
 
 def _experiments(store: Store, asked: Sequence[str]) -> list[str]:
@@ -67,7 +81,7 @@ def _experiments(store: Store, asked: Sequence[str]) -> list[str]:
 
 
 def _chosen(store: Store, names: Sequence[str], sweep: str | None, filter: str | None) -> list[Stored]:
-    """The runs, oldest first."""
+    """Return the runs to report on, oldest first."""
     runs = store.runs(names, filter or "")
     if sweep:
         runs = [run for run in runs if sweep in (run.run_id, run.tags.get(PARENT_TAG))]
@@ -78,7 +92,7 @@ def _chosen(store: Store, names: Sequence[str], sweep: str | None, filter: str |
 
 
 def _folders(outputs: Path) -> dict[str, Link]:
-    """{run id: its run directory} of all runs under `outputs`, as seen from a report."""
+    """Return {run id: link to its run directory}, relative to the reports, for all runs under `outputs`."""
     journals = [Journal(path.parent) for path in outputs.rglob(JOURNAL)]
     return {
         run_id: Link(path := journal.folder.relative_to(outputs).as_posix(), f"../{path}")

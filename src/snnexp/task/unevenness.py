@@ -1,4 +1,4 @@
-"""`task=unevenness`: what makes v(T) leave [0, theta), in small neurons and in a converted network."""
+"""`task=unevenness`: show what makes v(T) leave [0, theta), in small neurons and in a converted network."""
 
 from __future__ import annotations
 
@@ -7,99 +7,126 @@ from dataclasses import asdict
 from itertools import product
 from typing import Any
 
-from snnexp.analysis import figures, tables
-from snnexp.analysis.unevenness import Neuron, Orders, search, trace
+from matplotlib.figure import Figure
+
+from snnexp.analysis.style import BLUE, GREY, ORANGE, distinct, panels, plain, styles
+from snnexp.analysis.unevenness import Neuron, orders_figure, search, trace
 from snnexp.conversion.arrival import Arrival, arrivals, explanations
 from snnexp.conversion.measure import LayerError
 from snnexp.errors import InvalidValue, require
-from snnexp.mitigation.base import Mitigated
+from snnexp.record import Record
 from snnexp.session import Session
-from snnexp.task.convert import Conversion
-from snnexp.terminal import rows_table
+from snnexp.task.converting import Conversion, Converting, accuracy_figure
 from snnexp.training import Metrics
 
+Row = dict[str, Any]
+KINDS = {  # label and colour of each kind of neuron whose residual lies outside [0, theta)
+    "over": ("over-firing", ORANGE),
+    "under": ("under-firing", BLUE),
+    "zeros": ("outside, correct zero", "#d9d9d9"),
+    "saturated": ("outside, correctly saturated", GREY),
+}
 
-def unevenness(
-    session: Session,
-    cases: Mapping[str, Mapping[str, Any]],
-    weights: Sequence[Sequence[float]],
-    thresholds: Sequence[float],
-    starts: Sequence[float],
-    T: Sequence[int],
-    val_images: int | None,
-    test_images: int | None,
-    layer_images: int,
-) -> Metrics:
-    """Small neurons: `cases` step by step, and all orders for each of `weights` x `thresholds` x `starts` x `T`. Then
-    the converted network at each of timesteps: accuracy, kinds and sizes of errors by layer, and what they become when
-    the same spikes arrive in another order.
 
-    Raises UserError as `task=convert` does, and for small neurons that cannot be.
+class Unevenness(Converting):
+    """Trace small neurons (`cases`) step by step, and try all orders of their spikes for each of `weights` x
+    `thresholds` x `starts` x `T`. Then measure the converted network at each of timesteps: accuracy, kinds and sizes of
+    errors by layer, and what the errors become when the same spikes arrive in another order.
+
+    Raises InvalidValue for small neurons that cannot exist; `run` raises UserError as `task=convert` does.
     """
-    try:
+
+    def __init__(
+        self,
+        cases: Mapping[str, Mapping[str, Any]],
+        weights: Sequence[Sequence[float]],
+        thresholds: Sequence[float],
+        starts: Sequence[float],
+        T: Sequence[int],
+        val_images: int | None,
+        test_images: int | None,
+        layer_images: int,
+    ) -> None:
+        super().__init__(val_images, test_images, layer_images)
         for name, values in (("weights", weights), ("thresholds", thresholds), ("starts", starts), ("T", T)):
             require(isinstance(values, list) and bool(values), name, values, "a list")
-        steps = [{"case": name} | row for name, case in cases.items() for row in _case(name, **case)]
-        orders = [search(Neuron(*chosen)) for chosen in product(weights, thresholds, starts, T)]
-    except InvalidValue as error:
-        raise error.told(f"task.{error.name}") from error
-    conversion = Conversion(session, val_images, test_images, layer_images)
-    conversion.integrating("task=unevenness")
-    return session.tracked(lambda: _measured(conversion, steps, orders))
+        self.cases = [{"case": name} | row for name, case in cases.items() for row in _case(name, **case)]
+        self.orders = [search(Neuron(*chosen)) for chosen in product(weights, thresholds, starts, T)]
+
+    def run(self, session: Session, record: Record) -> Metrics:
+        conversion = self.conversion(session, record)
+        conversion.integrating("task=unevenness")
+        return record.tracked(lambda: self._measured(conversion))
+
+    def _measured(self, conversion: Conversion) -> Metrics:
+        layers, times = list[LayerError](), list[Arrival]()
+        conversion.prepare()
+        result = conversion.ann_accuracies()
+        for steps in conversion.groups():
+            snn, source, _ = conversion.converted(steps[-1], calibrated=True)
+            result |= conversion.accuracies(snn, steps, "snn")
+            for t in steps:
+                errors, _, cost = conversion.examined(source, snn, t)
+                layers += errors
+                result |= cost
+                if t > 1 and conversion.mitigation.idle:
+                    times += arrivals(snn, conversion.seen(), t, conversion.session.seed)
+        result["val/accuracy"] = result[f"val/snn_accuracy_T{conversion.steps[-1]}"]
+        kinds = [_kinds(layer) for layer in layers]
+        for t in conversion.steps:
+            at = [row for row in kinds if row["T"] == t]
+            mean = {f"val/{kind}": sum(row[kind] for row in at) / len(at) for kind in ("over", "under", "uneven")}
+            conversion.record.metrics(mean, step=t)
+            result |= {f"{name}_T{t}": value for name, value in mean.items()}
+        self._report(conversion, result, kinds, times)
+        return result
+
+    def _report(self, conversion: Conversion, result: Metrics, kinds: list[Row], times: list[Arrival]) -> None:
+        record, longest = conversion.record, conversion.steps[-1]
+        orders, arrived = [found.row() for found in self.orders], [asdict(row) for row in times]
+        shares = [
+            row | {"error": e, "share": share}
+            for row, found in zip(orders, self.orders, strict=True)
+            for e, share in found.share.items()
+        ]
+        explained = explanations(times)
+        accuracy = {"SNN": {t: result[f"test/snn_accuracy_T{t}"] for t in conversion.steps}}
+        drawn = {
+            "orders": orders_figure(self.orders),
+            "kinds": kinds_figure(kinds),
+            "accuracy": accuracy_figure(accuracy, result["test/ann_accuracy"]),
+            **({"arrivals": arrivals_figure(arrived)} if arrived else {}),
+        }
+        tables = {
+            "cases": self.cases,
+            "orders": orders,
+            "errors": shares,
+            "kinds": kinds,
+            "arrivals": arrived,
+            "explanations": explained,
+        }
+        record.metrics({k: v for k, v in result.items() if "_T" not in k}, step=longest)
+        record.write(tables, drawn)
+        without_worst = [{k: v for k, v in row.items() if not k.startswith("worst")} for row in orders]
+        record.show("small neurons, all orders of their spikes", without_worst)
+        record.show("unevenness of layers: rank correlation with their traits", explained)
+        last = [row for row in kinds if row["T"] == longest]
+        record.show(f"shares of neurons after T = {longest} steps", last)
 
 
 def _case(
     name: str, weights: Sequence[float], trains: Sequence[str], theta: float = 1.0, start: float = 0.0
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     try:
-        require(
-            bool(trains) and all(isinstance(word, str) for word in trains),
-            "trains",
-            list(trains),
-            'quoted words of 0 and 1, one an input, such as ["10", "01"]',
-        )
+        words = bool(trains) and all(isinstance(word, str) for word in trains)
+        require(words, "trains", list(trains), 'quoted words of 0 and 1, one for each input, such as ["10", "01"]')
         return trace(Neuron(weights, theta, start, len(trains[0])), trains)
     except InvalidValue as error:
         raise InvalidValue(f"cases.{name}.{error.name}", error.value, error.allowed) from error
 
 
-def _measured(conversion: Conversion, cases: list[dict[str, Any]], orders: list[Orders]) -> Metrics:
-    session, layers, times = conversion.session, list[LayerError](), list[Arrival]()
-    result = conversion.prepare()
-    for steps in conversion.groups():
-        snn, source, _ = conversion.converted(steps[-1], calibrated=True)
-        result |= conversion.accuracies(snn, steps, "snn")
-        for t in steps:
-            result |= conversion.examined(source, snn, t, layers)
-            if t > 1 and not isinstance(snn, Mitigated):
-                times += arrivals(snn, conversion.seen(), t, session.seed)
-    result["val/accuracy"] = result[f"val/snn_accuracy_T{conversion.steps[-1]}"]
-    kinds = [_kinds(layer) for layer in layers]
-    for t in conversion.steps:
-        at = [row for row in kinds if row["T"] == t]
-        mean = {f"val/{kind}": sum(row[kind] for row in at) / len(at) for kind in ("over", "under", "uneven")}
-        session.tracker.metrics(mean, step=t)
-        result |= {f"{name}_T{t}": value for name, value in mean.items()}
-    _report(
-        conversion,
-        result,
-        {
-            "cases": cases,
-            "orders": [found.row() for found in orders],
-            "errors": [
-                found.row() | {"error": e, "share": share} for found in orders for e, share in found.share.items()
-            ],
-            "kinds": kinds,
-            "arrivals": [asdict(row) for row in times],
-            "explanations": explanations(times),
-        },
-        orders,
-    )
-    return result
-
-
 def _kinds(layer: LayerError) -> dict[str, Any]:
-    """Shares of the neurons of a layer, and how large the error is where there is one, in spikes."""
+    """Return the shares of a layer's neurons by kind, and the mean size of its errors in spikes."""
     shares = {kind: getattr(layer, kind) for kind in ("over", "under", "zeros", "saturated")}
     return {
         "layer": layer.layer,
@@ -113,26 +140,46 @@ def _kinds(layer: LayerError) -> dict[str, Any]:
     }
 
 
-def _report(
-    conversion: Conversion, result: Metrics, made: dict[str, list[dict[str, Any]]], orders: list[Orders]
-) -> None:
-    session, longest = conversion.session, conversion.steps[-1]
-    tables.write(made, session.run_dir / "tables")
-    accuracy = {"SNN": {t: result[f"test/snn_accuracy_T{t}"] for t in conversion.steps}}
-    drawn = {
-        "orders": figures.orders(orders),
-        "kinds": figures.kinds(made["kinds"]),
-        "accuracy": figures.accuracy_against_t(accuracy, result["test/ann_accuracy"]),
+def kinds_figure(rows: Sequence[Row]) -> Figure:
+    """Draw by layer, in a panel for each T, the shares of neurons whose residual lies outside [0, theta), by kind."""
+    steps, names = distinct(rows, "T"), distinct(rows, "layer")
+    figure = Figure(figsize=(2.2 + 1.9 * len(steps), 1.8 + 0.24 * len(names)), layout="constrained")
+    axes_all = figure.subplots(1, len(steps), sharey=True, squeeze=False)[0]
+    for axes, T in zip(axes_all, steps, strict=True):
+        at, left = [row for row in rows if row["T"] == T], [0.0] * len(names)
+        for kind, (label, color) in KINDS.items():
+            axes.barh(names, [row[kind] for row in at], left=left, color=color, label=label)
+            left = [a + row[kind] for a, row in zip(left, at, strict=True)]
+        axes.set(title=f"T = {T}", xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+        plain(axes)
+    axes_all[0].invert_yaxis()
+    figure.supxlabel("share of neurons (the rest ends in [0, θ))")
+    figure.legend(*axes_all[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def arrivals_figure(rows: Sequence[Row]) -> Figure:
+    """Draw by layer, at the largest T, the unevenness error when the same spikes arrive in other orders, and how far
+    the input current swings.
+    """
+    T = max(row["T"] for row in rows)
+    at = [row for row in rows if row["T"] == T]
+    labels = {
+        "uneven": "unevenness error, spikes (rms)",
+        "swing": "swing of the current over time / θ",
+        "trend": "later less earlier current / θ (rms)",
     }
-    if made["arrivals"]:
-        drawn["arrivals"] = figures.arrivals(made["arrivals"])
-    figures.write(drawn, session.run_dir / "figures")
-    session.tracker.metrics({k: v for k, v in result.items() if "_T" not in k}, step=longest)
-    session.tracker.artifact(session.run_dir / "tables")
-    session.tracker.artifact(session.run_dir / "figures")
-    rows_table(
-        "small neurons, all orders of their spikes",
-        [{k: v for k, v in row.items() if not k.startswith("worst")} for row in made["orders"]],
-    )
-    rows_table("unevenness of layers: rank correlation with their traits", made["explanations"])
-    rows_table(f"shares of neurons after T = {longest} steps", [row for row in made["kinds"] if row["T"] == longest])
+    names = distinct(at, "arrival")
+    figure, axes_all = panels(3, 3, 10 / 3, 1.6 + 0.26 * len(distinct(at, "layer")), sharey=True)
+    for axes, (column, label) in zip(axes_all, labels.items(), strict=True):
+        for name, style in zip(names, styles(len(names)), strict=True):
+            of = [row for row in at if row["arrival"] == name]
+            layers = [row["layer"] for row in of]
+            axes.plot([row[column] for row in of], layers, **style, label=name, linewidth=0.8, markersize=3)
+        axes.set(xlabel=label)
+        axes.set_xlim(left=0)
+        plain(axes)
+    axes_all[0].invert_yaxis()
+    axes_all[0].legend(title="spikes arrive", frameon=False, fontsize=8)
+    figure.suptitle(f"the same spikes in other orders, T = {T}")
+    return figure

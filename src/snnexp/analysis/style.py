@@ -1,0 +1,47 @@
+"""The style of all figures: colours, lines and axes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import cycle
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY, PURPLE, GREEN, BLACK = "#2a6f97", "#e07a1f", "#8a8a8a", "#7a4f9a", "#4f8f4f", "#222222"
+COLORS = (BLUE, ORANGE, PURPLE, "#3a8f5c", "#b5333c", GREY)
+
+
+def styles(count: int) -> list[dict[str, Any]]:
+    """Return `count` pairs of colour and marker as keywords for `plot`; the first 24 differ."""
+    pairs = zip(cycle(COLORS), cycle("osv^DPX*"), range(count), strict=False)
+    return [{"color": color, "marker": marker} for color, marker, _ in pairs]
+
+
+def shades(count: int) -> list[Any]:
+    """Return `count` colours from light to dark."""
+    return [tuple(colormaps["viridis_r"](0.1 + 0.9 * k / max(count - 1, 1))) for k in range(count)]
+
+
+def panels(count: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `count` panels, `width` x `height` inches each, at most `columns` in a line, and its axes."""
+    columns = min(columns, count)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
+    axes = list(figure.subplots(lines, columns, squeeze=False, **options).flat)
+    for unused in axes[count:]:
+        unused.axis("off")
+    return figure, axes[:count]
+
+
+def distinct(rows: Iterable[Mapping[str, Any]], key: str) -> list[Any]:
+    """Return the distinct values of a column in the order of the rows."""
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def plain(*axes: Axes) -> None:
+    """Remove the frame above and on the right."""
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)

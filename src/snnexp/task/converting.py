@@ -1,0 +1,261 @@
+"""What the tasks share that convert an ANN: their contract, and the conversion at work."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from matplotlib.figure import Figure
+from torch import Tensor, fx, nn
+
+from snnexp.analysis.style import GREY, panels, plain, styles
+from snnexp.build import build
+from snnexp.calibration.base import Calibration
+from snnexp.conversion.frames import PerFrame, stills
+from snnexp.conversion.graph import prepare
+from snnexp.conversion.measure import Account, LayerError, accuracies, ann_accuracy, spread
+from snnexp.conversion.network import Converted, converted
+from snnexp.conversion.walk import Method, walk
+from snnexp.conversion.walk import Record as LayerRecord
+from snnexp.dataset.prepare import digest
+from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.lock import waiting
+from snnexp.mitigation.base import Mitigation
+from snnexp.record import Record
+from snnexp.session import Session
+from snnexp.task.base import CONVERTING, Task
+from snnexp.task.train import train_network
+from snnexp.terminal import LayerBar
+from snnexp.timefold import TimeFold
+from snnexp.training import THREADS, Metrics, launched
+
+ANN = ("dataset", "model", "neuron", "loss", "optimizer", "scheduler", "trainer", "seed")  # what determines an ANN
+
+
+class Converting(Task):
+    """A task that converts an ANN and works with the result.
+
+    `val_images`, `test_images`: how many images of a split are evaluated (None: all); `layer_images`: how many
+    validation images the table by layer, spikes and energy are measured on. Raises InvalidValue.
+    """
+
+    groups = CONVERTING
+
+    def __init__(self, val_images: int | None = None, test_images: int | None = None, layer_images: int = 128) -> None:
+        for name, images in (("val_images", val_images), ("test_images", test_images)):
+            if images is not None:
+                integer(name, images, at_least=1)
+        self.layer_images = integer("layer_images", layer_images, at_least=1)
+        self.images = {"val": val_images, "test": test_images}
+
+    def objectives(self, session: Session) -> list[str]:
+        return ["val/accuracy", "val/ann_accuracy", *(f"val/snn_accuracy_T{t}" for t in steps_of(session))]
+
+    def conversion(self, session: Session, record: Record) -> Conversion:
+        """Return the conversion that the config describes, checked. Raises UserError."""
+        return Conversion(session, record, self.images, self.layer_images)
+
+
+class Conversion:
+    """An ANN on its way to an SNN. Everything that can be refused is refused when it is made (UserError)."""
+
+    def __init__(self, session: Session, record: Record, limits: Mapping[str, int | None], layer_images: int) -> None:
+        self.session, self.record, self.limits, self.layer_images = session, record, limits, layer_images
+        self.steps = steps_of(session)
+        self.source = session.derived(timesteps=session.config["dataset"].get("timesteps", 1))  # of recordings: frames
+        self.source.check()
+        self.method: Method = build("conversion", session.config, Method)
+        self.calibration: Calibration = build("calibration", session.config, Calibration)
+        self.mitigation: Mitigation = build("mitigation", session.config, Mitigation)
+        self._check_network()
+
+    def _check_network(self) -> None:
+        """Convert the untrained network for two images, so that what cannot be converted is refused before training."""
+        data, net = self.source.data, self.source.network()
+        if net.sites():
+            raise UserError(
+                f"neuron={self.session.choices['neuron']} spikes already: conversion starts from an ANN "
+                "(neuron=relu, clip or qcfs)"
+            )
+        try:
+            self.images = self.calibration.sample(data.train)
+        except InvalidValue as error:
+            raise error.told(f"calibration.{error.name}") from error
+        self._check_frames()
+        if data.temporal:  # each frame is an image; each recording gives one of its frames in turn
+            turn = torch.arange(len(self.images))
+            self.images = self.images[turn, turn % self.images.shape[1]].float()
+        x = self.images[:2]
+        for T in self.steps if self.method.decoded else [1]:
+            source, network = prepare(still(net), x, self.method.maxpool, self.method.decoded)
+            walk(source, network, x, T, self.method)
+            self.mitigation.applied(converted(network, T))
+        try:
+            for t in self.steps:
+                self.mitigation.check(t)
+        except InvalidValue as error:
+            raise error.told(f"mitigation.{error.name}") from error
+
+    def _check_frames(self) -> None:
+        """Raise UserError unless a recording that is shown frame by frame is shown whole."""
+        for t in [steps[-1] for steps in self.groups()]:
+            if t % self.frames:
+                raise UserError(
+                    f"timesteps={t} is not allowed: the network is shown the {self.frames} frames of a "
+                    f"recording one after the other, so T must be a multiple of {self.frames} (only "
+                    "conversions that are one network for all T may stop before, at a smaller T of a list)"
+                )
+
+    def integrating(self, what: str) -> None:
+        """Raise UserError unless the conversion places integrate-and-fire neurons."""
+        if self.method.decoded:
+            raise UserError(
+                f"{what} takes integrate-and-fire neurons: choose another conversion than "
+                f"conversion={self.session.choices['conversion']}"
+            )
+
+    def unmitigated(self, why: str) -> None:
+        """Raise UserError, with the reason `why`, if a mitigation is chosen."""
+        if not self.mitigation.idle:
+            raise UserError(f"{why}: choose mitigation=none")
+
+    @property
+    def frames(self) -> int:
+        """The frames of a recording that the ANN sees averaged and the SNN one by one; 1 for other data."""
+        data = self.source.data
+        return data.train.x.shape[1] if data.averaged else 1
+
+    def prepare(self) -> None:
+        """Load the ANN onto the device; train it first if there are no weights yet."""
+        session, data = self.session, self.source.data
+        torch.set_num_threads(session.trainer.threads or THREADS)
+        self.device = session.trainer.fabric().device
+        checkpoint = session.config["checkpoint"] or trained(self.source)
+        self.ann = still(self.source.derived(checkpoint=str(checkpoint)).network()).eval().to(self.device)
+        self.images = self.images.to(self.device)
+        self.splits = {"val": data.val, "test": data.test}
+
+    def ann_accuracies(self) -> Metrics:
+        """Return the ANN's accuracy on both splits."""
+        size, ann = self.session.trainer.eval_batch_size, self.whole(self.ann)
+        return {
+            f"{name}/ann_accuracy": ann_accuracy(ann, split, size, self.device, self.limits[name])
+            for name, split in self.splits.items()
+        }
+
+    def whole(self, network: nn.Module) -> Any:
+        """Return `network`, which takes images or averaged recordings, as one that takes the samples of a split."""
+        return PerFrame(network) if self.source.data.temporal else network
+
+    def groups(self) -> Iterator[list[int]]:
+        """Yield the T that one network serves: all of them, unless what is placed depends on T."""
+        if self.method.per_T or self.calibration.steps:
+            yield from ([t] for t in self.steps)
+        else:
+            yield self.steps
+
+    def converted(self, T: int, *, calibrated: bool) -> tuple[Converted, fx.GraphModule, list[LayerRecord]]:
+        """Return the SNN for T steps with its mitigation, its source, and what was done at each layer."""
+        corrections = self.calibration.corrections if calibrated else []
+        source, network = prepare(self.ann, self.images[:2], self.method.maxpool, self.method.decoded)
+        with LayerBar(f"{self.session.choices['task']} T={T}{'' if calibrated else ' (before)'}") as bar:
+            records = walk(source, network, self.images, T, self.method, corrections, bar.report)
+        return self.mitigation.applied(converted(network, T)), source, records
+
+    def accuracy(self, snn: Converted, split: str, steps: Sequence[int]) -> dict[int, float]:
+        """Return the accuracy on a split after each of `steps`."""
+        size = self.session.trainer.eval_batch_size
+        return accuracies(self.whole(snn), self.splits[split], steps, size, self.device, self.limits[split])
+
+    def accuracies(self, snn: Converted, steps: Sequence[int], what: str) -> Metrics:
+        """Return the accuracies on both splits after each of `steps`, and log them with step = T."""
+        found = {}
+        for split in self.splits:
+            for t, accuracy in self.accuracy(snn, split, steps).items():
+                self.record.metrics({f"{split}/{what}_accuracy": accuracy}, step=t)
+                found[f"{split}/{what}_accuracy_T{t}"] = accuracy
+        return found
+
+    def seen(self) -> Tensor:
+        """Return the validation images that layers are examined on."""
+        val = self.source.data.val
+        x, _ = next(val.batches(self.layer_images, spread(val, self.layer_images)))
+        return (stills(x) if self.source.data.temporal else x).to(self.device)
+
+    def examined(self, source: fx.GraphModule, snn: Converted, t: int) -> tuple[list[LayerError], Account, Metrics]:
+        """Return the errors by layer and the cost of an inference on validation images; and the cost as metrics."""
+        data = self.source.data
+        runs = data.val.x.shape[1] if data.temporal else 1  # of the network per recording
+        errors, account = snn.examine(source, self.seen(), t)
+        cost = {
+            "spikes": account.spikes * runs,
+            "spikes_per_neuron": account.spikes_per_neuron * runs,
+            "synaptic_operations": account.synaptic_operations * runs,
+            "energy_nj": account.energy_nj * runs,
+            "latency": account.latency * runs,
+            **account.more,
+        }
+        self.record.metrics({f"val/{name}": value for name, value in cost.items()}, step=t)
+        ann = {"val/ann_macs": account.ann_macs * runs, "val/ann_energy_nj": account.ann_energy_nj * runs}
+        metrics = {f"val/{name}_T{t}": value for name, value in cost.items()}
+        return errors, account, metrics | {"neurons": account.neurons, **ann}
+
+
+def steps_of(session: Session) -> list[int]:
+    """Return `timesteps`, a number or a list, as distinct numbers in increasing order. Raises UserError."""
+    given = session.config["timesteps"]
+    given = given if isinstance(given, list) else [given]
+    try:
+        if not given:
+            raise InvalidValue("timesteps", given, "an integer >= 1, or a list of them")
+        return sorted({integer("timesteps", t, at_least=1) for t in given})
+    except InvalidValue as error:
+        raise error.told("timesteps") from error
+
+
+def still(net: TimeFold) -> nn.Module:
+    """Return a network without time as a module from [N, ...] to [N, K]."""
+    return nn.Sequential(OrderedDict(front=net.front, network=net.network))
+
+
+def trained(session: Session) -> Path:
+    """Return the weights of this config's ANN, which is trained once and then found again by any conversion.
+
+    An interrupted training is resumed; a second process that wants the same ANN waits.
+    """
+    data = session.data
+    seen = [len(data.train), len(data.val), data.shape, data.classes, data.normalize]  # other images in the same place
+    key = digest(config={key: session.config[key] for key in ANN}, data=seen)
+    folder = Path(session.config["cache_dir"]) / "ann" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    with waiting(folder / ".lock"):
+        if not (folder / "done").exists():
+            launched(session.trainer, _fitted, session, folder)
+            (folder / "done").touch()
+    return folder / "best.pt"
+
+
+def _fitted(fabric: Fabric, session: Session, folder: Path) -> float:
+    torch.set_num_threads(session.trainer.threads or THREADS)
+    best = train_network(fabric, session, session.network(), folder).best
+    return best["val/accuracy"] if best else math.nan
+
+
+def accuracy_figure(curves: Mapping[str, Mapping[int, float]], ann: float) -> Figure:
+    """Draw accuracy against latency: a line for each curve {T: accuracy}, and the ANN's accuracy as a level."""
+    figure, (axes,) = panels(1, 1, 6, 3.6)
+    axes.axhline(ann, color=GREY, linestyle="--", label="ANN")
+    for (label, curve), style in zip(curves.items(), styles(len(curves)), strict=True):
+        axes.plot(list(curve), list(curve.values()), **style, label=label)
+    axes.set_xscale("log", base=2)
+    steps = sorted({t for curve in curves.values() for t in curve})
+    axes.set_xticks(steps, [str(t) for t in steps])
+    axes.set(xlabel="time steps T", ylabel="test accuracy")
+    axes.legend(frameon=False)
+    plain(axes)
+    return figure
