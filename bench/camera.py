@@ -1,11 +1,11 @@
-"""The simulated ATIS camera held against the real one, recording by recording.
+"""Compare the simulated ATIS camera with the real one, recording by recording.
 
     python bench/camera.py --data DIR              # compare: DIR/mnist as torchvision stores it, DIR/nmnist/Train
     python bench/camera.py --data DIR --fit 10     # fit the constants in ten sweeps and print them
 
-Real recording k is that of MNIST train image k. The constants of `snnexp.dataset.camera` were fitted to recordings
-1..96; the comparison takes later ones. The last column, the camera against itself with other chance, is what chance
-alone leaves of a perfect agreement.
+Real recording k shows MNIST train image k. The constants of `snnexp.dataset.camera` were fitted to recordings 1..96;
+the comparison uses later ones. The last column compares the camera with itself under other random numbers: it shows the
+agreement that chance alone would leave to a perfect simulation.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from snnexp.dataset.events import Events
 from snnexp.dataset.recordings import Folder
 from snnexp.dataset.saccade import read_idx
 
-FITTED = 96  # the first so many pairs
+FITTED = 96  # number of pairs used for fitting, the first ones
 SACCADES = (0, 90, 210, 340)  # ms
 Maps = NDArray[np.float64]
 
 
 def counts(recordings: list[Events], edges: NDArray[np.float64]) -> Maps:
-    """Events [n, len(edges) - 1, 2, 34, 34] between the times `edges` in ms; later ones in the last part."""
+    """Count events between the times `edges` (ms): [n, len(edges) - 1, 2, 34, 34]. Later ones go into the last part."""
     parts = len(edges) - 1
     maps = []
     for t, x, y, p in recordings:
@@ -39,13 +39,13 @@ def counts(recordings: list[Events], edges: NDArray[np.float64]) -> Maps:
 
 
 def alike(a: Maps, b: Maps) -> float:
-    """Mean over recordings of the correlation of their maps."""
+    """Return the correlation of the maps of two recordings, averaged over recordings."""
     pairs = zip(a.reshape(len(a), -1), b.reshape(len(b), -1), strict=True)
     return float(np.mean([np.corrcoef(u, v)[0, 1] for u, v in pairs]))
 
 
 def gaps(recordings: list[Events]) -> str:
-    """1st and 50th percentile of the time in ms between events of one pixel and polarity."""
+    """Return the 1st and 50th percentile of the time (ms) between events of one pixel and polarity."""
     found = []
     for t, x, y, p in recordings:
         pixel = (p * 34 + y) * 34 + x
@@ -86,9 +86,12 @@ def compare(real: list[Events], simulated: list[Events], again: list[Events]) ->
 
 
 def fit(images: NDArray[np.uint8], real: list[Events], sweeps: int) -> Camera:
-    """Coordinate search from the present constants: the squared difference of the event maps in 8 ms, plus that of
-    their sums over all pixels and recordings (each relative to the real ones, the second five times as heavy)."""
-    camera = replace(Camera(), jitter=0.0)  # chance that the sum over recordings cannot tell from a slower saccade
+    """Fit the constants by coordinate search, starting from the present ones.
+
+    The loss is the squared difference of the event maps in 8 ms, plus five times that of their sums over all pixels and
+    recordings, each relative to the real ones.
+    """
+    camera = replace(Camera(), jitter=0.0)  # summed over recordings, jitter looks like a slower saccade
     edges = np.arange(0, 321, 8.0)
     goal = counts(real, edges)
     names = ("scale", "blur", "dark", "receptor", "on", "off")

@@ -1,12 +1,12 @@
-"""Accuracy of converted ResNet-20s against T: eight combinations of conversion and calibration, paired over seeds.
+"""Measure the accuracy of converted ResNet-20s against T, for eight combinations of conversion and calibration.
 
     python bench/convert_accuracy.py --data cifar10_jpeg.tar.gz --work DIR [--checkpoint best.pt] [--T 4 8 16 32]
 
-Unpacks the images (train/<class>/, test/<class>/) into DIR, trains a ResNet-20 with ReLU there unless given a
-checkpoint, and converts it with --images calibration images (1,000) for each combination, T and calibration seed (three
-up to T = 16, one above; T = 64 and 128 for light, advanced and best), tested on --test images (2,000) spread over the
-test set. Each result is a line of DIR/accuracy.jsonl: stop it at any moment, start it again. The table goes to
-DIR/accuracy.md.
+Unpacks the images (train/<class>/, test/<class>/) into DIR and trains a ResNet-20 with ReLU there, unless --checkpoint
+is given. Converts it with --images calibration images (1,000) for each combination, T and calibration seed: three seeds
+up to T = 16, one above; T = 64 and 128 only for light, advanced and best. Tests on --test images (2,000) spread over
+the test set. Each result is appended to DIR/accuracy.jsonl, so you can stop the script at any moment and start it
+again. Differences between combinations are paired by seed. The table is written to DIR/accuracy.md.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ COMBINATIONS = {  # name: (conversion, its settings, calibration)
     "advanced": ("adaptive_threshold", {}, "advanced"),
     "best": ("adaptive_threshold", {}, "best"),
 }
-LONG = ("light", "advanced", "best")  # at T = 64 and 128
+LONG = ("light", "advanced", "best")  # also run at T = 64 and 128
 PAIRS = (("light", "adaptive_threshold"), ("advanced", "light"), ("best", "advanced"))
 
 
 def trained(args: argparse.Namespace, folder: Path) -> Path:
-    """Weights of a ResNet-20 with ReLU: --checkpoint, or trained in --work."""
+    """Return the weights of a ResNet-20 with ReLU: --checkpoint, or trained in --work."""
     if args.checkpoint:
         return args.checkpoint
     outputs = args.work / f"relu-{args.epochs}"
@@ -78,7 +78,7 @@ def trained(args: argparse.Namespace, folder: Path) -> Path:
 
 
 def source(args: argparse.Namespace) -> tuple[nn.Module, Data, Tensor, Tensor]:
-    """The trained ResNet-20 [N, 3, 32, 32] -> [N, 10], its data, and the --test images with their labels."""
+    """Return the trained ResNet-20 [N, 3, 32, 32] -> [N, 10], its data, and the --test images with their labels."""
     args.work = args.work.absolute()
     folder = images(args.data, args.work)
     data = image_folder(folder, cache=args.work / "cache")
@@ -105,7 +105,7 @@ def settings(group: str, option: str, changes: dict[str, Any]) -> Any:
 
 
 def todo(steps: list[int], seeds: int) -> list[tuple[str, int, int]]:
-    """(name, T, seed) of all that is asked; what takes long comes last."""
+    """Return (name, T, seed) of all results to compute; those that take long come last."""
     asked = [
         (name, T, seed)
         for T in steps
@@ -117,7 +117,7 @@ def todo(steps: list[int], seeds: int) -> list[tuple[str, int, int]]:
 
 
 def table(results: list[dict[str, Any]], ann: float) -> str:
-    """Mean accuracy by combination and T, then paired differences with the standard error over images and seeds."""
+    """Format mean accuracies by combination and T, then paired differences with their standard error over images."""
     steps = sorted({r["T"] for r in results})
     lines = [
         f"ANN: {100 * ann:.2f} %",

@@ -1,11 +1,12 @@
-"""Time of a converted ResNet-20 over T times the forward of its ANN, ours and SpikingJelly's, same images and threads.
+"""Time converted ResNet-20s, ours and SpikingJelly's, relative to T forward passes of the ANN.
 
     python bench/convert_inference.py [--T 32] [--images 64] [--rounds 5] [--threads 1] [--rows 128] [--calibrate 0]
 
-Sides take turns in one process; processor time, best and median of the rounds. The ANN has its BatchNorm folded; it is
-timed in torch's standard memory layout, in which SpikingJelly's network runs as well, and with channels last, the
-layout of ours. Peak memory is measured in a process of its own for each side. With --calibrate N, also the time of a
-calibration (adaptive threshold, bias, potential) on N images, over one inference of the same.
+All sides use the same images and threads and take turns in one process. Reported is processor time, the best and the
+median of the rounds. The ANN has its BatchNorm folded. It is timed in torch's standard memory layout, which
+SpikingJelly's network uses as well, and with channels last, which ours uses. Peak memory is measured in a separate
+process for each side. With --calibrate N, the time of a calibration (adaptive threshold, bias, potential) on N images
+is reported too, relative to one inference of the same images.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from snnexp.model.resnet import cifar_resnet
 
 
 def sides(args: argparse.Namespace) -> tuple[Tensor, dict[str, Callable[[], Tensor]]]:
-    """The images, and what is timed: the ANN, ours, and SpikingJelly's in both of its step modes."""
+    """Return the images, and the calls to time: the ANN, our SNN, and SpikingJelly's in both of its step modes."""
     from spikingjelly.activation_based import functional
     from spikingjelly.activation_based.ann2snn import FXConverter, RateCodingRecipe
 
@@ -58,7 +59,7 @@ def sides(args: argparse.Namespace) -> tuple[Tensor, dict[str, Callable[[], Tens
     def multi() -> Tensor:
         functional.set_step_mode(theirs, "m")
         parts = []
-        for part in x.split(8):  # as a whole it would not fit into memory
+        for part in x.split(8):  # the whole batch would not fit into memory
             functional.reset_net(theirs)
             parts.append(theirs(part.expand(args.T, *part.shape)).mean(0))
         return torch.cat(parts)
@@ -74,7 +75,7 @@ def sides(args: argparse.Namespace) -> tuple[Tensor, dict[str, Callable[[], Tens
 
 def peak(args: argparse.Namespace, name: str, queue: multiprocessing.Queue[float]) -> None:
     _, made = sides(args)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (Linux)
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak (Linux)
     before = status("VmRSS")
     with torch.inference_mode():
         made[name]()
@@ -82,13 +83,13 @@ def peak(args: argparse.Namespace, name: str, queue: multiprocessing.Queue[float
 
 
 def status(key: str) -> int:
-    """A line of the kernel's account of this process, in KiB."""
+    """Return a value from /proc/self/status, in KiB."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)]
     return int(line.split()[1])
 
 
 def memory(args: argparse.Namespace, name: str) -> float:
-    """MiB that one call adds to the process's peak."""
+    """Return the MiB that one call adds to the peak memory of a process."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     child = context.Process(target=peak, args=(args, name, queue))
@@ -137,7 +138,7 @@ def main() -> None:
 
 
 def calibrated(args: argparse.Namespace) -> float:
-    """Time of one calibration over one inference of the same images."""
+    """Return the time of one calibration divided by that of one inference of the same images."""
     net = cifar_resnet((3, 32, 32), 10, nn.ReLU, depth=20, width=16, shortcut="B", readout="current").eval()
     x = torch.randn(args.calibrate, 3, 32, 32)
     start = time.process_time()

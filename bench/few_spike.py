@@ -1,10 +1,10 @@
-"""Few-spike conversion of a ResNet-20 with ReLU against K, and the errors of the shipped coefficients.
+"""Measure the few-spike conversion of a ResNet-20 with ReLU against K, and list the errors of the shipped coefficients.
 
     python bench/few_spike.py --data cifar10_jpeg.tar.gz --work DIR [--checkpoint best.pt] [--K 4 5 6 8 10]
 
-Trains the ResNet-20 in DIR unless given a checkpoint (as bench/convert_accuracy.py), converts it with --images
+Trains the ResNet-20 in DIR like bench/convert_accuracy.py, unless --checkpoint is given. Converts it with --images
 calibration images for each K and calibration seed, and tests it on --test images spread over the test set. Each result
-is a line of DIR/few_spike.jsonl: stop it at any moment, start it again. Prints two tables.
+is appended to DIR/few_spike.jsonl, so you can stop the script at any moment and start it again. Prints two tables.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from snnexp.conversion.network import Decoded
 from snnexp.conversion.walk import walk
 from snnexp.few_spike.table import SHIPPED, load
 
-PER_LAYER = 128  # images over which spikes are counted
+PER_LAYER = 128  # images on which spikes are counted
 
 
 def right(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
     python bench/few_spike_coefficients.py [--activation silu sigmoid ...] [--to FOLDER]
 
-Each table is what `snnexp task=fit_few_spike activation=... K=... range=... spikes=... task.rounds=... seed=...` gives
-with the values below; the file is written after each table.
+Each table equals the result of `snnexp task=fit_few_spike task.activation=... task.K=... task.range=... task.spikes=...
+task.rounds=... seed=...` with the values below. The file is written after each table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from snnexp.few_spike.table import RANGES, SHIPPED, Fitted, measured, relu, save
 
 STEPS = (6, 8, 10, 12, 16)
 ROUNDS, SEED = 300, 0
-# The paper's two cases, searched longer: at most so many spikes, rounds, the best of some seeds.
+# The paper's two cases, searched longer: (largest mean number of spikes, rounds, the best of several seeds).
 LONG = {("silu", (-8.0, 12.0), 16): (4.19, 2500, 5), ("sigmoid", (-10.0, 10.0), 12): (2.735, 2500, 1)}
 
 

@@ -1,11 +1,11 @@
-"""Input pipeline for CIFAR-10 training: snnexp's batches against torchvision's usual DataLoader, in one run.
+"""Compare input pipelines for CIFAR-10 training in one run: snnexp's batches and torchvision's usual DataLoader.
 
     python bench/image_pipeline.py [--rounds 5] [--workers 2]
 
-Both sides deliver shuffled batches of 128 from the same 50,000 uint8 images 3 x 32 x 32 (random ones: the work does not
-depend on what they show), cropped after padding by 4, flipped, and normalised to float32. The peer is torchvision's
-CIFAR10 with RandomCrop, RandomHorizontalFlip, ToTensor, Normalize in a DataLoader with worker processes; its workers
-are started before the clock is. The sides take turns; snnexp works in one thread of the main process.
+Both sides deliver shuffled batches of 128 from the same 50,000 uint8 images 3 x 32 x 32, cropped after padding by 4,
+flipped, and normalised to float32. The images are random, because the work does not depend on their content. The peer
+is torchvision's CIFAR10 with RandomCrop, RandomHorizontalFlip, ToTensor and Normalize in a DataLoader with worker
+processes, which are started before the clock. The sides take turns. snnexp works in one thread of the main process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH, MEAN, STD = 128, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def ours(x: Tensor, y: Tensor, epoch: int) -> float:
-    """Seconds for an epoch."""
+    """Return the seconds that an epoch takes."""
     split, augment, normalize = Split(x, y, torch.arange(len(x))), Augment(crop=4, flip=True), Normalize(MEAN, STD)
     start = time.perf_counter()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))
@@ -55,7 +55,7 @@ def loader(x: Tensor, y: Tensor, workers: int) -> DataLoader[tuple[Tensor, Tenso
 
 
 def theirs(batches: DataLoader[tuple[Tensor, Tensor]], limit: int) -> float:
-    """Seconds an epoch, from `limit` batches after the first few."""
+    """Return the seconds that an epoch takes, extrapolated from `limit` batches after the first few."""
     iterator, warm = iter(batches), 8
     for _ in range(warm):
         next(iterator)

@@ -1,11 +1,11 @@
-"""Loading one epoch of N-MNIST frames: snnexp's memory map against SpikingJelly's NMNIST through a DataLoader.
+"""Time loading one epoch of N-MNIST frames: snnexp's memory map, and SpikingJelly's NMNIST through a DataLoader.
 
     python bench/load_frames.py --data DIR     # DIR/nmnist holds Train and Test
 
-Both deliver the same recordings, in batches of 64 in a random order, as float tensors [64, T, 2, 34, 34], from files
-that are prepared and in the page cache. The sides take turns; the fastest epoch is the one the machine's other work
-disturbed least, the median is given beside it. The frames of both are compared first.
-SpikingJelly refuses partial sets, so its own `create_raw_from_extracted` makes its raw files here.
+Both deliver the same recordings, in batches of 64 in random order, as float tensors [64, T, 2, 34, 34], from files that
+are prepared and in the page cache. First, the frames of both are checked to be equal. The sides take turns. Reported
+are the fastest epoch, which other work on the machine disturbed least, and the median. SpikingJelly rejects partial
+datasets, so its raw files are made here with its own `create_raw_from_extracted`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--workers", type=int, default=2, help="worker processes of the last DataLoader")
     args = parser.parse_args()
-    torch.set_num_threads(1)  # a batch is too short to share: on a busy machine threads would wait for one another
+    torch.set_num_threads(1)  # batches are short: on a busy machine, several threads would wait for each other
 
     from spikingjelly.datasets.n_mnist import NMNIST
 

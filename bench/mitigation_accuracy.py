@@ -1,10 +1,10 @@
-"""What mitigations of the unevenness error recover: test accuracy, latency, spikes, energy, unevenness, on real images.
+"""Measure mitigations of the unevenness error: test accuracy, latency, spikes, energy and unevenness, on real images.
 
     python bench/mitigation_accuracy.py --data cifar10_jpeg.tar.gz --work DIR --network resnet20 best.pt [best.pt ...]
 
-Networks trained with QCFS (one file a seed, by bench/train_cifar.py, L = --levels) become spiking networks by
-conversion=qcfs, with each mitigation at --total steps a layer, rehearsals included, and at twice as many. Every result
-is written down at once: a killed run goes on. Unevenness and costs are means over 256 validation images.
+Takes networks trained with QCFS by bench/train_cifar.py (one file per seed, L = --levels) and converts them with
+conversion=qcfs. Each mitigation is tested at --total steps per layer, rehearsals included, and at twice as many. Every
+result is saved at once, so a killed run can be continued. Unevenness and costs are means over 256 validation images.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def hits(record: dict[str, Any]) -> Tensor:
 
 
 def interval(values: list[Tensor]) -> tuple[float, float]:
-    """Mean over seeds and images, and its standard error: over seeds where there are several, else over images."""
+    """Return the mean over seeds and images, and its standard error: over several seeds, or else over images."""
     means = [float(v.mean()) for v in values]
     mean = sum(means) / len(means)
     if len(values) == 1:
@@ -75,7 +75,7 @@ def interval(values: list[Tensor]) -> tuple[float, float]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """By total steps and option; differences are to `none` at the same total, on the same images and networks."""
+    """Format results by total steps and option; differences are to `none` at the same total, images and networks."""
     seeds = sorted({r["seed"] for r in results})
     found = {(r["name"], r["total"], r["seed"]): r for r in results}
     ann = interval([hits(found["ANN", 0, s]) for s in seeds])[0]
@@ -157,7 +157,7 @@ def main() -> None:
             keep({"name": "ANN", "total": 0, "seed": seed, "right": right(ann)})
         method = settings("conversion", "qcfs", {})
         source, placed = prepare(ann, seen[:2], method.maxpool)
-        walk(source, placed, seen[:2], 1, method)  # it depends neither on T nor on images
+        walk(source, placed, seen[:2], 1, method)  # the result depends neither on T nor on the images
         for total in (args.total, 2 * args.total):
             for option, changes in OPTIONS:
                 mitigation = settings("mitigation", option, changes)

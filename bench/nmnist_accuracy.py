@@ -1,12 +1,12 @@
-"""Accuracy of the default two-layer SNN on real N-MNIST recordings, beside a plain SpikingJelly loop.
+"""Compare the accuracy of the default two-layer SNN on real N-MNIST recordings with a plain SpikingJelly loop.
 
     python bench/nmnist_accuracy.py --data DIR [--seeds 5] [--folds 5]
 
-DIR is an N-MNIST folder, whole or in part. Two tables: the official split over several seeds, and a cross-validation
-over all recordings, in which both sides train and test on the same ones (paired). snnexp keeps a tenth of the training
-recordings for choosing the epoch; the plain loop takes its last epoch, trained on all of them, or with `--same-rows` on
-the same nine tenths. Same network
-(2312-512-10, LIF, ATan), frames (T = 10), batch 64, Adam 1e-3, MSE on the rate, 15 epochs.
+DIR is an N-MNIST folder, whole or in part. Prints two tables: the official split over several seeds, and a
+cross-validation over all recordings, in which both sides train and test on the same recordings (paired). snnexp holds
+out a tenth of the training recordings to choose the epoch. The plain loop takes its last epoch; it trains on all of
+them, or with `--same-rows` on the same nine tenths. Both sides use the same network (2312-512-10, LIF, ATan), frames (T
+= 10), batch 64, Adam 1e-3, MSE on the rate, and 15 epochs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def session(options: argparse.Namespace, seed: int) -> Session:
 
 
 def ours(options: argparse.Namespace, seed: int, data: Data) -> float:
-    """Test accuracy of the epoch that is best on the validation split."""
+    """Return the test accuracy of the epoch that is best on the validation split."""
     run = session(options, seed)
     run.data = data
     net = run.network()
@@ -65,7 +65,7 @@ def ours(options: argparse.Namespace, seed: int, data: Data) -> float:
 
 
 def plain(seed: int, x: Tensor, y: Tensor, train: Tensor, test: Tensor) -> float:
-    """Test accuracy of a plain SpikingJelly loop after its last epoch, trained on the rows `train`."""
+    """Return the test accuracy of a plain SpikingJelly loop after its last epoch, trained on the rows `train`."""
     torch.manual_seed(seed)
 
     def lif() -> nn.Module:
@@ -97,7 +97,7 @@ def plain(seed: int, x: Tensor, y: Tensor, train: Tensor, test: Tensor) -> float
 
 
 def folds(data: Data, k: int) -> list[Data]:
-    """All recordings of `data` in k parts; each part once the test split, the rest parted into train and validation."""
+    """Split all recordings of `data` into k folds: one part to test, the rest to train and validate."""
     rows = torch.cat([data.train.index, data.val.index, data.test.index])
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     made = []

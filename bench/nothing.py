@@ -1,6 +1,6 @@
-"""A job that does nothing, for bench/sweep_overhead.py: as a task of snnexp, and as a Hydra program on its configs.
+"""A job that does nothing, for bench/sweep_overhead.py: a task of snnexp, and a Hydra program with snnexp's configs.
 
-Each call adds the time of its start, and the processor's time so far, to the file $STARTS.
+Each call appends the time and the processor time used so far to the file $STARTS.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""From simulation to reality: a network trained on simulated recordings alone, tested on real N-MNIST recordings.
+"""Train a network on simulated recordings alone and test it on real N-MNIST recordings.
 
     python bench/sim_to_real.py --data DIR     # DIR/mnist as torchvision stores it, DIR/nmnist with Train and Test
 
-The real recordings at hand are those of MNIST train images 1..1000 and test images 1..100. The simulated ones show
-MNIST train images from 1001 on, so neither the 100 nor all 1,100 real recordings show an image that was trained on.
-For comparison, the same network trained on the 1,000 real recordings. Two layers, 2312-512-10, LIF (tau 2, soft reset),
-ATan, T frames, Adam, MSE between firing rate and one-hot label, batch 64; the last epoch counts, nothing is selected.
+The real recordings show MNIST train images 1..1000 and test images 1..100. The simulated ones show MNIST train images
+from 1001 on, so neither the 100 nor all 1,100 real recordings show an image that was trained on. For comparison, the
+same network is trained on the 1,000 real recordings. Two layers, 2312-512-10, LIF (tau 2, soft reset), ATan, T frames,
+Adam, MSE between firing rate and one-hot label, batch 64. The last epoch is tested; nothing is selected.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from torch.nn.functional import mse_loss, one_hot
 from snnexp.dataset.nmnist import nmnist
 from snnexp.dataset.saccade import mnist_saccade
 
-TRAIN = 1000  # real training recordings, of MNIST train images 1..1000
+TRAIN = 1000  # real training recordings; they show MNIST train images 1..1000
 BATCH = 64
 
 
 def rate(layers: nn.ModuleList, x: Tensor) -> Tensor:
-    """Firing rate [n, 10] for frames [n, T, 2, 34, 34]."""
+    """Return the firing rate [n, 10] for frames [n, T, 2, 34, 34]."""
     s = x.flatten(2).transpose(0, 1).float()
     for layer in layers:
         current = layer(s)
@@ -60,7 +60,7 @@ def train(x: Tensor, y: Tensor, rows: Tensor, epochs: int, learning_rate: float,
 
 @torch.no_grad()
 def correct(layers: nn.ModuleList, x: Tensor, y: Tensor) -> Tensor:
-    """Whether each of the recordings is recognised, bool [n]."""
+    """Return for each recording whether it is classified correctly, bool [n]."""
     found = [rate(layers, part).argmax(1) for part in x.split(256)]
     return torch.cat(found) == y
 

@@ -1,8 +1,8 @@
-"""How long answers take that need no torch: `--help` and a wrong value, beside a Hydra application that does nothing.
+"""Time commands that need no torch (`--help`, wrong values) against a Hydra application that does nothing.
 
     python bench/startup.py [--rounds 7]
 
-The peer composes the same config; the three commands take turns. Medians in seconds, and the differences.
+The peer composes the same config. The commands take turns. Prints medians in seconds, and differences to the peer.
 """
 
 from __future__ import annotations

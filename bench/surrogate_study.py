@@ -1,13 +1,13 @@
-"""The numbers of the surrogate study (docs/results.md): the lab's S(x) and P(x) beside Sigmoid, and adaptive Dspike.
+"""Measure the surrogates of docs/results.md: the lab's S(x) and P(x) against Sigmoid, and adaptive Dspike.
 
     python bench/surrogate_study.py --work DIR [--data DIR] [--seeds 5] [--part lab|dspike|cost]
 
-`--data`: an N-MNIST folder; without it the embedded recordings are used. Every finished run is a line of DIR/runs.jsonl
-and is not repeated: start it again after an interruption.
+`--data` is an N-MNIST folder; without it the embedded recordings are used. Every finished run is appended to
+DIR/runs.jsonl and not repeated, so you can start the script again after an interruption.
 
     lab     sigmoid, sine (alpha 1 and 2) and power (alpha 0.5): default network and loss, paired by seed with sigmoid
     dspike  fixed temperatures, and adaptive from two bad starts; 128 hidden neurons, readout=potential, cross-entropy
-    cost    processor time of the choices of temperature over that of the epochs, 1,024 weights
+    cost    processor time of choosing the temperature, relative to the epochs without it; 1,024 weights
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ADAPTIVE = {f"adaptive from b = {b}": f"surrogate=dspike_adaptive surrogate.b={b
 
 
 class Runs:
-    """Runs by their overrides, kept in a file."""
+    """Finished runs by their overrides, stored in a file."""
 
     def __init__(self, work: Path) -> None:
         work.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class Runs:
         self.known = {record["key"]: record for record in map(json.loads, lines)}
 
     def __call__(self, overrides: str, seed: int) -> dict[str, Any]:
-        """Accuracies of the best epoch, the last temperature, and processor seconds of training and of choices."""
+        """Return accuracies of the best epoch, the last temperature, and processor seconds of training and choices."""
         key = f"{overrides} seed={seed}"
         if key not in self.known:
             self.known[key] = {"key": key} | self._run(key)
@@ -104,7 +104,7 @@ class Runs:
 
 
 def table(runs: Runs, variants: dict[str, str], common: str, seeds: int) -> dict[str, dict[str, list[float]]]:
-    """Each variant's validation and test accuracies over the seeds, printed."""
+    """Print and return the validation and test accuracies of each variant over the seeds."""
     made: dict[str, dict[str, list[float]]] = {}
     print(f"{common}, {seeds} seeds: validation | test (mean ± sd) | test by seed", flush=True)
     for name, overrides in variants.items():
@@ -122,7 +122,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def paired(a: dict[str, list[float]], b: dict[str, list[float]]) -> str:
-    """a - b by seed, on both splits."""
+    """Format the differences a - b, paired by seed, on both splits."""
     return " | ".join(f"{split} {spread([p - q for p, q in zip(a[split], b[split], strict=True)])}" for split in a)
 
 
@@ -142,7 +142,7 @@ def main() -> None:
     if "dspike" in parts:
         common = f"{place} model.hidden=128 {POTENTIAL}"
         fixed = table(runs, FIXED, common, options.seeds)
-        best = max(fixed, key=lambda name: statistics.mean(fixed[name]["val"]))  # never by the test
+        best = max(fixed, key=lambda name: statistics.mean(fixed[name]["val"]))  # never chosen on the test split
         for name, found in table(runs, ADAPTIVE, common, options.seeds).items():
             print(f"  {name} - {best} (the best by validation): {paired(found, fixed[best])}")
     if "cost" in parts:

@@ -1,21 +1,21 @@
-"""What a sweep costs per trial: jobs that do nothing, one after the other in one process, with an SQLite study.
+"""Measure the cost of a sweep per trial, with jobs that do nothing, one after the other, and an SQLite study.
 
     python bench/sweep_overhead.py [--trials 40] [--rounds 3] [--peer VENV]
 
 | side | what runs |
 | --- | --- |
-| function | `study.optimize` on a function: no Hydra |
-| hydra | Hydra's own grid on snnexp's configs: composing a job's config, no study |
+| function | `study.optimize` on a function, without Hydra |
+| hydra | Hydra's own grid with snnexp's configs: composes a job's config, has no study |
 | snnexp sweeper | the same program under snnexp's sweeper |
-| hydra-optuna-sweeper | the same program under that one, in an environment with the Optuna and SQLAlchemy it needs |
-| snnexp | the whole of snnexp, `tracking=none`, jobs in the sweep's own process |
-| snnexp, a process each | the same as it is by default: each job a fork (by the clock alone) |
-| snnexp, MLflow | the same with an SQLite MLflow store |
-| MLflow | the calls that such a run makes, alone: run, parameters, tags, config file, result, end |
+| hydra-optuna-sweeper | the same program under that sweeper, in an environment with its Optuna and SQLAlchemy |
+| snnexp | all of snnexp, `tracking=none`, jobs in the sweep's own process |
+| snnexp, a process each | the same with the default: each job in a forked process (wall time only) |
+| snnexp, MLflow | as snnexp, with an SQLite MLflow store |
+| MLflow | only the calls that such a run makes: run, parameters, tags, config file, result, end |
 
-Sides take turns, each a fresh process; the time of a trial is from its start to the next one's start, and its median is
-given, by the clock and by the processor (which other programs on the machine disturb less).
---peer is where the other sweeper's environment is, or is made (by pip).
+The sides take turns, each in a fresh process. The time of a trial is the time from its start to the start of the next.
+Reported are the medians of the wall time and of the processor time, which other programs on the machine disturb less.
+--peer is the folder of the other sweeper's environment, which pip creates if it does not exist.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def commands(folder: Path, n: int, peer: Path) -> dict[str, list[str]]:
 
 
 def measured(side: str, n: int, peer: Path) -> tuple[float, float]:
-    """Milliseconds from a trial's start to the next one's, by the clock and of the processor: the medians."""
+    """Return the median milliseconds from the start of a trial to that of the next: wall time and processor time."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         starts = folder / "starts"
@@ -120,7 +120,7 @@ def measured(side: str, n: int, peer: Path) -> tuple[float, float]:
         if len(times) != n:
             sys.exit(f"{side}: {len(times)} of {n} trials began")
         clock, processor = ([1000 * (b - a) for a, b in pairwise(column)] for column in zip(*times, strict=True))
-        # a fork's own processor time begins at nought
+        # the processor time of a forked process starts at 0
         return statistics.median(clock), float("nan") if side == FORKED else statistics.median(processor)
 
 

@@ -1,9 +1,9 @@
-"""Two jobs at once on two cores against one after the other, each job with one thread.
+"""Compare two jobs at once on two cores with one job after the other, each job with one thread.
 
     python bench/sweep_parallel.py [--trials 8] [--rounds 2] [--epochs 15]
 
-A study of trainings of the main job; throughput is trials per second from the first one's start to the last one's end,
-as the study has them. The sides take turns.
+The jobs are trainings of the main job in a study. Throughput is trials per minute from the start of the first trial to
+the end of the last, as the study records them. The sides take turns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import optuna
 
 
 def throughput(parallel: int, trials: int, epochs: int) -> float:
-    """Trials per minute."""
+    """Return the throughput in trials per minute."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,

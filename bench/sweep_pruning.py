@@ -1,9 +1,9 @@
-"""What pruning saves and costs: a shipped sweep with its pruner and without, by seed.
+"""Measure what pruning saves and costs: run a shipped sweep with its pruner and without, for each seed.
 
     python bench/sweep_pruning.py [--sweep surrogate_alpha] [--seeds 3] [--parallel 2] [-- key=value ...]
 
-The same sampler with the same seed on both sides. Given are the best validation accuracy of each, and the epochs of all
-trials together.
+Both sides use the same sampler with the same seed. Reported are the best validation accuracy of each side, and the
+epochs of all its trials together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import optuna
 
 
 def swept(args: argparse.Namespace, seed: int, *more: str) -> tuple[float, int, int]:
-    """Best validation accuracy, epochs of all trials, how many trials were pruned."""
+    """Return the best validation accuracy, the epochs of all trials, and the number of pruned trials."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,

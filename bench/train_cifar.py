@@ -1,10 +1,11 @@
-"""Source networks for conversion on the JPEG-coded CIFAR-10: accuracy by seed, as a table.
+"""Train source networks for conversion on the JPEG-coded CIFAR-10, and write their accuracy by seed as a table.
 
     python bench/train_cifar.py --data cifar10_jpeg.tar.gz --work DIR [--network resnet20 wrn16_1] [--epochs 20]
 
 Unpacks the archive (train/<class>/, test/<class>/) into DIR once, trains each network with QCFS through the command
-line with a recipe that fits the epochs, and writes DIR/table.md. Stop it at any moment and start it again: finished
-runs are kept, an interrupted one goes on from its last checkpoint. The weights of a run are in its folder, best.pt.
+line, with a recipe that suits the number of epochs, and writes DIR/table.md. You can stop the script at any moment and
+start it again: finished runs are kept, and an interrupted run continues from its last checkpoint. The weights of a run
+are in best.pt in its folder.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ NETWORKS = {
 
 
 def images(data: Path, work: Path) -> Path:
-    """The folder with train/ and test/: `data` itself, or what the archive `data` holds, unpacked into `work`."""
+    """Return the folder with train/ and test/: `data` itself, or the archive `data` unpacked into `work`."""
     work.mkdir(parents=True, exist_ok=True)
     return data.absolute() if data.is_dir() else unpacked(data, work)
 
 
 def unpacked(archive: Path, work: Path) -> Path:
-    """The folder with the archive's images: complete, or not there."""
+    """Return the folder with the archive's images; it is either complete or does not exist."""
     folder = work / "images"
     if not folder.exists():
         partial = work / "images.partial"
@@ -48,7 +49,7 @@ def unpacked(archive: Path, work: Path) -> Path:
 
 
 def command(args: argparse.Namespace, folder: Path, network: str, seed: int, outputs: Path) -> list[str]:
-    # few epochs: a one-cycle schedule, light augmentation; many: the recipe of QCFS
+    # few epochs: a one-cycle schedule and light augmentation; many epochs: the recipe of QCFS
     short = args.epochs < 100
     recipe = (
         ["scheduler=one_cycle"]

@@ -1,10 +1,11 @@
-"""Training speed of an image ANN: snnexp's loop against a plain PyTorch loop, in turns in one run.
+"""Compare the training speed of an image ANN in one run: snnexp's loop and a plain PyTorch loop, in turns.
 
     python bench/train_image.py [--model resnet20] [--neuron qcfs] [--rounds 3] [--steps 20] [--threads 1]
 
-Same network, batch (128), SGD and cross-entropy. The plain loop is given normalised float images that are ready in
-memory; snnexp shuffles, crops, flips and normalises bytes as well. The plain loop's QCFS is the formula with a
-straight-through floor, left to autograd. A sample is counted end to end: batch, forward, backward, update.
+Both use the same network, batch size (128), SGD and cross-entropy. The plain loop receives normalised float images that
+are ready in memory, while snnexp also shuffles, crops, flips and normalises bytes. The plain loop's QCFS is the formula
+with a straight-through floor, differentiated by autograd. Times include everything: batch, forward, backward and
+update.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def config(args: argparse.Namespace, epochs: int) -> dict[str, Any]:
 
 
 def ours(args: argparse.Namespace, x: Tensor, y: Tensor) -> float:
-    """Images/s of the second epoch, from its first step's end to its last's."""
+    """Return the images/s of the second epoch, from the end of its first step to the end of its last."""
     rows, few = torch.arange(len(x)), torch.arange(BATCH)
     data = Data(
         "random",
@@ -92,7 +93,7 @@ def ours(args: argparse.Namespace, x: Tensor, y: Tensor) -> float:
 
 
 def plain(args: argparse.Namespace, x: Tensor, y: Tensor) -> float:
-    """Images/s from the end of the first step of the second epoch."""
+    """Return the images/s of the second epoch, from the end of its first step to the end of its last."""
     settings = config(args, 1)
     torch.manual_seed(0)
     neuron = nn.ReLU if args.neuron == "relu" else lambda: PlainQCFS(4, 8.0)

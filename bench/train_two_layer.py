@@ -1,12 +1,12 @@
-"""Training speed of the two-layer SNN: snnexp against a plain SpikingJelly loop, interleaved in one run.
+"""Compare the training speed of the two-layer SNN in one run: snnexp and a plain SpikingJelly loop, in turns.
 
     python bench/train_two_layer.py --data DIR [--rounds 5] [--epochs 3] [--threads 2]
 
-DIR is an N-MNIST folder (`Train/<digit>/*.bin`, `Test/...`); without it, the embedded recordings are used. Same
-network (2312-512-10, LIF, ATan), recordings, batch (64), T (10), Adam, MSE on the rate and thread count on both sides;
-each side is a fresh process, the sides take turns. A sample is counted end to end: loading, forward, backward, update.
-The bound is what the two dense float32 products of the first layer (output and weight gradient) alone would allow; the
-same processor, threads and run.
+DIR is an N-MNIST folder (`Train/<digit>/*.bin`, `Test/...`); without it, the embedded recordings are used. Both sides
+use the same network (2312-512-10, LIF, ATan), recordings, batch size (64), T (10), Adam, MSE on the rate, and thread
+count. Each side is a fresh process, and the sides take turns. Times include everything: loading, forward, backward and
+update. The bound is the speed that the two dense float32 products of the first layer (output and weight gradient) alone
+would allow, measured on the same processor, with the same threads, in the same run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def composed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def snnexp_side(options: argparse.Namespace) -> float:
-    """The project's own loop, data path and settings; samples/s of the epochs after the first."""
+    """Return the samples/s of the project's own loop, data path and settings, in the epochs after the first."""
     from snnexp.session import Session
     from snnexp.training import Fit
 
@@ -70,12 +70,12 @@ def snnexp_side(options: argparse.Namespace) -> float:
         on_epoch=lambda progress: None,
     ).run()
     shutil.rmtree(folder)
-    counted = len(data.train) - BATCH  # from the end of the first step to the end of the last
+    counted = len(data.train) - BATCH  # samples from the end of the first step to the end of the last
     return statistics.median(counted / (end - begin) for begin, end in times[1:])
 
 
 def spikingjelly_side(options: argparse.Namespace) -> float:
-    """A plain loop as SpikingJelly's tutorial writes it: its dataset, DataLoader, modules; samples/s likewise."""
+    """Return the samples/s of a loop like that of SpikingJelly's tutorial: its dataset, DataLoader and modules."""
     import numpy as np
     import torch
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
@@ -84,7 +84,7 @@ def spikingjelly_side(options: argparse.Namespace) -> float:
     from torch.utils.data import DataLoader, Dataset
 
     class Frames(Dataset):
-        """SpikingJelly's frame files (one npz a recording), read as its NMNIST class reads them."""
+        """SpikingJelly's frame files (one npz per recording), read as its NMNIST class reads them."""
 
         def __init__(self, root: Path) -> None:
             self.files = sorted(root.glob("*/*.npz"))
@@ -128,7 +128,7 @@ def spikingjelly_side(options: argparse.Namespace) -> float:
 
 
 def bound_side(options: argparse.Namespace) -> float:
-    """Samples/s if a training step were nothing but the first layer's two matrix products."""
+    """Return the samples/s if a training step consisted only of the first layer's two matrix products."""
     import torch
 
     x, w, g = torch.rand(T * BATCH, INPUTS), torch.rand(HIDDEN, INPUTS), torch.rand(T * BATCH, HIDDEN)
@@ -145,7 +145,7 @@ SIDES = {"snnexp": snnexp_side, "spikingjelly": spikingjelly_side, "bound": boun
 
 
 def write_frames(options: argparse.Namespace) -> None:
-    """The same recordings and frames as SpikingJelly's npz files, so that both sides see equal numbers."""
+    """Write the same recordings and frames as SpikingJelly's npz files, so that both sides see equal numbers."""
     import numpy as np
 
     from snnexp.build import build
