@@ -19,7 +19,7 @@ report = $(BIN)/snnexp task=report task.experiments=[$(1)] $(filter outputs_dir=
 .DEFAULT_GOAL := help
 .PHONY: help setup run ui report labs sweep-alpha sweep-threshold lab1-surrogates lab1-sweep lab1-sparsity \
         lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet lab2-dvs \
-        few-spike few-spike-coefficients test test-slow test-cluster lint format bench wheel clean
+        few-spike few-spike-coefficients tables test test-slow test-cluster lint format bench wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -115,6 +115,10 @@ few-spike: $(READY)  ## few-spike neurons: coefficients, figures and the paper's
 few-spike-coefficients: $(READY)  ## fit the shipped coefficients of few-spike neurons anew, with their seeds (minutes)
 	$(BIN)/python bench/few_spike_coefficients.py $(ARGS)
 
+tables: $(READY)  ## write the tables of options and the figure in README.md and docs/ from their sources
+	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/figures.py
+
 test: $(READY)  ## run the tests (minutes)
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -m 'not slow' $(ARGS)
 
@@ -127,12 +131,12 @@ test-cluster: $(READY)  ## run sweeps on SLURM and PostgreSQL, started here (Deb
 	$(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
 format: $(READY)  ## lay the code out and sort its imports with ruff
-	$(BIN)/ruff check --quiet --select I --fix src tests bench
-	$(BIN)/ruff format src tests bench
+	$(BIN)/ruff check --quiet --select I --fix src tests bench docs
+	$(BIN)/ruff format src tests bench docs
 
 lint: $(READY)  ## ruff (rules and layout) and mypy (strict on src/)
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench docs
+	$(BIN)/ruff format --check src tests bench docs
 	$(BIN)/mypy
 
 bench: $(READY)  ## measure speed against named peers (DATA_DIR=folder with nmnist/ for the real recordings)

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY, PURPLE, GREEN, BLACK = "#2a6f97", "#e07a1f", "#8a8a8a", "#7a4f9a", "#4f8f4f", "#222222"
-COLORS = (BLUE, ORANGE, PURPLE, "#3a8f5c", "#b5333c", GREY)
+COLORS = (BLUE, ORANGE, PURPLE, "#3a8f5c", "#b5333c", GREY, BLACK, "#17a2b8")
 
 
 def styles(count: int) -> list[dict[str, Any]]:
-    """Return `count` pairs of colour and marker as keywords for `plot`; the first 24 differ."""
-    pairs = zip(cycle(COLORS), cycle("osv^DPX*"), range(count), strict=False)
+    """Return `count` pairs of colour and marker as keywords for `plot`; the first 56 differ."""
+    pairs = zip(cycle(COLORS), cycle("osv^DPX"), range(count), strict=False)
     return [{"color": color, "marker": marker} for color, marker, _ in pairs]
 
 
