@@ -19,7 +19,7 @@ import optuna
 import pytest
 
 from conftest import ROOT, SMALL, Done, start
-from snnexp.address import locked
+from snnexp.lock import locked
 
 APP = Path(__file__).with_name("sweep_app.py")
 INTERVAL = "x=interval(0,4)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from snnexp.conversion.network import Converted, Decoded, converted
 from snnexp.conversion.walk import Method, Record, walk
 from snnexp.dataset.prepare import digest
 from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.lock import locked
 from snnexp.mitigation.base import Mitigation
 from snnexp.rundir import write_json
 from snnexp.session import Session
@@ -279,8 +279,7 @@ def trained(session: Session) -> Path:
     key = digest(config={key: session.config[key] for key in ANN}, data=seen)
     folder = Path(session.config["cache_dir"]) / "ann" / key
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / ".lock"):
         if not (folder / "done").exists():
             launched(session.trainer, _fitted, session, folder)
             (folder / "done").touch()
