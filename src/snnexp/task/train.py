@@ -22,7 +22,7 @@ from snnexp.session import Session
 from snnexp.terminal import EpochBar, rows_table
 from snnexp.timefold import TimeFold
 from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load
-from snnexp.trial.job import prune
+from snnexp.trial.reporter import prune
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
