@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 
 class Outputs(Callback):
-    """Check that `outputs_dir` is writable before Hydra creates directories there, which would fail with a traceback."""
+    """Check that `outputs_dir` is writable, before Hydra creates directories there and fails with a traceback."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the output folder, and refuse a study without -m, of which Hydra would run one job. Raises SystemExit."""
+        """Check the output folder, and refuse a study without -m: Hydra would run one job only. Raises SystemExit."""
         if config.hydra.sweeper.get("n_trials") is not None:
-            print("a study consists of many runs: start it with snnexp -m (hydra.sweeper.n_trials is set)", file=sys.stderr)
+            print(
+                "a study consists of many runs: start it with snnexp -m (hydra.sweeper.n_trials is set)",
+                file=sys.stderr,
+            )
             sys.exit(1)
         self._check(config)
 

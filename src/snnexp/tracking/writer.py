@@ -123,7 +123,7 @@ class MLflow:
             if active_run(client, run_id) is None:
                 raise UserError(f"{asked}: there is no such run in {masked(self.store)}")
             if WEIGHTS not in [file.path for file in client.list_artifacts(run_id)]:
-                raise UserError(f"{asked}: that run keeps no weights ({WEIGHTS}): was it a training, and did it finish?")
+                raise UserError(f"{asked}: that run keeps no weights ({WEIGHTS}): was it a finished training?")
             client.download_artifacts(run_id, WEIGHTS, str(to))
         except Exception as error:
             raise unreachable(self.store, error) from error

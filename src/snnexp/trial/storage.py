@@ -79,7 +79,7 @@ def file(url: str) -> Path | None:
 
 @contextmanager
 def exclusive(url: str) -> Iterator[None]:
-    """Admit one process of the sweep at a time, across machines, so that what is read inside is still true on writing."""
+    """Admit one process of the sweep at a time, across machines, so that data read inside stay valid until written."""
     global _depth
     with _threads:
         if _depth:  # this thread holds the lock already
