@@ -177,7 +177,7 @@ def test_a_forked_child_neither_releases_the_lock_nor_holds_it(path: Path) -> No
 
 
 def test_a_killed_holder_leaves_nothing_to_its_forked_child(path: Path) -> None:
-    code = HOLDER.replace('print("held"', 'import os; pid = os.fork() or time.sleep(60) or os._exit(0); print(pid')
+    code = HOLDER.replace('print("held"', "import os; pid = os.fork() or time.sleep(60) or os._exit(0); print(pid")
     command = [sys.executable, "-c", code, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

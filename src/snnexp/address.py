@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from snnexp.errors import require
 from snnexp.lock import locked
@@ -74,3 +74,18 @@ def advisory(engine: Engine, uri: str, purpose: str) -> Iterator[None]:
         finally:
             connection.exec_driver_sql(give)
             connection.rollback()
+
+
+@contextmanager
+def creating(uri: str, purpose: str, arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Admit one process at a time, across machines: two that create the tables of one database server both fail.
+
+    `arguments` are those of the driver. Does nothing for other kinds of stores.
+    """
+    if kind(uri) not in ADVISORY:
+        yield
+        return
+    from sqlalchemy import NullPool, create_engine
+
+    with advisory(create_engine(uri, connect_args=arguments or {}, poolclass=NullPool), uri, purpose):
+        yield

@@ -22,11 +22,7 @@ class Outputs(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the output folder, and refuse a study without -m: Hydra would run one job only. Raises SystemExit."""
         if config.hydra.sweeper.get("n_trials") is not None:
-            print(
-                "a study consists of many runs: start it with snnexp -m (hydra.sweeper.n_trials is set)",
-                file=sys.stderr,
-            )
-            sys.exit(1)
+            sys.exit("a study consists of many runs: start it with snnexp -m (hydra.sweeper.n_trials is set)")
         self._check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -35,8 +31,7 @@ class Outputs(Callback):
 
     def _check(self, config: DictConfig) -> None:
         if not isinstance(config.outputs_dir, str):
-            print(f"outputs_dir={config.outputs_dir} is not allowed: it must be the path of a folder", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(f"outputs_dir={config.outputs_dir} is not allowed: it must be the path of a folder")
         folder = Path(config.outputs_dir).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -45,8 +40,7 @@ class Outputs(Callback):
             probe.unlink()
         except OSError as error:
             # Hydra turns exceptions of a callback into warnings, but not SystemExit
-            print(f"cannot write to outputs_dir={folder}: {error.strerror}", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(f"cannot write to outputs_dir={folder}: {error.strerror}")
 
 
 class Grid(Callback):
@@ -66,8 +60,7 @@ class Grid(Callback):
         try:
             self._start(varied)
         except UserError as error:
-            print(error, file=sys.stderr)
-            sys.exit(1)
+            sys.exit(str(error))
         basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
         parallel = not basic or (settings.get("parallel") or 1) > 1
         config.hydra.overrides.hydra.append(Job(self.parent.run_id, varied, quiet=parallel).override)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -20,15 +26,14 @@ console = Console(stderr=True, highlight=False)
 class _Bar:
     """A progress bar, shown while its `with` block runs."""
 
-    bar: Progress
+    def __init__(self, *columns: ProgressColumn | str, show: bool = True) -> None:
+        self.bar = Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal))
 
     def __enter__(self) -> Self:
         self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
 
@@ -37,15 +42,8 @@ class EpochBar(_Bar):
 
     def __init__(self, epochs: int, *, show: bool) -> None:
         self.epochs, self.show, self._printed, self._updated = epochs, show, 0, 0.0
-        columns = (
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal))
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn())
+        super().__init__("epoch {task.fields[epoch]}", *columns, show=show)
         self.task = self.bar.add_task("training", total=None, epoch=f"1/{epochs}")
 
     def step(self, progress: training.Progress, steps: int) -> None:
@@ -99,14 +97,8 @@ class LayerBar(_Bar):
     """A progress bar over the layers of a walk; `report` is a callback for `snnexp.conversion.walk`."""
 
     def __init__(self, title: str) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[layer]}"),
-        )
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "{task.fields[layer]}")
+        super().__init__("{task.description}", *columns)
         self.task = self.bar.add_task(title, total=None, layer="")
 
     def report(self, done: int, layers: int, name: str) -> None:

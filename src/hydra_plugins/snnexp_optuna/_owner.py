@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import optuna
@@ -42,7 +41,7 @@ class Owner:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end.set()
 
     def mark(self, number: int) -> dict[str, str]:

@@ -8,18 +8,5 @@ from snnexp.tracking.client import ENVIRONMENT, preload
 from snnexp.tracking.reader import Store, Stored, kept
 from snnexp.tracking.writer import MLflow
 
-__all__ = [
-    "ENVIRONMENT",
-    "KEY_TAG",
-    "PARENT_TAG",
-    "STATUS_TAG",
-    "WEIGHTS",
-    "MLflow",
-    "Nothing",
-    "Status",
-    "Store",
-    "Stored",
-    "Tracker",
-    "kept",
-    "preload",
-]
+__all__ = ["KEY_TAG", "PARENT_TAG", "STATUS_TAG", "WEIGHTS", "Nothing", "Status", "Tracker"]
+__all__ += ["ENVIRONMENT", "MLflow", "Store", "Stored", "kept", "preload"]

@@ -15,14 +15,13 @@ import shutil
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from snnexp.address import ADVISORY, advisory, alone, checked_uri, database, kind, masked
+from snnexp.address import alone, checked_uri, creating, database, masked
 from snnexp.errors import UserError
 from snnexp.journal import Journal
 from snnexp.tracking.base import KEY_TAG, PARENT_TAG, STATUS_TAG, WEIGHTS, Status
@@ -201,7 +200,7 @@ class MLflow:
     def _connect(self, journal: Journal) -> MlflowClient:
         """Connect to the store, creating a new SQLite file if needed, and find or create the run of this journal."""
         uri = journal.state["uri"]
-        with alone(uri), _one_creator(uri):
+        with alone(uri), creating(uri, "mlflow"):
             if (path := database(uri)) and not path.exists():
                 create_store(path)
             client = connect(uri)
@@ -272,22 +271,6 @@ def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict
                 log.warning("%s was deleted before it could be sent to MLflow", path)
         if "end" in r:
             client.set_terminated(run_id, r["end"], r["time"])
-
-
-@contextmanager
-def _one_creator(uri: str) -> Iterator[None]:
-    """Admit one process at a time, across machines: if two create MLflow's tables in one database, both fail."""
-    if kind(uri) not in ADVISORY:
-        yield
-        return
-    from sqlalchemy import create_engine
-
-    engine = create_engine(uri)
-    try:
-        with advisory(engine, uri, "mlflow"):
-            yield
-    finally:
-        engine.dispose()
 
 
 def create_store(path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ import optuna
 from hydra.utils import instantiate
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy import NullPool, create_engine
 
-from snnexp.address import ADVISORY, advisory, database, kind, masked
+from snnexp.address import advisory, creating, database, kind, masked
 from snnexp.errors import UserError
 from snnexp.lock import locked
 from snnexp.trial.job import Address
@@ -45,7 +44,7 @@ def _open_storage(url: str, process: int) -> BaseStorage:
     try:
         if path := file(url):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(url) if path else _maker(url):
+        with exclusive(url) if path else creating(url, "study", CONNECT.get(kind(url))):
             return _made(url)
     except Exception as error:  # SQLAlchemy, drivers and the file system raise many kinds
         reason = masked(" ".join(str(error.__cause__ or error).split()))[:300]
@@ -63,13 +62,6 @@ def _made(url: str) -> BaseStorage:
         raise ValueError("this is not the storage of a study")
     engine: dict[str, Any] = {"connect_args": CONNECT[kind(url)], "pool_pre_ping": kind(url) != "sqlite"}
     return get_storage(RDBStorage(url, engine_kwargs=engine))
-
-
-def _maker(url: str) -> AbstractContextManager[None]:
-    """Admit one process at a time to create the tables of an empty database: Optuna does not prevent collisions."""
-    if kind(url) not in ADVISORY:
-        return nullcontext()
-    return advisory(create_engine(url, connect_args=CONNECT[kind(url)], poolclass=NullPool), url, "study")
 
 
 def file(url: str) -> Path | None:
