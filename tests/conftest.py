@@ -19,7 +19,7 @@ from urllib.request import urlopen
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from snnexp import tracking
+from snnexp.tracking.writer import create_store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in as many processes as there are cores
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,8 +38,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store without runs: making one takes MLflow seconds, so most tests begin with a copy."""
     outputs = tmp_path_factory.mktemp("empty")
-    tracking._import_mlflow()
-    tracking._create(outputs / "mlflow.db")
+    create_store(outputs / "mlflow.db")
     return outputs / "mlflow.db"
 
 

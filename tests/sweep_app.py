@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from snnexp.errors import Pruned
 from snnexp.run import leave
-from snnexp.trial.job import prune
+from snnexp.trial.reporter import prune
 
 ConfigStore.instance().store(
     name="app",

@@ -218,7 +218,7 @@ def test_what_cannot_be_reported_is_told(outputs: Path, keys: dict[str, Any], to
 def test_without_a_store_there_is_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"nothing was logged yet in {tmp_path}"):
         report(tmp_path)
-    with pytest.raises(UserError, match="task=report shows what MLflow has: it needs tracking=mlflow"):
+    with pytest.raises(UserError, match="task=report shows results from MLflow: it needs tracking=mlflow"):
         Store(Nothing(), "task=report")
     assert not list(tmp_path.iterdir())
 

@@ -178,7 +178,7 @@ def test_resume_leaves_a_live_run_alone(snnexp: Callable[..., Done], environment
             time.sleep(0.05)
         done = snnexp(*arguments, f"resume={only_run(outputs)}")
         assert done.code == 1
-        assert "still going on" in done.err
+        assert "still active" in done.err
     finally:
         process.kill()
         process.communicate()

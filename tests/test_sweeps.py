@@ -19,7 +19,7 @@ import optuna
 import pytest
 
 from conftest import ROOT, SMALL, Done, start
-from snnexp.address import locked
+from snnexp.lock import locked
 
 APP = Path(__file__).with_name("sweep_app.py")
 INTERVAL = "x=interval(0,4)"
@@ -314,7 +314,7 @@ def test_another_space_under_the_same_name_is_refused(tmp_path: Path) -> None:
     for other in (["x=interval(0,5)"], [INTERVAL, "epochs=1"]):
         done = app(tmp_path, *other, "hydra.sweeper.n_trials=2", "hydra.sweeper.study=mine", check=False)
         assert done.returncode == 1
-        assert "hydra.sweeper.study=mine is there already" in done.stderr
+        assert "hydra.sweeper.study=mine exists already" in done.stderr
     assert len(study(tmp_path).trials) == 1
 
 

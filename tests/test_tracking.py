@@ -257,7 +257,7 @@ def test_a_store_that_goes_away_is_reported_once_and_not_asked_all_the_time(
         with pytest.raises(UserError, match="gone"):
             send_kept(outputs, None, MLflow(outputs=outputs))
     away, rest = (record.getMessage() for record in caplog.records)
-    assert "MLflow is away (gone)" in away
+    assert "MLflow is unavailable (gone)" in away
     assert f"snnexp task=sync run_dir='{folder}'" in rest
     assert send_kept(outputs, None, MLflow(outputs=outputs)) == {"runs": 1, "records": 101}
     (run,) = stored(database(outputs))
@@ -311,7 +311,9 @@ def test_a_database_that_was_moved_away_from_its_artifacts_is_not_written(output
     tracker.artifact(run_dir(outputs) / "x")
     tracker.finish("FINISHED")
     moved = outputs.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"experiment=snnexp keeps its artifacts in .*outputs/artifacts, which is gone"):
+    with pytest.raises(
+        UserError, match=r"experiment=snnexp stores its artifacts in .*outputs/artifacts, which no longer"
+    ):
         begin(MLflow(outputs=moved), run_dir(moved, "b"))
     begin(MLflow(experiment="other", outputs=moved), run_dir(moved, "b"))
 
@@ -448,8 +450,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def test_a_server_that_dies_and_comes_back_gets_everything_once(
     server: Server, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("snnexp.tracking.RETRY_AFTER", 0.2)
-    monkeypatch.setattr("snnexp.tracking.RETRY_SHARE", 0)
+    monkeypatch.setattr("snnexp.tracking.writer.RETRY_AFTER", 0.2)
+    monkeypatch.setattr("snnexp.tracking.writer.RETRY_SHARE", 0)
     folder, tracker = run_dir(fresh), MLflow(server.uri, outputs=fresh)
     begin(tracker, folder)
     (folder / "figure.png").write_bytes(b"png" * 1000)

@@ -1,61 +1,60 @@
-"""Addresses of MLflow stores: which are allowed, what of them to show, and a lock for those that are a file."""
+"""Addresses of MLflow stores and study databases: checks, display without passwords, and locks."""
 
 from __future__ import annotations
 
-import fcntl
 import re
-import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from snnexp.errors import require
+from snnexp.lock import locked
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 URI = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+")
-LOCK_PATIENCE = 300.0  # seconds: eight processes that start at once on a busy machine wait for one to make the store
-ADVISORY = {  # a server's own lock, which it gives back if we die
+LOCK_PATIENCE = 300.0  # seconds; on a busy machine, many processes may wait while one creates the store
+ADVISORY = {  # SQL to take and release a lock of the server, which it releases itself if we die
     "postgresql": ("select pg_advisory_lock({0})", "select pg_advisory_unlock({0})"),
     "mysql": ("select get_lock('snnexp{0}', 120)", "select release_lock('snnexp{0}')"),
 }
 
 
-def checked(uri: str) -> str:
-    """`uri`, an SQLite file made absolute. Raises InvalidValue for other kinds of stores."""
+def checked_uri(uri: str) -> str:
+    """Return `uri`, with the path of an SQLite file made absolute. Raises InvalidValue for an unsupported store."""
     require(
         isinstance(uri, str) and URI.fullmatch(uri) is not None,
         "uri",
         masked(str(uri)),
         "an MLflow server (http://HOST:PORT) or a database (sqlite:///FILE, postgresql://..., mysql://...); "
-        "plain folders (file:, ./mlruns) are no longer developed by MLflow and cannot be used",
+        "plain folders (file:, ./mlruns) are not supported, because MLflow no longer develops them",
     )
     path = database(uri)
     return uri if path is None else f"sqlite:///{path.absolute()}"
 
 
 def database(uri: str) -> Path | None:
-    """The file of an SQLite store."""
+    """Return the file of an SQLite store; None for other stores."""
     match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
     return Path(match[1]) if match else None
 
 
 def kind(uri: str) -> str:
-    """sqlite, postgresql, mysql, http, ...: without the driver."""
+    """Return the kind of store (sqlite, postgresql, mysql, http, ...), without the driver."""
     return uri.split(":", 1)[0].split("+", 1)[0]
 
 
 def masked(text: str) -> str:
-    """Without the password of a URI."""
+    """Replace the password in each URI in `text` by ***."""
     return re.sub(r"(://[^:/@\s]*:)[^@/\s]+@", r"\1***@", text)
 
 
 @contextmanager
 def alone(uri: str) -> Iterator[None]:
-    """One of our processes at a time in an SQLite file: creating it twice at once fails, and writing waits badly."""
+    """Keep other snnexp processes out of an SQLite store: SQLite copes badly with concurrent creation and writes."""
     if (path := database(uri)) is None:
         yield
         return
@@ -65,27 +64,8 @@ def alone(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, patience: float) -> Iterator[None]:
-    """Hold the lock of the file `path`. Raises TimeoutError after `patience` seconds."""
-    with path.open("w") as file:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"{path} is in use by another process") from None
-                time.sleep(0.02)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing would leave it to a process that was forked meanwhile
-
-
-@contextmanager
 def advisory(engine: Engine, uri: str, purpose: str) -> Iterator[None]:
-    """Hold the lock named `purpose` of the database server at `uri` (one of ADVISORY), on all machines."""
+    """Hold the lock `purpose` of the database server at `uri` (a kind in ADVISORY); it holds across machines."""
     take, give = (sql.format(zlib.crc32(f"snnexp {purpose}".encode())) for sql in ADVISORY[kind(uri)])
     with engine.connect() as connection:
         connection.exec_driver_sql(take)
@@ -94,3 +74,18 @@ def advisory(engine: Engine, uri: str, purpose: str) -> Iterator[None]:
         finally:
             connection.exec_driver_sql(give)
             connection.rollback()
+
+
+@contextmanager
+def creating(uri: str, purpose: str, arguments: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Admit one process at a time, across machines: two that create the tables of one database server both fail.
+
+    `arguments` are those of the driver. Does nothing for other kinds of stores.
+    """
+    if kind(uri) not in ADVISORY:
+        yield
+        return
+    from sqlalchemy import NullPool, create_engine
+
+    with advisory(create_engine(uri, connect_args=arguments or {}, poolclass=NullPool), uri, purpose):
+        yield

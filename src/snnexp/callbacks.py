@@ -1,4 +1,4 @@
-"""What happens around Hydra's jobs."""
+"""Hydra callbacks: a check of the output folder, and the parent run of a grid."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ if TYPE_CHECKING:
 
 
 class Outputs(Callback):
-    """Makes sure that `outputs_dir` can be written, before Hydra makes its directories there (with a traceback)."""
+    """Check that `outputs_dir` is writable, before Hydra creates directories there and fails with a traceback."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Raises SystemExit; also for a study without -m, of which Hydra would run one job and say nothing."""
+        """Check the output folder, and refuse a study without -m: Hydra would run one job only. Raises SystemExit."""
         if config.hydra.sweeper.get("n_trials") is not None:
-            print("a study is many runs: start it with snnexp -m (hydra.sweeper.n_trials is set)", file=sys.stderr)
-            sys.exit(1)
+            sys.exit("a study consists of many runs: start it with snnexp -m (hydra.sweeper.n_trials is set)")
         self._check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Raises SystemExit."""
+        """Check the output folder. Raises SystemExit."""
         self._check(config)
 
     def _check(self, config: DictConfig) -> None:
         if not isinstance(config.outputs_dir, str):
-            print(f"outputs_dir={config.outputs_dir} is not allowed: it must be the path of a folder", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(f"outputs_dir={config.outputs_dir} is not allowed: it must be the path of a folder")
         folder = Path(config.outputs_dir).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -41,18 +39,17 @@ class Outputs(Callback):
             probe.touch()
             probe.unlink()
         except OSError as error:
-            # Hydra turns a callback's exceptions into warnings, an exit it lets pass
-            print(f"cannot write to outputs_dir={folder}: {error.strerror}", file=sys.stderr)
-            sys.exit(1)
+            # Hydra turns exceptions of a callback into warnings, but not SystemExit
+            sys.exit(f"cannot write to outputs_dir={folder}: {error.strerror}")
 
 
 class Grid(Callback):
-    """A grid's own run, in which its jobs are nested, and its summary. (A study's is made by the sweeper.)"""
+    """The parent run of a grid, in which its jobs are nested, and its summary. (The sweeper does this for a study.)"""
 
-    open: Grid | None = None  # Hydra says when a multirun ends only if it ends well: `close_grid` looks here
+    open: Grid | None = None  # for `close_grid`: Hydra calls on_multirun_end only after success
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Open the run, unless this is no grid, or one that cannot be composed: that error is the sweeper's to tell."""
+        """Open the run if this is a grid. The sweeper reports the error if its jobs cannot be composed."""
         from snnexp.errors import UserError
         from snnexp.trial.job import Job
 
@@ -63,18 +60,18 @@ class Grid(Callback):
         try:
             self._start(varied)
         except UserError as error:
-            print(error, file=sys.stderr)
-            sys.exit(1)
+            sys.exit(str(error))
         basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
         parallel = not basic or (settings.get("parallel") or 1) > 1
         config.hydra.overrides.hydra.append(Job(self.parent.run_id, varied, quiet=parallel).override)
         Grid.open = self
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write the summary and close the run."""
         self.close("FINISHED")
 
     def close(self, status: Status) -> None:
-        """Write the summary of what there is, and close the run."""
+        """Write a summary of the jobs so far, and close the run."""
         if Grid.open is not self:
             return
         Grid.open = None
@@ -94,7 +91,7 @@ class Grid(Callback):
         self.parent.__enter__()
 
     def _varied(self) -> list[str] | None:
-        """The keys that vary; None if the grid cannot be composed."""
+        """Return the keys that vary; None if the grid cannot be composed."""
         parser = OverridesParser.create(config_loader=self.loader)
         try:
             overrides = parser.parse_overrides(list(self.config.hydra.overrides.task))
@@ -147,6 +144,6 @@ class Grid(Callback):
 
 
 def close_grid(status: Status) -> None:
-    """Close the run of a grid that did not end well."""
+    """Close the run of a grid that failed or was interrupted."""
     if Grid.open is not None:
         Grid.open.close(status)

@@ -1,40 +1,44 @@
-"""Run directories: one folder per run, locked while it is written, and found again by `resume=`."""
+"""Run directories: one folder per run, locked while the run is active, and found again by `resume=`."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock
 
 from snnexp.config import experiment_of, fingerprint
 from snnexp.errors import UserError
+from snnexp.lock import try_lock
+
+LOCK = ".lock"  # in the folder of a run or a sweep
 
 
 class RunDir:
-    """A run's folder: `run.json` (status and fingerprint), the resolved `config.yaml`, and whatever the task writes.
+    """A run's folder: `run.json` (status and fingerprint), the resolved `config.yaml`, and the files of the task.
 
-    Use `with RunDir.open(...)`. The lock is held until the block ends, or the process, however it ends.
+    Use `with RunDir.open(...)`. The lock is held until the block or the process ends, even if the process is killed.
     """
 
-    def __init__(self, path: Path, lock: IO[str]) -> None:
+    def __init__(self, path: Path, lock: FileLock) -> None:
         self.path, self._lock = path, lock
 
     @classmethod
     def open(cls, new: Path, config: Mapping[str, Any]) -> RunDir:
-        """The folder to write to: `new`, or, with `resume`, the one of the run to take up.
+        """Return the folder to write to, locked: `new` or, with `resume`, the folder of the run to resume.
 
-        `resume=true` takes the newest run of the same configuration that is not finished and that no live process
-        holds; if all are finished, the newest of them; if there is none, it starts at `new`. Raises UserError if a
-        named folder is no run, is of another configuration or still running, or if `new` cannot be written.
+        `resume=true` selects the newest unfinished run of the same configuration that no live process holds. If all
+        are finished, it selects the newest of them; if there is none, it creates `new`. Raises UserError if a named
+        folder holds no run, a run of another configuration, or a run that is still active, or if `new` is not writable.
         """
         if isinstance(config["resume"], str):
             path = cls.check(config) or new
             if (run := cls.unused(path)) is None:
-                raise UserError(f"resume={path}: that run is still going on")
+                raise UserError(f"resume={path}: that run is still active")
             return run
         digest = fingerprint(config)
         found = cls._newest(Path(config["outputs_dir"]), digest) if config["resume"] else None
@@ -42,7 +46,7 @@ class RunDir:
 
     @staticmethod
     def check(config: Mapping[str, Any]) -> Path | None:
-        """The folder that `resume` names, if it names one. Raises UserError unless it holds a run of this config."""
+        """Return the folder that `resume` names, if any. Raises UserError unless it holds a run of this config."""
         if not isinstance(config["resume"], str):
             return None
         path = Path(config["resume"]).expanduser().absolute()
@@ -57,7 +61,7 @@ class RunDir:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._lock.close()
+        self._lock.release()
 
     @property
     def finished(self) -> bool:
@@ -73,7 +77,7 @@ class RunDir:
         write_json(self.path / "run.json", record | {"status": status})
 
     def result(self) -> dict[str, float]:
-        """What `result.json` holds of a finished run."""
+        """Return the metrics of a finished run, from `result.json`."""
         return dict(json.loads((self.path / "result.json").read_text()))
 
     @classmethod
@@ -105,24 +109,13 @@ class RunDir:
 
     @classmethod
     def unused(cls, path: Path) -> RunDir | None:
-        """The run directory `path`, locked; None if a live process has the lock or there is no such folder."""
-        held = lock(path) if path.is_dir() else None
-        return cls(path, held) if held else None
-
-
-def lock(folder: Path) -> IO[str] | None:
-    """The folder's lock, held until it is closed; None if a live process has it."""
-    file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+        """Return the run directory `path`, locked; None if a live process holds the lock or there is no such folder."""
+        lock = try_lock(path / LOCK) if path.is_dir() else None
+        return cls(path, lock) if lock else None
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace `path` with `value` as JSON, whole or not at all."""
+    """Replace the file `path` atomically by `value` as JSON."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w") as file:
         json.dump(value, file, indent=2, default=str)

@@ -1,14 +1,20 @@
-"""What the user sees: a progress bar while it runs, a table when it is done. Progress goes to stderr."""
+"""Terminal output: progress bars (on stderr) during a run, tables (on stdout) at its end."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from snnexp.trial.job import Job
@@ -26,37 +32,30 @@ def quiet() -> bool:
 
 
 class _Bar:
-    """A bar while its block runs."""
+    """A progress bar, shown while its `with` block runs."""
 
-    bar: Progress
+    def __init__(self, *columns: ProgressColumn | str, show: bool = True) -> None:
+        self.bar = Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal))
 
     def __enter__(self) -> Self:
         self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
 
 class EpochBar(_Bar):
-    """A bar over the steps of all epochs, and a line per finished epoch."""
+    """A progress bar over the steps of all epochs, and a line per finished epoch."""
 
     def __init__(self, epochs: int, *, show: bool) -> None:
         self.epochs, self.show, self._printed, self._updated = epochs, show, 0, 0.0
-        columns = (
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal))
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn())
+        super().__init__("epoch {task.fields[epoch]}", *columns, show=show)
         self.task = self.bar.add_task("training", total=None, epoch=f"1/{epochs}")
 
     def step(self, progress: training.Progress, steps: int) -> None:
+        """Move the bar, at most every 0.1 s; `steps` is the number of steps per epoch."""
         now = time.monotonic()
         if now - self._updated > 0.1:
             self._updated = now
@@ -68,6 +67,7 @@ class EpochBar(_Bar):
             )
 
     def epoch(self, progress: training.Progress) -> None:
+        """Print a line for each epoch that finished since the last call."""
         if self.show:
             for number, m in list(enumerate(progress.history, 1))[self._printed :]:
                 mark = "  best so far" if number - 1 == progress.best_epoch else ""
@@ -81,7 +81,7 @@ class EpochBar(_Bar):
 
 
 def closing_table(title: str, metrics: Mapping[str, float], places: Mapping[str, object]) -> None:
-    """Print the final metrics, and where everything is, to stdout."""
+    """Print the final metrics, and the places of the results, to stdout."""
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
@@ -92,28 +92,23 @@ def closing_table(title: str, metrics: Mapping[str, float], places: Mapping[str,
 
 
 def rows_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
-    """Print rows with the same keys under their names, to stdout."""
+    """Print rows with the same keys as a table with these keys as its header, to stdout."""
     table = Table(title=title, title_justify="left")
     for name in rows[0] if rows else ():
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console(highlight=False, soft_wrap=True, width=1000).print(table)  # as wide as it is
+    Console(highlight=False, soft_wrap=True, width=1000).print(table)  # never wrapped
 
 
 class LayerBar(_Bar):
-    """A bar over the layers of a walk; `report` is what `snnexp.conversion.walk` calls."""
+    """A progress bar over the layers of a walk; `report` is a callback for `snnexp.conversion.walk`."""
 
     def __init__(self, title: str) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[layer]}"),
-        )
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "{task.fields[layer]}")
+        super().__init__("{task.description}", *columns)
         self.task = self.bar.add_task(title, total=None, layer="")
 
     def report(self, done: int, layers: int, name: str) -> None:
+        """Show that `done` of `layers` are finished, the last one called `name`."""
         self.bar.update(self.task, completed=done, total=layers, layer=name)

@@ -1,6 +1,6 @@
-"""A trial where it runs: it keeps its folder's lock, and leaves its outcome in the study before it ends.
+"""The process of a trial: it holds the lock of its folder, and writes its outcome to the study before it ends.
 
-So a parent that was killed learns later what its jobs found, and a job that left no outcome has died.
+So a parent that was killed and restarted finds the results of its jobs, and a job without an outcome has died.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from snnexp.address import locked
 from snnexp.errors import Pruned, UserError
+from snnexp.lock import locked
 from snnexp.trial.job import Job
 
 log = logging.getLogger("snnexp.sweep")
-OUTCOME, LOCK = "outcome", ".trial"
+OUTCOME, TRIAL_LOCK = "outcome", ".trial"
 
 
 class Died(Exception):
-    """A job's process ended without an answer."""
+    """The process of a job ended without an answer."""
 
 
 class Work:
-    """The task function of a sweep's jobs. Picklable, for launchers send it to other processes.
+    """The task function of the jobs of a sweep. Picklable, because launchers send it to other processes.
 
-    With `isolate` each call is a process of its own, whose death is an exception here (Died). With `outlives` a call
-    may go on when its parent has died, and so leaves its outcome in the study.
+    With `isolate` each call runs in a process of its own, whose death raises Died here. With `outlives` a call may
+    continue after its parent has died, and therefore writes its outcome to the study.
     """
 
     def __init__(self, function: Callable[[DictConfig], Any], isolate: bool, outlives: bool) -> None:
@@ -47,13 +47,13 @@ class Work:
         job = Job.current()
         if job is None or job.trial is None or not self.outlives:
             return self._call(config)
-        from snnexp.trial.storage import exclusive, trial  # late: optuna
+        from snnexp.trial.storage import exclusive, open_trial  # late: optuna
 
         with _held(Path(HydraConfig.get().runtime.output_dir)):
             with exclusive(job.trial.storage):
-                frozen = trial(job.trial).storage.get_trial(job.trial.id)
-            if frozen.state.is_finished():  # it waited on a cluster while its parent died, and was given up
-                log.info("trial %d has ended meanwhile: nothing to do", frozen.number)
+                frozen = open_trial(job.trial).storage.get_trial(job.trial.id)
+            if frozen.state.is_finished():  # its parent died while it was queued on a cluster, and it was given up
+                log.info("trial %d has already ended: nothing to do", frozen.number)
                 return None
             outcome: dict[str, Any] = {}
             try:
@@ -63,23 +63,23 @@ class Work:
             except Exception as error:
                 outcome = failed(error)
                 raise
-            finally:  # an exit or an interrupt leaves no outcome
+            finally:  # no outcome after an exit or an interrupt
                 if outcome:
                     with exclusive(job.trial.storage):
-                        trial(job.trial).set_user_attr(OUTCOME, outcome)
+                        open_trial(job.trial).set_user_attr(OUTCOME, outcome)
 
     def _call(self, config: DictConfig) -> Any:
         if not self.isolate:
             try:
                 return self.function(config)
-            except SystemExit as error:  # Hydra would end the whole sweep
+            except SystemExit as error:  # which would make Hydra end the whole sweep
                 raise Died(f"exit status {error.code}") from error
         _preload(config)
         return isolated(self.function, config)
 
 
 def completed(value: Any) -> dict[str, Any]:
-    """The outcome of a job that returned `value`."""
+    """Return the outcome of a job that returned `value`."""
     values = value if isinstance(value, list | tuple) else [value]
     if any(not isinstance(v, int | float) or isinstance(v, bool) for v in values):
         return {"state": "FAIL", "reason": f"the objective is {value}, not a number", "again": False}
@@ -89,7 +89,7 @@ def completed(value: Any) -> dict[str, Any]:
 
 
 def failed(error: Exception) -> dict[str, Any]:
-    """The outcome of a job that raised `error`: one of the user's would only happen again; anything else may not."""
+    """Return the outcome of a job that raised `error`. It is worth another attempt unless it is a UserError."""
     if isinstance(error, Pruned) or type(error).__name__ == "TrialPruned":
         return {"state": "PRUNED"}
     if not isinstance(error, UserError | Died):
@@ -100,20 +100,20 @@ def failed(error: Exception) -> dict[str, Any]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Whoever looks at the folder meanwhile sees that the trial is alive."""
+    """Hold the lock that shows other parents that the trial is alive."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
-    with locked(path, patience=10):  # whoever looks at it holds it for a moment
+    path = folder / TRIAL_LOCK
+    with locked(path, patience=10):  # a parent that checks it holds it for a moment
         yield
     path.unlink(missing_ok=True)
 
 
 def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call `function` in a forked process, and return or raise what it did.
+    """Call `function` in a forked process, and return its value or raise its exception.
 
     Raises Died if that process is killed or exits.
     """
-    # a fork costs milliseconds, for what is imported stays imported
+    # a fork takes milliseconds, because imported modules stay imported
     context = multiprocessing.get_context("fork")
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(writer, function, arguments), daemon=False)
@@ -125,7 +125,7 @@ def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
         process.join()
         raise Died(_death(process.exitcode)) from None
     except KeyboardInterrupt:
-        process.terminate()  # a training answers with a checkpoint
+        process.terminate()  # on this signal a training writes a checkpoint
         process.join()
         raise
     process.join()
@@ -136,13 +136,13 @@ def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _answer(writer: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when the process that waits for it is
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: this process is killed if its parent dies
     try:
         answer: tuple[str, Any] = ("value", function(*arguments))
     except Exception as error:
         answer = ("error", error)
     except KeyboardInterrupt:
-        sys.exit(130)  # told already; the process that waits was interrupted as well
+        sys.exit(130)  # without a message: the parent was interrupted as well
     try:
         writer.send(answer)
     except Exception:  # an exception that cannot be pickled
@@ -157,8 +157,8 @@ def _death(code: int | None) -> str:
 
 
 def _preload(config: DictConfig) -> None:
-    """Import what jobs need once, in the process that forks them. Nothing of it starts threads or touches a GPU."""
-    if "task" not in config:  # not ours
+    """Import the modules that jobs need, once, before forking. These imports start no threads and touch no GPU."""
+    if "task" not in config:  # not a task of snnexp
         return
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import snnexp.task.train  # noqa: F401

@@ -1,4 +1,4 @@
-"""Ask, run, tell. The study is the only memory: a parent that starts again, or joins, sees there all there is."""
+"""The loop of a study: ask, run, tell. All state is in the study, so a parent that restarts or joins finds it there."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ POLL, RECOVER = 1.0, 5.0  # seconds
 Outcome = Mapping[str, Any]  # state, values, reason, again
 REPLACED, ATTEMPT, RETRY_OF = "replaced", "attempt", "retry_of"
 GRID = ("search_space", "grid_id")
-EXHAUSTED = "exhausted by"  # of a study: the kind of sampler that has no more points
+EXHAUSTED = "exhausted by"  # attribute of a study: the sampler class that has no more points
 
 
 class Loop:
-    """Runs trials until the study has `n_trials`, those of other parents included."""
+    """Run trials until the study has `n_trials`, including those of other parents."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Loop:
         self.last_reason = ""
 
     def run(self) -> None:
-        """Returns when there is nothing more to do; after Ctrl-C, what was running is left to be taken up again."""
+        """Run trials until nothing is left to do. After Ctrl-C, running trials stay open, to be resumed later."""
         running: dict[Future[Outcome], optuna.Trial] = {}
         self.recover()
         pool = self._pool()
@@ -72,7 +72,7 @@ class Loop:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def ask(self) -> optuna.Trial | None:
-        """The next trial: a retry that waits, or a new one; None if there is none to begin (yet)."""
+        """Return the next trial, a waiting retry or a new one; None if none can begin now."""
         if self._stopped():
             return None
         with exclusive(self.url):
@@ -87,7 +87,7 @@ class Loop:
         return trial
 
     def run_trial(self, trial: optuna.Trial) -> Outcome:
-        """Run the trial's job; returns its outcome, as far as the launcher knows it."""
+        """Run the job of the trial; return its outcome, as far as the launcher knows it."""
         pruner = self.settings["pruner"]
         address = Address(self.url, self.study.study_name, trial._trial_id, pruner, self.objective)
         job = Job(
@@ -101,7 +101,7 @@ class Loop:
         overrides = [*self.fixed, *self.space.overrides(trial.params), job.override]
         try:
             (done,) = self.launcher.launch([overrides], initial_job_idx=trial.number)
-        except Exception as error:  # a launcher's worker that died, a cluster that refuses
+        except Exception as error:  # e.g. a worker of the launcher died, or the cluster refused the job
             reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:500]
             return {"state": "FAIL", "reason": reason, "again": True}
         if self.settings["outlives"]:
@@ -109,13 +109,13 @@ class Loop:
         return completed(done.return_value) if done.status == JobStatus.COMPLETED else failed(done._return_value)
 
     def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
-        """Take over the outcome: that which the job left in the study, if it left one."""
+        """Record the outcome that the job wrote to the study, or else the given one."""
         frozen = self._frozen(trial._trial_id)
         if self._finish(frozen, frozen.user_attrs.get(OUTCOME, outcome)):
             self._close(frozen)
 
     def recover(self) -> None:
-        """End the trials whose parents died: with their outcome, if the job still left one, else as lost."""
+        """End the trials whose parents died, with the outcome that the job wrote, or else as failed."""
         self.recovered = time.monotonic()
         failed = []
         with exclusive(self.url):
@@ -128,42 +128,44 @@ class Loop:
                 gone = {"state": "FAIL", "reason": "its sweep was killed", "again": True}
                 if self._finish(trial, trial.user_attrs.get(OUTCOME, gone), blame=False):
                     failed.append(trial)
-        for trial in failed:  # not under the lock: a store that is slow would hold up everybody
+        for trial in failed:  # without the lock: a slow store would delay all parents
             self._close(trial)
 
     def check(self) -> None:
-        """Raises UserError if no trial was completed, or too many failed."""
+        """Raise UserError if no trial was completed or too many failed."""
         if self.failures >= self.settings["max_failures"]:
-            raise UserError(f"gave up after {self.failures} failed trials in a row; the last said: {self.last_reason}")
+            raise UserError(
+                f"gave up after {self.failures} failed trials in a row; the last reason: {self.last_reason}"
+            )
         if not self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]):
             name = self.study.study_name
-            raise UserError(f"no trial of study {name} was completed; the last said: {self.last_reason}")
+            raise UserError(f"no trial of study {name} was completed; the last reason: {self.last_reason}")
 
     def _pool(self) -> Executor:
-        """What waits for jobs: this thread, or several."""
+        """Return the executor that waits for jobs: this thread, or several threads."""
         if self.settings["parallel"] == 1:
             return _Here()
         if isinstance(self.launcher, JoblibLauncher):
-            # threads that make joblib's executor at the same time may meet it half made; workers start with a job
+            # create joblib's executor, without workers: threads that create it concurrently can get it half initialized
             self.launcher.launch([], initial_job_idx=0)
         return ThreadPoolExecutor(self.settings["parallel"])
 
     def _finish(self, trial: FrozenTrial, outcome: Outcome, blame: bool = True) -> bool:
-        """Tell the study; returns whether the trial failed."""
+        """Record the outcome in the study; return whether the trial failed."""
         wanted, values = len(self.study.directions), outcome.get("values", [])
         if outcome["state"] == "COMPLETE" and len(values) != wanted:
-            reason = f"the job gave {len(values)} values for {wanted} objectives"
+            reason = f"the job returned {len(values)} values for {wanted} objectives"
             outcome = {"state": "FAIL", "reason": reason, "again": False}
         state, replaced = TrialState[outcome["state"]], False
         with exclusive(self.url):
             if self._frozen(trial._trial_id).state != TrialState.RUNNING:
-                return False  # another parent was here first
+                return False  # another parent was faster
             if state == TrialState.FAIL:
                 self.study._storage.set_trial_user_attr(trial._trial_id, OUTCOME, dict(outcome))
                 replaced = self._retry(trial, bool(outcome["again"]), blame)
             try:
                 self.study.tell(trial.number, outcome.get("values"), state, skip_if_finished=True)
-            except RuntimeError as error:  # a sampler that has seen everything calls study.stop()
+            except RuntimeError as error:  # a sampler without further points calls study.stop()
                 if "Study.stop" not in str(error):
                     raise
                 self.study.set_user_attr(EXHAUSTED, self.sampler)
@@ -178,18 +180,19 @@ class Loop:
         self.parent.close_child(Path(folder) if folder else None)
 
     def _retry(self, trial: FrozenTrial, again: bool, blame: bool) -> bool:
-        """Enqueue the trial's values once more, if they are due; returns whether. Only a job that died under its
-        parent's eyes uses up an attempt.
+        """Enqueue the values of the trial again if it may be repeated; return whether it may.
+
+        Only a job that died while its parent was alive uses an attempt.
         """
         attempt = trial.user_attrs.get(ATTEMPT, 0) + blame
         if not again or attempt > self.settings["retries"]:
             return False
         self.study._storage.set_trial_user_attr(trial._trial_id, REPLACED, True)
-        complete = JOB in trial.user_attrs  # else its parent died while asking, and there is nothing to repeat
+        complete = JOB in trial.user_attrs  # if not, its parent died before it had sampled the values
         params = trial.params if complete else trial.system_attrs.get("fixed_params")
         repeated = {t.user_attrs.get(RETRY_OF) for t in self.study.get_trials(deepcopy=False)}
         if params and trial.number not in repeated:
-            # as study.enqueue_trial; but a GridSampler asks every trial for its place in the grid
+            # like study.enqueue_trial, but with the place in the grid that a GridSampler needs
             place = {name: trial.system_attrs[name] for name in GRID if name in trial.system_attrs}
             attrs = {RETRY_OF: trial.number, ATTEMPT: attempt}
             self.study.add_trial(
@@ -222,7 +225,7 @@ class Loop:
 
 
 class _Here(Executor):
-    """Runs what is submitted at once and in this thread: signals reach only the main one."""
+    """Run a submitted function immediately and in this thread, because only the main thread receives signals."""
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **more: Any) -> Future[Any]:
         future: Future[Any] = Future()

@@ -1,21 +1,21 @@
-"""Who runs a trial, and whether he is still there: several parents share a study, and any may be killed."""
+"""Ownership of trials: several parents can share a study, and each can be killed at any time."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import threading
 import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
 
-from hydra_plugins.snnexp_optuna._job import LOCK
+from hydra_plugins.snnexp_optuna._job import TRIAL_LOCK
+from snnexp.lock import is_locked
+from snnexp.rundir import LOCK
 from snnexp.trial.storage import exclusive
 
 log = logging.getLogger("snnexp.sweep")
@@ -23,8 +23,8 @@ JOB, PREFIX = "job", "parent "
 
 
 class Owner:
-    """This parent in the study: a sign of life in the storage every `interval` seconds, for machines that do not see
-    its folder. `rank` is how many parents the study had before.
+    """This process as a parent of trials. Every `interval` seconds it writes a heartbeat to the storage, for machines
+    that cannot see its folder. `rank` is the number of parents that the study had before.
     """
 
     def __init__(self, study: optuna.Study, url: str, folder: Path, interval: float = 20.0) -> None:
@@ -41,30 +41,31 @@ class Owner:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end.set()
 
     def mark(self, number: int) -> dict[str, str]:
-        """What a trial of this parent carries: its owner, and its folder."""
+        """Return the attribute that marks a trial as ours: its owner and its folder."""
         return {"owner": self.id, "folder": str(self.folder / str(number))}
 
     def alive(self, trial: FrozenTrial, silence: float) -> bool:
-        """Whether the trial is still worked on: its job holds a lock in its folder, or its parent is alive.
+        """Return whether the trial is still active: its job holds the lock of its folder, or its parent is alive.
 
-        A folder that cannot be seen from here is judged by its parent's signs of life.
+        If the folder of the parent is not visible here, the parent is alive unless its heartbeat stopped `silence`
+        seconds ago.
         """
         mark: Mapping[str, Any] = trial.user_attrs.get(JOB, {})
-        if mark.get("owner") == self.id or held(Path(mark.get("folder", "/nowhere")) / LOCK):
+        if mark.get("owner") == self.id or is_locked(Path(mark.get("folder", "/nowhere")) / TRIAL_LOCK):
             return True
         other = self.study.user_attrs.get(PREFIX + str(mark.get("owner")))
-        if other is None or Path(other["folder"]) == self.folder:  # we hold this folder now
+        if other is None or Path(other["folder"]) == self.folder:  # we hold the lock of this folder now
             return False
-        if Path(other["folder"]).is_dir() and (seen := held(Path(other["folder"]) / ".lock")) is not None:
+        if Path(other["folder"]).is_dir() and (seen := is_locked(Path(other["folder"]) / LOCK)) is not None:
             return seen
         return self._recent(str(mark["owner"]), int(other["beat"]), silence)
 
     def _recent(self, owner: str, beat: int, silence: float) -> bool:
-        """By our own clock: those of two machines need not agree."""
+        """Compare heartbeats by our own clock only: the clocks of two machines may differ."""
         now = time.monotonic()
         known, since = self._seen.get(owner, (-1, now))
         if beat != known:
@@ -81,19 +82,5 @@ class Owner:
             try:
                 with exclusive(self.url):
                     self._say()
-            except Exception as error:  # a storage that is away for a moment must not end the sweep
-                log.debug("no sign of life: %s", error)
-
-
-def held(path: Path) -> bool | None:
-    """Whether a live process holds the lock of the file `path`; None if that cannot be seen from here."""
-    try:
-        with path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    except OSError:  # another user's, or a file system without locks
-        return None
-    return False
+            except Exception as error:  # a short failure of the storage must not end the sweep
+                log.debug("no heartbeat: %s", error)

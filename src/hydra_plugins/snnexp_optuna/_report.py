@@ -1,4 +1,4 @@
-"""What a study has found, as files in the sweep's folder and artifacts of its run: tables, the best, figures."""
+"""The report on a study, as files in the folder of the sweep and artifacts of its run: tables, best trials, figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("snnexp.sweep")
 COMPLETE = [TrialState.COMPLETE]
 
 
-def report(
+def report_study(
     study: optuna.Study,
     space: Space,
     fixed: Sequence[str],
@@ -33,7 +33,7 @@ def report(
     loader: ConfigLoader,
     objective: str | list[str],
 ) -> None:
-    """Write study.json, trials.csv, summary.md, experiment/best*.yaml and figures/; send them; print the best."""
+    """Write and log study.json, trials.csv, summary.md, experiment/best*.yaml and figures/; print the summary."""
     folder, names = parent.folder, [objective] if isinstance(objective, str) else objective
     trials = study.get_trials(deepcopy=False)
     (folder / "study.json").write_text(json.dumps(_as_json(study, trials, names), indent=2, default=str))
@@ -65,7 +65,7 @@ def report(
 
 
 def _best(study: optuna.Study) -> list[FrozenTrial]:
-    """The best trial, or with several objectives all that none is better than in each of them."""
+    """Return the best trial or, with several objectives, the Pareto front."""
     if not study.get_trials(deepcopy=False, states=COMPLETE):
         return []
     if len(study.directions) == 1:
@@ -141,7 +141,7 @@ def _as_json(study: optuna.Study, trials: Sequence[FrozenTrial], names: Sequence
 
 
 def _figures(study: optuna.Study, names: Sequence[str], folder: Path) -> None:
-    """Those of Optuna, drawn by matplotlib: PNG files show anywhere, also without internet."""
+    """Draw Optuna's figures with matplotlib: PNG files need no browser and no internet."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -154,7 +154,7 @@ def _figures(study: optuna.Study, names: Sequence[str], folder: Path) -> None:
                 axes = draw()
                 first = axes.flat[0] if hasattr(axes, "flat") else axes
                 first.figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
-        except Exception as error:  # too few trials for a figure, or parameters that no two trials share
+        except Exception as error:  # too few trials, or no two trials with common parameters
             log.debug("no figure %s: %s", name, error)
         finally:
             pyplot.close("all")

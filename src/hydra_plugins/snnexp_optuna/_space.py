@@ -1,4 +1,4 @@
-"""Search spaces in Hydra's own grammar: from text to Optuna's distributions, from sampled values back to overrides."""
+"""Search spaces in Hydra's grammar: from text to Optuna distributions, and from sampled values to overrides."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from snnexp.errors import UserError
 
 @dataclass(frozen=True)
 class Dimension:
-    """One parameter of the space. `labels` are an Optuna categorical's choices with the override text of each;
-    `when` names another parameter and the values of it for which this one is sampled at all.
+    """A parameter of the space. `labels` maps each choice of a categorical to its override text; `when` is another
+    key and its values for which this parameter is sampled.
     """
 
     key: str
@@ -36,41 +36,42 @@ class Dimension:
 
     @property
     def name(self) -> str:
-        """Optuna's name. Ranges of other branches are other parameters: their values cannot be compared."""
+        """The name in Optuna. Each branch is a separate parameter: values of different branches are not comparable."""
         if self.when is None:
             return _bare(self.key)
         other, values = self.when
-        named = values if len(values) <= 3 else (*values[:2], "...")  # it stands in figures
+        named = values if len(values) <= 3 else (*values[:2], "...")  # it appears in figures
         return f"{_bare(self.key)} ({other}={','.join(named)})"
 
     def text(self, value: Any) -> str:
+        """Return the override that sets this value."""
         return f"{self.key}={self.labels[value] if self.labels else quoted(value)}"
 
 
 @dataclass(frozen=True)
 class Space:
-    """The dimensions, in an order in which each condition is known before it is asked for.
+    """The dimensions of a search space, sorted so that a condition comes after the parameter that it depends on.
 
-    `context(key)` is the value of a key that is not sampled (an override, else the config's own).
+    `context(key)` is the value of a key that is not sampled: that of an override, or else of the config.
     """
 
     dimensions: tuple[Dimension, ...]
     context: Callable[[str], str]
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
-        """Sample what applies; {parameter name: value}."""
+        """Sample the parameters whose conditions hold; return {parameter name: value}."""
         return self._walk(lambda d: trial._suggest(d.name, d.distribution))
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
-        """The overrides that give a job these values."""
+        """Return the overrides that give a job these values."""
         return [d.text(params[d.name]) for d in self.dimensions if d.name in params]
 
     def shown(self, params: Mapping[str, Any]) -> str:
-        """The values in a few words, as a run's name."""
+        """Return the values as a short text, for the name of a run."""
         return " ".join(f"{_bare(d.key)}={_brief(params[d.name])}" for d in self.dimensions if d.name in params)
 
     def branches(self) -> Iterator[dict[str, Any]]:
-        """Values that between them show every branch, and every choice of every categorical."""
+        """Yield sets of values that together cover every branch and every choice of every categorical."""
         for d in self.dimensions:
             for value in d.labels or [_lowest(d.distribution)]:
                 forced = {d.name: value}
@@ -85,11 +86,11 @@ class Space:
                 yield self._walk(lambda o, forced=forced: forced.get(o.name, _lowest(o.distribution)))  # type: ignore[misc]
 
     def grid(self) -> dict[str, list[Any]]:
-        """What a GridSampler wants. Raises UserError for an interval, whose values cannot be counted."""
+        """Return the search space for a GridSampler. Raises UserError for an interval, which has no list of values."""
         return {d.name: _listed(d) for d in self.dimensions}
 
     def described(self) -> dict[str, str]:
-        """The space as plain text, to be compared with that of a study."""
+        """Return the space as text, for comparison with the space of an existing study."""
         return {d.name: distribution_to_json(d.distribution) for d in self.dimensions}
 
     def _walk(self, value: Callable[[Dimension], Any]) -> dict[str, Any]:
@@ -108,10 +109,10 @@ class Space:
 def space(
     given: Mapping[str, Any], overrides: Sequence[Override], parser: OverridesParser, context: Callable[[str], str]
 ) -> tuple[Space, list[str]]:
-    """The space of a sweep's YAML (`given`) and command line (`overrides`), and the overrides that are the same for
-    every job. The command line wins: there, a range replaces the YAML's, and a plain value takes a key out of it.
+    """Return the space of a sweep's YAML (`given`) and command line (`overrides`), and the overrides of every job.
 
-    Raises UserError for a range that is none, is empty, has the logarithm of 0 in it, or names a value twice.
+    The command line has precedence: a range replaces that of the YAML, a plain value removes the key from the space.
+    Raises UserError for a range that is malformed or empty, needs the logarithm of 0, or names a value twice.
     """
     ranges: dict[str, Any] = {_bare(str(key)): (str(key), value) for key, value in given.items()}
     fixed: dict[str, str] = {}
@@ -130,12 +131,12 @@ def space(
 
     dimensions = _ordered([d for key, value in ranges.values() for d in _dimensions(key, value, parser)])
     if not dimensions:
-        raise UserError("this sweep has no search space: give one, e.g. surrogate.alpha='interval(0.5,4)'")
+        raise UserError("this sweep has no search space: give a range, e.g. surrogate.alpha='interval(0.5,4)'")
     return Space(tuple(dimensions), known), list(fixed.values())
 
 
 def _ordered(dimensions: Sequence[Dimension]) -> list[Dimension]:
-    """Conditions after what they depend on. Raises UserError for a circle, or a value that the other never has."""
+    """Sort conditions after their parameters. Raises UserError for a cycle, or a condition that can never hold."""
     left, done = list(dimensions), list[Dimension]()
     while left:
         keys = {_bare(d.key) for d in left}
@@ -144,7 +145,9 @@ def _ordered(dimensions: Sequence[Dimension]) -> list[Dimension]:
             raise UserError(f"space: the conditions of {', '.join(sorted(keys))} depend on each other")
         for d in free:
             others = [o for o in done if d.when and _bare(o.key) == d.when[0]]
-            if others and all(o.labels for o in others) and d.when:  # one branch may never hold, all of them are a typo
+            if (
+                others and all(o.labels for o in others) and d.when
+            ):  # one unreachable branch is allowed; if all are, it is a typo
                 there = {str(label) for o in others for label in o.labels}
                 named = {v for o in dimensions if o.key == d.key and o.when for v in o.when[1]}
                 if not named & there:
@@ -158,13 +161,13 @@ def _ordered(dimensions: Sequence[Dimension]) -> list[Dimension]:
 
 
 def _dimensions(key: str, value: Any, parser: OverridesParser) -> Iterator[Dimension]:
-    """One parameter; or, for {other: {value: range}}, one per branch."""
+    """Yield one parameter or, for {other: {value: range}}, one per branch."""
     if not isinstance(value, Mapping):
         yield _dimension(key, value, parser)
         return
     for other, branches in value.items():
         if not isinstance(branches, Mapping):
-            raise UserError(f"space of {_bare(key)}: a condition is written {{other key: {{its value: range}}}}")
+            raise UserError(f"space of {_bare(key)}: a condition has the form {{other key: {{its value: range}}}}")
         for values, branch in branches.items():
             names = tuple(part.strip() for part in str(values).split(","))
             yield _dimension(key, branch, parser, when=(str(other), names))
@@ -178,7 +181,7 @@ def _dimension(
             return Dimension(key, *_choice(list(value)), when)
         override = value if isinstance(value, Override) else parser.parse_override(f"{key}={value}")
         if not override.is_sweep_override():
-            raise ValueError("it is one value, not a range; write e.g. interval(0.1,1) or choice(1,2)")
+            raise ValueError("it is one value, not a range; give e.g. interval(0.1,1) or choice(1,2)")
         if override.is_choice_sweep():
             return Dimension(key, *_choice(list(override.sweep_iterator())), when)
         return Dimension(key, _numbers(override.value()), {}, when)
@@ -188,7 +191,7 @@ def _dimension(
 
 
 def _numbers(sweep: Any) -> BaseDistribution:
-    """interval(a,b): floats; int(interval(a,b)), range(a,b): integers, without b; tag(log, ...): by their logarithm."""
+    """Return the distribution of interval(a,b), int(interval(a,b)) or range(a,b) (without b), also in tag(log, ...)."""
     low: Any
     high: Any
     step: Any
@@ -206,27 +209,27 @@ def _numbers(sweep: Any) -> BaseDistribution:
         raise ValueError("it is neither a choice, nor a range, nor an interval")
     log = "log" in sweep.tags
     if unknown := sweep.tags - {"log"}:
-        raise ValueError(f"tag {', '.join(sorted(unknown))} is unknown; there is log")
+        raise ValueError(f"tag {', '.join(sorted(unknown))} is unknown; the only tag is log")
     if log and low <= 0:
-        raise ValueError(f"with tag(log, ...) it must begin above 0: there is no logarithm of {low}")
+        raise ValueError(f"with tag(log, ...) its start must be above 0: there is no logarithm of {low}")
     if not all(math.isfinite(float(bound)) for bound in (low, high)):
         raise ValueError("its bounds must be finite")
     if all(isinstance(bound, int) for bound in (low, high, step or 0)):
         return IntDistribution(int(low), int(high), log, int(step or 1))
     if log and step is not None:
-        raise ValueError("a range of fractions has steps, which tag(log, ...) cannot have: take an interval")
+        raise ValueError("tag(log, ...) cannot have steps, and a range of fractions has: use an interval")
     return FloatDistribution(float(low), float(high), log, None if step is None else float(step))
 
 
 def _choice(values: list[Any]) -> tuple[CategoricalDistribution, dict[Any, str]]:
-    """Optuna's labels are the values themselves, or, for lists, which no storage takes, their text."""
+    """Return a categorical and its labels: the values or, because no storage accepts lists, the text of a list."""
     plain = [_plain(value) for value in values]
     if not plain:
-        raise ValueError("there is nothing to choose from")
+        raise ValueError("it has no values")
     labels = {}
     for value in plain:
         label = quoted(value) if isinstance(value, list | dict) else value
-        if label in labels:  # 1, 1.0 and true are one key
+        if label in labels:  # 1, 1.0 and true are the same key
             raise ValueError(f"{value} is there twice")
         labels[label] = quoted(value)
     return CategoricalDistribution(list(labels)), labels
@@ -249,7 +252,7 @@ def _listed(dimension: Dimension) -> list[Any]:
     if isinstance(d, IntDistribution) or (isinstance(d, FloatDistribution) and d.step is not None):
         step = d.step or 1
         return [d.low + i * step for i in range(round((d.high - d.low) / step) + 1)]
-    raise UserError(f"a GridSampler cannot list the values of {dimension.name}: give a range or a choice")
+    raise UserError(f"a GridSampler needs a list of values for {dimension.name}: give a range or a choice")
 
 
 def _bare(key: str) -> str:

@@ -1,4 +1,4 @@
-"""A sweep from its settings to its study: everything that can be wrong is refused here, before the first job."""
+"""From the settings of a sweep to its study. All invalid input is rejected here, before the first job."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.snnexp_optuna._loop import Loop
 from hydra_plugins.snnexp_optuna._owner import Owner
-from hydra_plugins.snnexp_optuna._report import report
+from hydra_plugins.snnexp_optuna._report import report_study
 from hydra_plugins.snnexp_optuna._space import Space, space
 from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, listed, without_hydra
 from snnexp.errors import UserError, integer, number
 from snnexp.sweep.parent import Parent
-from snnexp.trial.storage import exclusive, opened
+from snnexp.trial.storage import exclusive, open_storage
 
-# what may differ between machines that share a study, beside NOT_THE_EXPERIMENT
 Direction = Literal["maximize", "minimize"]
+# keys that may differ between machines that share a study, in addition to NOT_THE_EXPERIMENT
 NOT_THE_STUDY = ("trainer.threads", "trainer.accelerator", "trainer.devices", "dataset.root")
 
 
 def sweep(
     given: Mapping[str, Any], config: DictConfig, loader: ConfigLoader, launcher: Launcher, arguments: Sequence[str]
 ) -> optuna.Study:
-    """Run (or go on with) the study that `given`, the settings of hydra.sweeper, describe.
+    """Run or continue the study described by `given`, the settings of hydra.sweeper.
 
-    Raises UserError for settings that cannot be, and if no trial could be completed.
+    Raises UserError for invalid settings, and if no trial was completed.
     """
     settings: dict[str, Any] = {
         k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in given.items()
@@ -50,7 +50,7 @@ def sweep(
     identity = {"space": searched.described(), "objective": objective, "direction": directions} | _base(config)
     name = settings["study"] or _name(config, identity)
     url = settings["storage"] or f"sqlite:///{Path(str(config.outputs_dir)).expanduser().absolute()}/optuna.db"
-    study = _opened(url, name, directions, identity)
+    study = _open_study(url, name, directions, identity)
     study.pruner = pruner
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     plain = without_hydra(config, resolve=True)
@@ -64,14 +64,14 @@ def sweep(
         loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective)
         try:
             loop.run()
-        finally:  # also after Ctrl-C: what is known is worth telling
-            report(study, searched, fixed, parent, config, loader, objective)
+        finally:  # after Ctrl-C as well
+            report_study(study, searched, fixed, parent, config, loader, objective)
         loop.check()
     return study
 
 
 def _objective(config: DictConfig, settings: Mapping[str, Any]) -> tuple[str | list[str], list[Direction]]:
-    """The metric (or metrics) and a direction for each."""
+    """Return the metric (or metrics) and a direction for each. Raises UserError for invalid settings."""
     objective: Any = config.objective if isinstance(config.objective, str) else listed(config.objective)
     if not objective:
         raise UserError(f"objective={config.objective} is not allowed: a study needs a validation metric, or several")
@@ -83,7 +83,7 @@ def _objective(config: DictConfig, settings: Mapping[str, Any]) -> tuple[str | l
     count = 1 if isinstance(objective, str) else len(objective)
     if len(directions) != count:
         raise UserError(
-            f"hydra.sweeper.direction has {len(directions)} of them, and objective names {count} metrics: one for each"
+            f"hydra.sweeper.direction has {len(directions)} values for {count} metrics in objective: give one for each"
         )
     checks: dict[str, Callable[[str, Any], object]] = {
         "n_trials": lambda n, v: integer(n, v, at_least=1),
@@ -104,7 +104,7 @@ def _objective(config: DictConfig, settings: Mapping[str, Any]) -> tuple[str | l
 def _space(
     given: Mapping[str, Any], config: DictConfig, loader: ConfigLoader, arguments: Sequence[str]
 ) -> tuple[Space, list[str]]:
-    """The space, each branch of which was composed once.
+    """Return the space and the fixed overrides, after composing each branch once.
 
     Raises UserError for a parameter or an option that does not exist.
     """
@@ -120,12 +120,12 @@ def _space(
     made, fixed = space(given, parser.parse_overrides(list(arguments)), parser, context)
     for params in made.branches():
         if not params:
-            raise UserError("hydra.sweeper.space: no condition holds, so there is nothing to sample")
+            raise UserError("hydra.sweeper.space: no condition holds, so no parameter is sampled")
         overrides = made.overrides(params)
         try:
             loader.load_sweep_config(config, [*fixed, *overrides])
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(f"the search space cannot be: with {' '.join(overrides)}\n{error}") from error
+            raise UserError(f"the search space is invalid: with {' '.join(overrides)}\n{error}") from error
     return made, fixed
 
 
@@ -143,16 +143,16 @@ def _pruner(given: Mapping[str, Any] | None, objective: str | list[str]) -> optu
     if given is None:
         return optuna.pruners.NopPruner()
     if not isinstance(objective, str):
-        raise UserError("Optuna cannot prune by several objectives: say hydra.sweeper.pruner=null")
+        raise UserError("Optuna cannot prune by several objectives: set hydra.sweeper.pruner=null")
     return _made("pruner", given, optuna.pruners.BasePruner)  # type: ignore[no-any-return]
 
 
 def _sampler(given: Mapping[str, Any] | None, seed: int, rank: int, searched: Space) -> optuna.samplers.BaseSampler:
-    """The sampler; its seed differs from parent to parent, or a resumed one would begin again with the same points."""
+    """Return the sampler. Its seed differs between parents, or a resumed study would repeat its first points."""
     if given is not None and not isinstance(given, Mapping):
-        _made("sampler", given, optuna.samplers.BaseSampler)  # says what is wrong
+        _made("sampler", given, optuna.samplers.BaseSampler)  # raises UserError
     node = dict(given or {"_target_": "optuna.samplers.TPESampler", "seed": seed})
-    # a GridSampler's seed is the order of its grid, by which it knows what is done
+    # the seed of a GridSampler is the order of its grid, which must not change
     if node.get("seed") is not None and rank and not str(node.get("_target_")).endswith(".GridSampler"):
         node["seed"] = zlib.crc32(f"{node['seed']} {rank}".encode())
     if str(node.get("_target_")).endswith(".GridSampler") and "search_space" not in node:
@@ -165,15 +165,15 @@ def _made(name: str, node: Mapping[str, Any], kind: type) -> Any:
         raise UserError(f"hydra.sweeper.{name}={node} is not allowed: it must be {{_target_: optuna.{name}s...., ...}}")
     try:
         made = instantiate(node, _convert_="all")
-    except Exception as error:  # constructors of others raise many kinds
-        raise UserError(f"hydra.sweeper.{name} cannot be made: {error.__cause__ or error}") from error
+    except Exception as error:  # constructors raise many kinds of errors
+        raise UserError(f"hydra.sweeper.{name} cannot be created: {error.__cause__ or error}") from error
     if not isinstance(made, kind):
-        raise UserError(f"hydra.sweeper.{name}: {node.get('_target_')} is no {kind.__name__} of Optuna's")
+        raise UserError(f"hydra.sweeper.{name}: {node.get('_target_')} is not an Optuna {kind.__name__}")
     return made
 
 
 def _base(config: DictConfig) -> dict[str, Any]:
-    """What is the same in all trials of a study, unresolved, for folders differ between machines."""
+    """Return the config values shared by all trials of a study, unresolved, because folders differ between machines."""
     plain = without_hydra(config, resolve=False)
     flat = flatten({k: v for k, v in plain.items() if k not in NOT_THE_EXPERIMENT})
     return {key: value for key, value in flat.items() if key not in NOT_THE_STUDY}
@@ -188,10 +188,10 @@ def _title(config: DictConfig, otherwise: str) -> str:
     return str(config.hydra.runtime.choices.get("sweep") or otherwise)
 
 
-def _opened(url: str, name: str, directions: list[Direction], identity: Mapping[str, Any]) -> optuna.Study:
-    """The study, new or as it is. Raises UserError if one of that name is another."""
+def _open_study(url: str, name: str, directions: list[Direction], identity: Mapping[str, Any]) -> optuna.Study:
+    """Create or open the study. Raises UserError if a study of that name has another space or configuration."""
     identity = json.loads(json.dumps(identity, default=str))
-    storage = opened(url)
+    storage = open_storage(url)
     try:
         with exclusive(url):
             study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
@@ -202,8 +202,8 @@ def _opened(url: str, name: str, directions: list[Direction], identity: Mapping[
         raise UserError(f"hydra.sweeper.storage={url}: {error}") from error
     if differ := _difference(study.user_attrs["identity"], identity):
         raise UserError(
-            f"hydra.sweeper.study={name} is there already, and is another: {differ}\n"
-            "Their trials could not be compared: give another with hydra.sweeper.study=NAME (null: a name of its own)"
+            f"hydra.sweeper.study={name} exists already with other settings: {differ}\n"
+            "Their trials could not be compared: choose another name with hydra.sweeper.study=NAME (null: automatic)"
         )
     return study
 

@@ -1,7 +1,7 @@
-"""The sweeper that Hydra finds. Without `n_trials` a multirun is a grid, with it an Optuna study.
+"""The sweeper plugin that Hydra discovers. Without `n_trials` a multirun is a grid, with it an Optuna study.
 
-Hydra imports this at every start, so optuna and all that is heavy comes in later. (And it imports this in a way that
-a dataclass does not survive together with `from __future__ import annotations`.)
+Hydra imports this at every start, so optuna and other heavy modules are imported late. The way it imports plugins also
+breaks dataclasses in a module with `from __future__ import annotations`, which is therefore absent here.
 """
 
 from dataclasses import dataclass, field
@@ -21,18 +21,18 @@ BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 @dataclass
 class StudyConf:
-    """hydra.sweeper: what a sweep may set, in its YAML or on the command line. docs/sweeps.md explains each."""
+    """The keys of hydra.sweeper, set in the YAML of a sweep or on the command line. docs/sweeps.md explains each."""
 
     _target_: str = "hydra_plugins.snnexp_optuna.sweeper.StudySweeper"
     _recursive_: bool = False
 
-    # how many trials the study has in the end, whoever runs them; null: no study, a grid
+    # number of trials of the finished study, in all processes together; null: a grid, not a study
     n_trials: int | None = None
-    # what is sampled: {key: range in Hydra's grammar, or {other key: {its value: range}}}
+    # the search space: {key: range in Hydra's grammar, or {other key: {its value: range}}}
     space: dict[str, Any] = field(default_factory=dict)
-    # maximize | minimize; a list of them for several objectives
+    # maximize or minimize; a list of these for several objectives
     direction: Any = "maximize"
-    # the study's name; null: made of the sweep's name and a digest of all that must not change within a study
+    # name of the study; null: the sweep's name and a digest of everything that must not change within a study
     study: str | None = None
     # sqlite:///FILE, journal:FILE, postgresql://...; null: optuna.db in outputs_dir
     storage: str | None = None
@@ -40,17 +40,17 @@ class StudyConf:
     sampler: Any = None
     # {_target_: optuna.pruners..., ...}; null: no trial is pruned
     pruner: Any = None
-    # trials at once; null: what the launcher is set to (joblib: n_jobs), else 1
+    # number of simultaneous trials; null: n_jobs of the joblib launcher, 1 with other launchers
     parallel: int | None = None
-    # no new trials after so many seconds
+    # seconds after which no new trial begins
     timeout: float | None = None
-    # how often a trial whose job died is run again
+    # how often a trial is repeated if its job dies
     retries: int = 2
-    # give up after so many failed trials in a row
+    # stop after this number of consecutive failed trials
     max_failures: int = 5
-    # each job of a study a process of its own, whose death costs no other; null: unless the launcher makes one
+    # run each job in a process of its own, so that its death affects no other; null: unless the launcher does that
     isolate: bool | None = None
-    # a parent on another machine is taken for dead if it was silent for so many seconds
+    # seconds without a heartbeat after which a parent on another machine counts as dead
     silence: float = 90.0
 
 
@@ -58,7 +58,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="snnexp", node=StudyCon
 
 
 class StudySweeper(Sweeper):
-    """A grid or a study, on whatever launcher is chosen."""
+    """Run a grid or a study with any launcher."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
@@ -67,7 +67,7 @@ class StudySweeper(Sweeper):
         self.launcher: Any = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Choose the launcher: several at once need one that runs several."""
+        """Create the launcher; simultaneous jobs need joblib unless another launcher is chosen."""
         from hydra_plugins.snnexp_optuna._job import Work
 
         launcher = config.hydra.launcher
@@ -81,7 +81,7 @@ class StudySweeper(Sweeper):
         if isolate is None:
             study = self.settings["n_trials"] is not None
             isolate = launcher._target_ == JOBLIB or (study and launcher._target_ == BASIC)
-        self.settings["outlives"] = launcher._target_ != BASIC  # its jobs may outlive us
+        self.settings["outlives"] = launcher._target_ != BASIC  # its jobs may outlive this process
         work = Work(task_function, isolate, self.settings["outlives"])
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -89,10 +89,12 @@ class StudySweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the jobs. Raises UserError for a study that cannot be, before any of them."""
+        """Run the jobs. Raises UserError for invalid settings before any job starts."""
         if self.settings["n_trials"] is None:
             if self.settings["space"] or any("interval(" in argument for argument in arguments):
-                raise UserError("a range is sampled, by a study: say how many trials with hydra.sweeper.n_trials=N")
+                raise UserError(
+                    "a range needs a study that samples it: give the number of trials with hydra.sweeper.n_trials=N"
+                )
             return self._grid(arguments)
         from hydra_plugins.snnexp_optuna._study import sweep
 

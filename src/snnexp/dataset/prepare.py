@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from snnexp.errors import UserError
+from snnexp.lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,7 @@ def prepare(directory: Path, build: Callable[[Path], None]) -> Path:
 def _prepared(directory: Path, build: Callable[[Path], None]) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.with_name(directory.name + ".partial")
-    with directory.with_name(directory.name + ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that prepares %s", directory)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(directory.with_name(directory.name + ".lock")):
         if not directory.exists():
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()

@@ -1,1 +1,1 @@
-"""What the runs of one sweep have in common: their parent's record, and a summary of them."""
+"""A sweep as a whole: the record of the parent run, and a summary of its jobs."""

@@ -1,4 +1,4 @@
-"""The record of a sweep as a whole: a run of the tracker that its jobs are nested in, and a folder that is locked."""
+"""The record of a sweep as a whole: a run in the tracker, in which its jobs are nested, and a locked folder."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock
 
 from snnexp.build import build
 from snnexp.errors import UserError
 from snnexp.journal import JOURNAL, Journal
-from snnexp.rundir import lock
+from snnexp.lock import try_lock
+from snnexp.rundir import LOCK
 from snnexp.tracking import MLflow, Status, Tracker
 
 log = logging.getLogger("snnexp.sweep")
 
 
 class Parent:
-    """Use with `with`: opened when the sweep begins, closed as FAILED or KILLED if it ends with an exception.
+    """The parent run of a sweep, as a context manager; closed as FAILED or KILLED if its block raises.
 
-    `key` is the same for all parts of a sweep that was interrupted, or that several processes share: they then are
-    one run. Raises UserError if results could not be sent.
+    An interrupted and resumed sweep, and several processes that share a sweep, have the same `key` and so are one run.
+    Raises UserError if results could not be sent.
     """
 
     def __init__(
@@ -35,12 +38,12 @@ class Parent:
     ) -> None:
         self.config, self.folder, self.name, self.params, self.tags, self.key = config, folder, name, params, tags, key
         self.tracker: Tracker = build("tracking", config)
-        self._lock: IO[str] | None = None
+        self._lock: FileLock | None = None
 
     def __enter__(self) -> Parent:
         self.tracker.check()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.folder)  # task=sync leaves us alone while we hold it
+        self._lock = try_lock(self.folder / LOCK)  # as long as it is held, task=sync skips this folder
         if self._lock is None:
             raise UserError(f"hydra.sweep.dir={self.folder} is in use by another sweep")
         if self.key:
@@ -53,16 +56,17 @@ class Parent:
         self.close("FINISHED" if kind is None else "KILLED" if killed else "FAILED")
 
     def close(self, status: Status) -> None:
+        """Close the run and release the folder."""
         self.tracker.finish(status)
         if self._lock:
-            self._lock.close()
+            self._lock.release()
 
     @property
     def run_id(self) -> str | None:
         return self.tracker.run_id
 
     def close_child(self, folder: Path | None) -> None:
-        """Close the record of a job that died, as far as it can be seen from here."""
+        """Close the run of a job that died, if its folder is visible on this machine."""
         from snnexp.task.sync import send_kept
 
         if folder is None or not (folder / JOURNAL).exists() or not isinstance(self.tracker, MLflow):
@@ -70,4 +74,4 @@ class Parent:
         try:
             send_kept(folder, folder, build("tracking", self.config))
         except UserError as error:
-            log.debug("the record of %s stays open: %s", folder, error)
+            log.debug("the run of %s stays open: %s", folder, error)

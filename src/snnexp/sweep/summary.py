@@ -1,4 +1,4 @@
-"""What a sweep has found: a table with mean and spread over seeds, the best job as an experiment file, figures."""
+"""Summary of a sweep: a table with mean and spread over seeds, the best job as an experiment file, figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BLUE = "#2a6f97"
 
 @dataclass(frozen=True)
 class Child:
-    """One finished or failed job: what varied, and its final metrics."""
+    """A finished or failed job: its values of the varied keys, and its final metrics."""
 
     number: int
     name: str
@@ -40,7 +40,7 @@ class Child:
 
 
 def children(folder: Path) -> list[Child]:
-    """The jobs whose folders are in `folder`, by number."""
+    """Return the jobs whose folders are in `folder`, sorted by number."""
     found = [_child(path.parent) for path in folder.glob("*/job.json")]
     return sorted(found, key=lambda child: child.number)
 
@@ -51,25 +51,26 @@ def _child(folder: Path) -> Child:
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
     job, number = read("job.json"), int(folder.name) if folder.name.isdigit() else 0
-    folder = Path(job["folder"])  # with resume=true that of an earlier sweep's job
+    folder = Path(job["folder"])  # with resume=true, it may be the folder of a job of an earlier sweep
     return Child(
         number, job["name"], job["varied"], read("result.json"), job["overrides"], read("tracking.json").get("run_id")
     )
 
 
 def best(found: Sequence[Child], metric: str) -> Child | None:
-    """The finished job with the best `metric`."""
+    """Return the finished job with the best `metric`; None if there is none."""
     finished = [child for child in found if metric in child.metrics and not math.isnan(child.metrics[metric])]
     sign = -1 if minimized(metric) else 1
     return max(finished, key=lambda child: sign * child.metrics[metric], default=None)
 
 
 def table(found: Sequence[Child], objective: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each setting with mean and spread over its seeds, best by the first objective first."""
+    """Return a row per setting with mean and spread over its seeds, sorted by the first objective, best first."""
     return seeds.table(found, list(dict.fromkeys([*objective, *ALSO])))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` as CSV, with a column for every key of any row."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
         writer.writeheader()
@@ -77,17 +78,17 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a table, a mean and its spread in one cell."""
+    """Return the rows as a Markdown table, a mean and its spread in one cell."""
     columns = seeds.columns(rows)
     lines = [columns, ["---"] * len(columns), *([seeds.cell(row, key) for key in columns] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str], comment: str) -> str:
-    """A job as an experiment file: its options, and the values that differ from what these options say themselves.
+    """Return a job as the text of an experiment file: its options, and the values that differ from their defaults.
 
-    `config` is the multirun's own, which its jobs are composed from. Run the job with `snnexp --config-dir FOLDER
-    experiment=NAME`, where FOLDER/experiment/NAME.yaml is the file.
+    `config` is the config of the multirun. Run the job with `snnexp --config-dir FOLDER experiment=NAME`, where
+    FOLDER/experiment/NAME.yaml has this text.
     """
     job = loader.load_sweep_config(config, list(overrides))
     groups = {key.split("@")[0]: value for key, value in job.hydra.runtime.choices.items()}
@@ -115,7 +116,7 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
 
 
 def figure(found: Sequence[Child], metric: str) -> Figure:
-    """The metric of every job as a dot, and each setting's mean as a line."""
+    """Draw the metric of every job as a dot, and the mean of each setting as a line."""
     from matplotlib.figure import Figure
 
     settings: dict[str, list[float]] = {}

@@ -24,7 +24,7 @@ from snnexp.conversion.walk import Method, walk
 from snnexp.conversion.walk import Record as LayerRecord
 from snnexp.dataset.prepare import digest
 from snnexp.errors import InvalidValue, UserError, integer
-from snnexp.lock import waiting
+from snnexp.lock import locked
 from snnexp.mitigation.base import Mitigation
 from snnexp.record import Record
 from snnexp.session import Session
@@ -233,7 +233,7 @@ def trained(session: Session) -> Path:
     key = digest(config={key: session.config[key] for key in ANN}, data=seen)
     folder = Path(session.config["cache_dir"]) / "ann" / key
     folder.mkdir(parents=True, exist_ok=True)
-    with waiting(folder / ".lock"):
+    with locked(folder / ".lock"):
         if not (folder / "done").exists():
             launched(session.trainer, _fitted, session, folder)
             (folder / "done").touch()

@@ -22,7 +22,7 @@ from snnexp.task.base import TRAINING, Task
 from snnexp.terminal import EpochBar, quiet
 from snnexp.timefold import TimeFold
 from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load
-from snnexp.trial.job import prune
+from snnexp.trial.reporter import prune
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

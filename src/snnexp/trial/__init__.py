@@ -1,1 +1,1 @@
-"""What a job of a sweep knows of it: its trial, and the study's storage that it reports to."""
+"""The job of a sweep as it sees itself: its place in the sweep, and its trial in the storage of the study."""

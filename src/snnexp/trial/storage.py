@@ -1,4 +1,4 @@
-"""Optuna's storages: one connection per process and address, taken in turns where the store cannot do that itself."""
+"""Storages of Optuna studies: one connection per process and address, and a lock across all processes of a sweep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,71 +17,64 @@ import optuna
 from hydra.utils import instantiate
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy import NullPool, create_engine
 
-from snnexp.address import ADVISORY, advisory, database, kind, locked, masked
+from snnexp.address import advisory, creating, database, kind, masked
 from snnexp.errors import UserError
+from snnexp.lock import locked
 from snnexp.trial.job import Address
 
-JOURNAL = "journal:"
+SCHEME = "journal:"
 CONNECT = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}, "mysql": {"connect_timeout": 10}}
-_threads = threading.RLock()  # of this process; a file's lock tells only processes apart
+_threads = threading.RLock()  # reentrant, so that calls of `exclusive` can be nested
 _depth = 0
 
 
-def opened(url: str) -> BaseStorage:
-    """The storage at `url`: sqlite:///FILE, journal:FILE, postgresql://..., mysql://...; made if it is a new file.
+def open_storage(url: str) -> BaseStorage:
+    """Return the storage at `url`: sqlite:///FILE, journal:FILE, postgresql://..., mysql://.... A new file is created.
 
-    Raises UserError if it cannot be reached.
+    Raises UserError if the storage cannot be reached.
     """
-    return _opened(url, os.getpid())  # a forked child must not use its parent's connections
+    return _open_storage(url, os.getpid())  # a forked child must not use its parent's connections
 
 
 @lru_cache
-def _opened(url: str, process: int) -> BaseStorage:
+def _open_storage(url: str, process: int) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     try:
         if path := file(url):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(url) if path else _maker(url):
+        with exclusive(url) if path else creating(url, "study", CONNECT.get(kind(url))):
             return _made(url)
     except Exception as error:  # SQLAlchemy, drivers and the file system raise many kinds
         reason = masked(" ".join(str(error.__cause__ or error).split()))[:300]
         raise UserError(
             f"hydra.sweeper.storage={masked(url)} cannot be reached: {reason}\n"
-            "It may be sqlite:///FILE, journal:FILE, postgresql://USER@HOST/DATABASE or mysql://...; "
-            "null: optuna.db in outputs_dir"
+            "It must be sqlite:///FILE, journal:FILE, postgresql://USER@HOST/DATABASE, mysql://..., or null "
+            "(optuna.db in outputs_dir)"
         ) from error
 
 
 def _made(url: str) -> BaseStorage:
-    if url.startswith(JOURNAL):
+    if url.startswith(SCHEME):
         return JournalStorage(JournalFileBackend(str(file(url))))
     if kind(url) not in CONNECT or (kind(url) == "sqlite" and database(url) in (None, Path(":memory:"))):
-        raise ValueError("that is no storage of a study")
+        raise ValueError("this is not the storage of a study")
     engine: dict[str, Any] = {"connect_args": CONNECT[kind(url)], "pool_pre_ping": kind(url) != "sqlite"}
     return get_storage(RDBStorage(url, engine_kwargs=engine))
 
 
-def _maker(url: str) -> AbstractContextManager[None]:
-    """One process at a time makes the tables of a server's empty database: Optuna does not see to that."""
-    if kind(url) not in ADVISORY:
-        return nullcontext()
-    return advisory(create_engine(url, connect_args=CONNECT[kind(url)], poolclass=NullPool), url, "study")
-
-
 def file(url: str) -> Path | None:
-    """The file of a storage that is one."""
-    return Path(url.removeprefix(JOURNAL)) if url.startswith(JOURNAL) else database(url)
+    """Return the file of a journal or SQLite storage; None for other storages."""
+    return Path(url.removeprefix(SCHEME)) if url.startswith(SCHEME) else database(url)
 
 
 @contextmanager
 def exclusive(url: str) -> Iterator[None]:
-    """One of the sweep's processes at a time, on all machines: what is read inside still holds when it is written."""
+    """Admit one process of the sweep at a time, across machines, so that data read inside stay valid until written."""
     global _depth
     with _threads:
-        if _depth:  # this thread is inside already
+        if _depth:  # this thread holds the lock already
             yield
             return
         _depth += 1
@@ -94,12 +87,12 @@ def exclusive(url: str) -> Iterator[None]:
 
 
 def _advisory(url: str) -> AbstractContextManager[None]:
-    storage = opened(url)
+    storage = open_storage(url)
     return advisory(getattr(storage, "_backend", storage).engine, url, "sweep")  # type: ignore[union-attr]
 
 
-def trial(address: Address) -> optuna.Trial:
-    """The trial at `address`, to report to. Raises UserError if its storage cannot be reached."""
+def open_trial(address: Address) -> optuna.Trial:
+    """Return the trial at `address`, to report to. Raises UserError if its storage cannot be reached."""
     with exclusive(address.storage):
         pruner = json.dumps(address.pruner, sort_keys=True)
         return optuna.Trial(_study(address.storage, address.study, pruner, os.getpid()), address.id)
@@ -107,10 +100,10 @@ def trial(address: Address) -> optuna.Trial:
 
 @lru_cache
 def _study(url: str, name: str, pruner: str, process: int) -> optuna.Study:
-    # a sampler of its own choice would cost time, and a job never asks one
+    # the default sampler takes time to create, and a job never samples
     sampler = optuna.samplers.RandomSampler()
     made = instantiate(json.loads(pruner)) or optuna.pruners.NopPruner()
-    return optuna.load_study(study_name=name, storage=opened(url), sampler=sampler, pruner=made)
+    return optuna.load_study(study_name=name, storage=open_storage(url), sampler=sampler, pruner=made)
 
 
 def _forked() -> None:

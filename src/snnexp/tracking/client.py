@@ -1,0 +1,78 @@
+"""Access to MLflow: the late import, the client, and its errors in words for the user."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from snnexp.address import masked
+from snnexp.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the journal retries; training must not wait
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
+
+
+def preload() -> type[MlflowClient]:
+    """Import mlflow so that it neither prints, nor sends telemetry, nor waits long for a server.
+
+    A process that forks calls this once for its children. Returns the class of its client.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings(action="ignore"):
+        from mlflow import MlflowClient
+    for name in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return MlflowClient
+
+
+def connect(uri: str) -> MlflowClient:
+    """Return a client of the store at `uri`; the first request may fail."""
+    return preload()(uri)
+
+
+def active_run(client: MlflowClient, run_id: str | None) -> Any:
+    """Return the run; None if the store has no such run, or it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run and run.info.lifecycle_stage == "active" else None
+
+
+def unreachable(uri: str, error: Exception) -> UserError:
+    """Return `error` as a UserError that names the store."""
+    if isinstance(error, UserError):
+        return error
+    return UserError(
+        f"tracking.uri={masked(uri)} cannot be reached: {reason(error)}\nStart the server, correct tracking.uri "
+        "(null: a file in outputs_dir), or run without tracking: tracking=none"
+    )
+
+
+def reason(error: Exception) -> str:
+    """Return the root cause in one line: MLflow wraps a refused connection three times."""
+    root: BaseException = error
+    while root.__cause__ or root.__context__:
+        root = root.__cause__ or root.__context__ or root
+    return shortened(masked(" ".join(str(root).split())), 200) or type(root).__name__
+
+
+def shortened(text: str, length: int) -> str:
+    """Return `text`, cut to `length` characters."""
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,287 @@
+"""The tracker that writes to MLflow.
+
+Everything is first appended to a journal in the run directory and then sent in batches. A server that becomes
+unavailable loses nothing, and a killed process neither loses nor repeats what it logged. Sending twice is harmless:
+each record keeps its time, MLflow stores the same (metric, step, time, value) once, and other records are overwritten.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import shutil
+import socket
+import time
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from snnexp.address import alone, checked_uri, creating, database, masked
+from snnexp.errors import UserError
+from snnexp.journal import Journal
+from snnexp.tracking.base import KEY_TAG, PARENT_TAG, STATUS_TAG, WEIGHTS, Status
+from snnexp.tracking.client import active_run, connect, preload, reason, shortened, unreachable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+PARAM_LENGTH, TAG_LENGTH = 500, 5000  # accepted by every MLflow server; config.yaml has the full values
+METRICS, PARAMS = 1000, 100  # MLflow's limits per request
+RETRY_AFTER, RETRY_SHARE = 5.0, 20  # after a failed attempt, wait 5 s or 20 times its duration, whichever is longer
+
+
+class MLflow:
+    """The tracker of `tracking=mlflow`: an MLflow server or database; `uri=None` is an SQLite file in `outputs`.
+
+    Raises InvalidValue for a uri of an unsupported kind.
+    """
+
+    def __init__(self, uri: str | None = None, experiment: str = "snnexp", outputs: str | Path = "outputs") -> None:
+        self.outputs, self.experiment = Path(outputs).absolute(), experiment
+        self.given = None if uri is None else checked_uri(uri)
+        self.store = self.given or f"sqlite:///{self.outputs}/mlflow.db"
+        self.run_id: str | None = None
+        self.place = ""
+        self._journal: Journal | None = None
+        self._client: MlflowClient | None = None
+        self._away, self._retry_at = False, 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_client": None}
+
+    def check(self) -> None:
+        if self.given and self.given.startswith("http"):
+            server = urlsplit(self.given)
+            try:
+                port = server.port or {"http": 80, "https": 443}[server.scheme]
+                socket.create_connection((str(server.hostname), port), timeout=10).close()
+            except OSError as error:
+                raise unreachable(self.given, error) from error
+
+    def start(
+        self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str], parent: str | None = None
+    ) -> None:
+        self._journal = journal = Journal(run_dir)
+        journal.address(self.store, self.experiment)
+        journal.mend()
+        tags = {**tags, KEY_TAG: journal.state["key"]} | ({PARENT_TAG: parent} if parent else {})
+        try:
+            self._connect(journal)
+            journal.append(
+                name=name,
+                params={_key(k): shortened(masked(str(v)), PARAM_LENGTH) for k, v in params.items()},
+                tags={_key(k): shortened(v, TAG_LENGTH) for k, v in tags.items()},
+            )
+            self._send(journal)
+        except Exception as error:
+            self._journal = None
+            raise unreachable(journal.state["uri"], error) from error
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        journal = self._started()
+        logged = journal.logged()
+        new = {_key(k): float(v) for k, v in values.items() if (_key(k), step) not in logged}
+        if new:  # JSON has neither nan nor inf: they are written as strings, which float() reads
+            journal.append(metrics={k: v if math.isfinite(v) else str(v) for k, v in new.items()}, step=step)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        journal = self._started()
+        journal.append(artifact=str(path.absolute().relative_to(journal.folder)), folder=folder)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._started().append(tags={_key(k): shortened(masked(v), TAG_LENGTH) for k, v in values.items()})
+
+    def model(self, path: Path) -> None:
+        import torch
+
+        preload()
+        from mlflow.pytorch import save_model
+
+        folder = self._started().folder / "mlflow" / "model"
+        shutil.rmtree(folder, ignore_errors=True)
+        module = torch.load(path, map_location="cpu", weights_only=False).eval()  # written by this run
+        requirements = [f"{package}=={version(package).split('+')[0]}" for package in ("torch", "spikingjelly")]
+        with warnings.catch_warnings(action="ignore"):
+            # the other format, pt2, needs an example input and stores a traced graph, not the module
+            save_model(module, folder, pip_requirements=requirements, serialization_format="pickle")
+        self.artifact(folder)
+
+    def weights(self, run_id: str, to: Path) -> None:
+        asked = f"checkpoint=runs:/{run_id}"
+        if (path := database(self.store)) and not path.exists():
+            raise UserError(f"{asked}: there is no MLflow store {path}; name another with tracking.uri")
+        try:
+            client = connect(self.store)
+            if active_run(client, run_id) is None:
+                raise UserError(f"{asked}: there is no such run in {masked(self.store)}")
+            if WEIGHTS not in [file.path for file in client.list_artifacts(run_id)]:
+                raise UserError(f"{asked}: that run keeps no weights ({WEIGHTS}): was it a finished training?")
+            client.download_artifacts(run_id, WEIGHTS, str(to))
+        except Exception as error:
+            raise unreachable(self.store, error) from error
+
+    def flush(self) -> None:
+        if time.monotonic() >= self._retry_at:
+            self._try_to_send(self._started())
+
+    def finish(self, status: Status) -> None:
+        journal, self._journal = self._journal, None
+        if journal is None:
+            return
+        end = "KILLED" if status == "PRUNED" else status  # MLflow has no status for pruned runs; the tag has
+        journal.append(end=end, tags={STATUS_TAG: status.lower()})
+        if not self._try_to_send(journal):
+            log.warning(
+                "Not everything reached MLflow; nothing is lost. When it is available again, send the rest with\n"
+                "  snnexp task=sync run_dir='%s'",
+                journal.folder,
+            )
+
+    def send(self, run_dir: Path) -> int:
+        """Send the unsent records of an ended run, and return their number. A run that died is closed as KILLED.
+
+        They go to the store that the run was started with; if this tracker was given a uri, all records of the run go
+        there instead. Raises UserError if the store cannot be reached.
+        """
+        journal = Journal(run_dir)
+        journal.mend()
+        journal.address(self.given or journal.state["uri"], journal.state["experiment"])
+        if not journal.ended():
+            journal.append(end="KILLED", tags={STATUS_TAG: "killed"})
+        count = sum(len(records) for records, _ in journal.unsent())
+        try:
+            if count:
+                self._client = None
+                self._send(journal)
+        except Exception as error:
+            raise unreachable(journal.state["uri"], error) from error
+        return count
+
+    def _started(self) -> Journal:
+        if self._journal is None:
+            raise RuntimeError("this tracker was not started")
+        return self._journal
+
+    def _try_to_send(self, journal: Journal) -> bool:
+        """Return whether everything was sent. After any failure of the store the run continues and retries later."""
+        begin = time.monotonic()
+        try:
+            self._send(journal)
+        except Exception as error:
+            now = time.monotonic()
+            self._client, self._retry_at = None, now + max(RETRY_AFTER, RETRY_SHARE * (now - begin))
+            if not self._away:
+                log.warning(
+                    "MLflow is unavailable (%s). The run continues; results are kept in %s and sent later.",
+                    reason(error),
+                    journal.folder,
+                )
+            self._away = True
+            return False
+        if self._away:
+            log.warning("MLflow is available again; everything has been sent.")
+        self._away = False
+        return True
+
+    def _send(self, journal: Journal) -> None:
+        client = self._client or self._connect(journal)
+        with alone(journal.state["uri"]):
+            for records, end in journal.unsent():
+                _deliver(client, str(self.run_id), journal.folder, records)
+                journal.note(sent=end)
+
+    def _connect(self, journal: Journal) -> MlflowClient:
+        """Connect to the store, creating a new SQLite file if needed, and find or create the run of this journal."""
+        uri = journal.state["uri"]
+        with alone(uri), creating(uri, "mlflow"):
+            if (path := database(uri)) and not path.exists():
+                create_store(path)
+            client = connect(uri)
+            experiment = self._experiment(client, journal)
+            run = active_run(client, journal.state["run_id"])
+            if run is None:  # it may still exist: a process can be killed before it notes the id
+                key = journal.state["key"]
+                found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+                run = found[0] if found else client.create_run(experiment, tags={KEY_TAG: key})
+                journal.note(run_id=run.info.run_id, sent=0)
+        self._client, self.run_id = client, run.info.run_id
+        where = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        self.place = masked(uri) + (where if uri.startswith("http") else " (see it with: snnexp task=ui)")
+        return client
+
+    def _experiment(self, client: MlflowClient, journal: Journal) -> str:
+        """Return the id of the experiment, created if it does not exist. Raises UserError if it cannot be used."""
+        from mlflow.exceptions import MlflowException
+
+        name, uri = journal.state["experiment"], journal.state["uri"]
+        # a server chooses where artifacts are stored; for a database the client must say
+        path = database(uri)
+        root = None if uri.startswith("http") else str((path.parent if path else self.outputs) / "artifacts")
+        if (experiment := client.get_experiment_by_name(name)) is None:
+            try:
+                return str(client.create_experiment(name, artifact_location=root))
+            except MlflowException:  # another process was faster
+                if (experiment := client.get_experiment_by_name(name)) is None:
+                    raise
+        if experiment.lifecycle_stage != "active":
+            raise UserError(f"tracking.experiment={name} was deleted in MLflow: restore it there, or use another name")
+        kept = Path(experiment.artifact_location)  # MLflow cannot change it, and would write to the old place
+        if root and kept.is_absolute() and str(kept) != root and not kept.exists():
+            raise UserError(
+                f"tracking.experiment={name} stores its artifacts in {kept}, which no longer exists: was {path} "
+                "moved? Move it back, or use another name"
+            )
+        return str(experiment.experiment_id)
+
+
+def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict[str, Any]]) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    metrics = [
+        Metric(key, float(value), r["time"], r["step"]) for r in records for key, value in r.get("metrics", {}).items()
+    ]
+    for i in range(0, len(metrics), METRICS):
+        client.log_batch(run_id, metrics=metrics[i : i + METRICS])
+    for r in records:
+        if r.get("end") == "KILLED" and client.get_run(run_id).info.status == "FINISHED":
+            continue  # a sweep that another process has resumed and finished
+        if "name" in r:
+            client.update_run(run_id, status="RUNNING", name=r["name"])
+            there = client.get_run(run_id).data.params  # MLflow refuses to change a parameter
+            params = [Param(k, v) for k, v in r["params"].items() if k not in there]
+            tags = [RunTag(k, v) for k, v in r["tags"].items()]
+            for i in range(0, max(len(params), 1), PARAMS):
+                client.log_batch(run_id, params=params[i : i + PARAMS], tags=tags)
+        elif "tags" in r:
+            client.log_batch(run_id, tags=[RunTag(k, v) for k, v in r["tags"].items()])
+        elif "artifact" in r:
+            path = folder / r["artifact"]
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), "/".join(filter(None, (r["folder"], path.name))))
+            elif path.exists():
+                client.log_artifact(run_id, str(path), r["folder"] or None)
+            else:
+                log.warning("%s was deleted before it could be sent to MLflow", path)
+        if "end" in r:
+            client.set_terminated(run_id, r["end"], r["time"])
+
+
+def create_store(path: Path) -> None:
+    """Create a new SQLite store atomically: MLflow cannot use one whose creation was interrupted."""
+    draft = path.with_name(f".{path.name}.new") / "draft"
+    shutil.rmtree(draft.parent, ignore_errors=True)
+    connect(f"sqlite:///{draft}").search_experiments(max_results=1)
+    draft.rename(path)
+    draft.parent.rmdir()
+
+
+def _key(name: str) -> str:
+    """Return a name that MLflow accepts: allowed characters only, and a normalized path."""
+    return os.path.normpath(re.sub(r"[^\w\-. :/]", "_", name)).lstrip("./")[:250] or "_"
