@@ -29,7 +29,7 @@ from snnexp.dataset.image_folder import image_folder
 from snnexp.dataset.saccade import read_idx
 from snnexp.errors import InvalidValue, UserError
 from snnexp.session import Session
-from snnexp.training import Fit, Progress, load, mix, validate
+from snnexp.training import Fit, Progress, load_checkpoint, mix, validate
 from test_camera import DATA
 
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 60), "red": (220, 10, 0)}
@@ -514,7 +514,7 @@ def fit(folder: Path, *overrides: str, stop: int | None = None) -> dict[str, obj
         on_step=on_step,
         on_epoch=lambda _: None,
     ).run()
-    return load(folder / "last.pt")
+    return load_checkpoint(folder / "last.pt")
 
 
 @pytest.mark.parametrize("compiled", ["false", pytest.param("true", marks=pytest.mark.slow)])
@@ -537,7 +537,7 @@ def test_a_compiled_network_trains_and_validates_as_the_network_it_is_of(tmp_pat
     for ours, theirs in zip(compiled["history"], plain["history"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
     net = Session(composed(*BRIEF), {}, tmp_path).network()
-    net.load_state_dict(load(tmp_path / "true" / "best.pt")["model"])
+    net.load_state_dict(load_checkpoint(tmp_path / "true" / "best.pt")["model"])
     best = compiled["history"][compiled["best_epoch"]]
     data, loss = digits(validation=0.9), torch.nn.functional.cross_entropy
     again = validate(net, data.val, lambda outputs, y: loss(outputs.mean(0), y), 256, torch.device("cpu"))
@@ -590,7 +590,7 @@ def test_two_ranks_share_the_rows_and_augment_each_its_own(snnexp: Callable[...,
         )
         assert done.code == 0, done.err
         (last,) = (tmp_path / f"{name}-outputs").glob("runs/*/*/last.pt")
-        kept.append(load(last)["model"])
+        kept.append(load_checkpoint(last)["model"])
     assert all(torch.equal(v, kept[1][k]) for k, v in kept[0].items())
 
     train, batch, calls, processes = digits().train, 64, 0, set()

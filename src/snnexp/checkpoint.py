@@ -50,10 +50,10 @@ def load_into(net: nn.Module, path: str | Path) -> None:
     weights = read(path)
     if not any(key.startswith(OURS) for key in weights):
         weights = {OURS + key: value for key, value in weights.items()}
-    fit(net, weights, path)
+    load_weights(net, weights, path)
 
 
-def fit(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
     """Load `weights` from `path` into `net`; raises UserError unless all keys and shapes fit.
 
     What the file says of normalisation (`front.*`) wins; a file that says nothing leaves the dataset's. A surrogate

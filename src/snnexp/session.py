@@ -24,7 +24,7 @@ from snnexp.build import accepted, build
 from snnexp.checkpoint import load_into
 from snnexp.config import RUN, flatten, listed
 from snnexp.dataset.base import Data
-from snnexp.dataset.prepare import prepare
+from snnexp.dataset.prepare import prepared_once
 from snnexp.errors import InvalidValue, Pruned, UserError, integer
 from snnexp.rundir import RunDir, write_json
 from snnexp.terminal import closing_table
@@ -229,7 +229,7 @@ class Session:
         if not given or not (run := RUN.fullmatch(given)):
             return Path(given) if given else None
         folder = Path(self.config["cache_dir"]) / "weights" / run[1]
-        return prepare(folder, lambda to: self.tracker.weights(run[1], to)) / WEIGHTS
+        return prepared_once(folder, lambda to: self.tracker.weights(run[1], to)) / WEIGHTS
 
     def _try(self, net: TimeFold) -> None:
         """Show the network one sample, so that what does not fit together is told before anything is trained."""

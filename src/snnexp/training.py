@@ -306,7 +306,7 @@ class Fit:
     def _load(self) -> None:
         if not (self.folder / "last.pt").exists():
             return
-        state = load(self.folder / "last.pt")
+        state = load_checkpoint(self.folder / "last.pt")
         self.net.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -353,7 +353,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         raise UserError(f"cannot write the checkpoint {path}: {error.strerror}; {kept}") from error
 
 
-def load(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours (tensors and plain values only). Raises UserError if it cannot be read."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]

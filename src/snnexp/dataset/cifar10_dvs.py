@@ -22,7 +22,7 @@ from snnexp.dataset.base import Data
 from snnexp.dataset.events import Events
 from snnexp.dataset.image_folder import image_folder
 from snnexp.dataset.images import files
-from snnexp.dataset.prepare import digest, in_order, prepare, progress
+from snnexp.dataset.prepare import digest, in_order, prepared_once, progress
 from snnexp.dataset.recordings import Binning, Zip, load
 from snnexp.errors import UserError, choice, integer, number, require
 
@@ -94,7 +94,7 @@ def cifar10_saccade(
     x, y, classes = _images(choice("source", source, SOURCES), root, download, chosen)
     seen = hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
     key = digest(version=dvs128.VERSION, images=[source, seen, list(classes)], camera=asdict(camera))
-    directory = prepare(
+    directory = prepared_once(
         Path(chosen.cache).expanduser() / "cifar10_saccade" / f"recordings-{key}",
         lambda to: film(camera, x, y, classes, to),
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snnexp.dataset.augment import Augment
 from snnexp.dataset.base import Data, Split, split_train, validation_share
-from snnexp.dataset.prepare import digest, in_order, prepare, progress
+from snnexp.dataset.prepare import digest, in_order, prepared_once, progress
 from snnexp.errors import InvalidValue, number, require
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def load(
     the middle is shown; `augment.zoom` takes its parts from the whole. Test images never validate. Raises
     InvalidValue, and what reading raises.
     """
-    directory = prepare(
+    directory = prepared_once(
         Path(options.cache).expanduser() / name / f"images-{digest(identity=identity)}",
         lambda to: _store(name, parts(), to),
     )

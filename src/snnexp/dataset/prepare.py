@@ -28,7 +28,7 @@ def digest(**settings: object) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def prepare(directory: Path, build: Callable[[Path], None]) -> Path:
+def prepared_once(directory: Path, build: Callable[[Path], None]) -> Path:
     """Return `directory`, after `build(temporary directory)` has filled it if it did not exist.
 
     The temporary directory is renamed into place when it is complete and on disk, so `directory` is whole if it

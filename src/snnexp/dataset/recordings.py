@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from snnexp.dataset import events, frames
 from snnexp.dataset.base import Data, Split, split_train, validation_share
-from snnexp.dataset.prepare import digest, in_order, prepare, progress
+from snnexp.dataset.prepare import digest, in_order, prepared_once, progress
 from snnexp.errors import UserError, choice, integer
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def load(
     validation_share(validation)
     key = digest(identity=identity, binning=vars(binning))
     folder = Path(cache).expanduser() / name
-    directory = prepare(folder / f"frames-{key}", partial(_bin, name, (train, test), binning, side))
+    directory = prepared_once(folder / f"frames-{key}", partial(_bin, name, (train, test), binning, side))
     meta = json.loads((directory / "meta.json").read_text())
     if meta["saturated"]:
         log.warning("%s: %d cells hold more than 255 events and were cut at 255", name, meta["saturated"])

@@ -19,7 +19,7 @@ from snnexp.dataset.base import Data, validation_share
 from snnexp.dataset.camera import IMAGE, VERSION, Camera
 from snnexp.dataset.digits import Images
 from snnexp.dataset.nmnist import limit
-from snnexp.dataset.prepare import digest, in_order, prepare, progress
+from snnexp.dataset.prepare import digest, in_order, prepared_once, progress
 from snnexp.dataset.recordings import DIGITS, Binning, Folder, load
 from snnexp.errors import UserError
 
@@ -163,7 +163,7 @@ def _filmed(
     def record(directory: Path) -> None:
         film(camera, dict(zip(("Train", "Test"), images(), strict=True)), directory, name)
 
-    directory = prepare(Path(cache).expanduser() / name / f"recordings-{key}", record)
+    directory = prepared_once(Path(cache).expanduser() / name / f"recordings-{key}", record)
     return load(
         name, Folder(directory / "Train"), Folder(directory / "Test"), key, cache, binning, validation, seed, classes
     )

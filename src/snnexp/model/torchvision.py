@@ -7,7 +7,7 @@ import fnmatch
 import torchvision
 from torch import nn
 
-from snnexp.checkpoint import fit, read
+from snnexp.checkpoint import load_weights, read
 from snnexp.errors import UserError, choice, require
 from snnexp.model import Neuron
 
@@ -49,7 +49,7 @@ def _trained(name: str, weights: str) -> nn.Module:
     state = read(weights)
     heads = [value.shape[0] for value in state.values() if value.dim() == 2]
     net = torchvision.models.get_model(name, num_classes=heads[-1] if heads else 1000)
-    fit(net, state, weights)
+    load_weights(net, state, weights)
     return net  # type: ignore[no-any-return]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from snnexp.errors import choice, number, require
 from snnexp.neuron.backend import FUSED, select
 from snnexp.neuron.scan import scan
-from snnexp.surrogate import checked
+from snnexp.surrogate import checked_surrogate
 from snnexp.timefold import Site, fold, unfold
 
 
@@ -38,7 +38,7 @@ class SpikingSite(Site):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.surrogate = checked(surrogate)
+        self.surrogate = checked_surrogate(surrogate)
         self.threshold = number("threshold", threshold, "a number > 0", above=0)
         self.reset = choice("reset", reset, ("soft", "hard"))
         self.reset_value = number("reset_value", reset_value, "a number below the threshold", below=self.threshold)

@@ -9,7 +9,7 @@ from spikingjelly.activation_based import base
 from torch import Tensor
 
 from snnexp.errors import require
-from snnexp.surrogate import checked
+from snnexp.surrogate import checked_surrogate
 from snnexp.surrogate.limits import NOT_HEAVISIDE
 from snnexp.timefold import Site, fold, unfold
 
@@ -18,7 +18,7 @@ class Wrapped(Site):
     """A SpikingJelly `node` run as a pure function: every call starts from the node's initial state and changes none.
 
     [T*N, ...] -> [T*N, ...]; the state of `step` is a tuple, the node's own memories. Raises `InvalidValue` when
-    `node` is no SpikingJelly neuron or its surrogate is refused (`snnexp.surrogate.checked`).
+    `node` is no SpikingJelly neuron or its surrogate is refused (`snnexp.surrogate.checked_surrogate`).
     """
 
     def __init__(self, node: Any) -> None:
@@ -31,7 +31,7 @@ class Wrapped(Site):
         )
         surrogate = getattr(node, "surrogate_function", None)
         if surrogate is not None and type(surrogate).__name__ not in NOT_HEAVISIDE:  # a node's own, as ILIF's counts
-            checked(surrogate)
+            checked_surrogate(surrogate)
         node.reset()
         self.node = node
 

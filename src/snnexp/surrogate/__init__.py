@@ -1,4 +1,4 @@
-"""Surrogate gradients: SpikingJelly's (YAML alone) and ours (sine, power, dspike), checked and drawn in one way.
+"""Surrogate gradients: SpikingJelly's (YAML alone) and ours (sine, power, dspike), checked and plotted alike.
 
 A surrogate is a `SurrogateFunctionBase`: forward is the Heaviside step (1 where x >= 0), backward the derivative of a
 primitive g, with x = v - theta. Importing this package imports no torch, so a config can be checked at once.
@@ -15,7 +15,7 @@ from snnexp.surrogate.limits import arguments_of, check_arguments
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Curve", "check_arguments", "checked", "curve", "primitive"]
+__all__ = ["Curve", "check_arguments", "checked_surrogate", "curve", "primitive"]
 
 
 class Curve(NamedTuple):
@@ -26,7 +26,7 @@ class Curve(NamedTuple):
     derivative: Tensor
 
 
-def checked(surrogate: Any) -> Any:
+def checked_surrogate(surrogate: Any) -> Any:
     """Return `surrogate` if a neuron can be trained with it, else raise `InvalidValue`.
 
     Names are `surrogate` (the wrong kind of object) or `surrogate.<argument>` (a parameter out of range). SpikingJelly

@@ -24,7 +24,7 @@ from snnexp.errors import UserError
 from snnexp.session import Session
 from snnexp.surrogate import curve
 from snnexp.task.train import report
-from snnexp.training import Metrics, load
+from snnexp.training import Metrics, load_checkpoint
 
 VAL = "val/accuracy"
 SPEED = 0.95  # an epoch's accuracy counts as learnt at this share of the best setting's
@@ -108,7 +108,7 @@ def _settings(folder: Path) -> list[Setting]:
                 parameter,
                 value,
                 results,
-                [load(run / "last.pt")["history"] for _, run in runs],
+                [load_checkpoint(run / "last.pt")["history"] for _, run in runs],
             )
         )
     return sorted(made, key=lambda setting: (setting.function, setting.value))

@@ -21,7 +21,7 @@ from snnexp.evaluate import evaluate, recorded
 from snnexp.session import Session
 from snnexp.terminal import EpochBar, rows_table
 from snnexp.timefold import TimeFold
-from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load
+from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load_checkpoint
 from snnexp.trial.job import prune
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _finish(
     session: Session, data: Data, net: TimeFold, progress: Progress, seconds: float, device: torch.device
 ) -> Metrics:
     """Test the best epoch's weights; figures, the model, the final metrics."""
-    best = load(session.run_dir / "best.pt")
+    best = load_checkpoint(session.run_dir / "best.pt")
     net.load_state_dict(best["model"])
     measured = partial(
         evaluate,
