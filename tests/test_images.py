@@ -670,7 +670,7 @@ def test_wrong_values_are_refused_by_name(snnexp: Callable[..., Done], arguments
 def test_every_preset_says_what_to_expect_and_can_be_made(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("# ")]
     assert header[0] == "# @package _global_"
-    assert header[1].startswith(f"# snnexp experiment={path.stem}")
+    assert header[2].startswith(f"# snnexp experiment={path.stem}")
     assert any(line.startswith("# Expected: ") and "+-" in line for line in header)
     assert any(line.startswith("# Time: ") for line in header)
     session = Session(composed(f"experiment={path.stem}", "tracking=none"), {}, path.parent)

@@ -101,8 +101,7 @@ class Trainer:
         return self.accelerator if self.accelerator != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
     def fabric(self) -> Fabric:
-        """Return a Fabric on the requested devices; several are spawned by this process, not by rerunning the
-        command."""
+        """Return a Fabric on the requested devices; several are spawned here, never by rerunning the command."""
         strategy = "ddp_spawn" if self.devices > 1 else "auto"
         warnings.filterwarnings("ignore", "The `srun` command is available")  # a sweep's jobs do not need it
         return Fabric(

@@ -21,8 +21,7 @@ Block = Paragraph | Table | Figure | Section
 
 @dataclass(frozen=True)
 class Source:
-    """Access to what runs left: records and artifacts, the UI's address, run directories by run id, a scratch
-    folder."""
+    """Access to what runs left: records, artifacts, the UI's address, run directories by run id, a scratch folder."""
 
     store: Store
     ui: str
