@@ -146,7 +146,7 @@ def test_folders_refuse(root, tmp_path):
         image_folder("/nowhere", cache=tmp_path)
     with pytest.raises(UserError, match=r"12 x 12 pixels, the first image 14 x 20: set dataset.size"):
         image_folder(root, cache=tmp_path)
-    with pytest.raises(InvalidValue, match=r"resize=8 .* null without a size"):
+    with pytest.raises(InvalidValue, match=r"resize=8 .* null unless size is set"):
         image_folder(root, resize=8, cache=tmp_path)
     for name, value in (
         ("size", 0),

@@ -36,7 +36,7 @@ from snnexp.dataset.base import Data, Split
 from snnexp.errors import UserError, choice, integer, number, require
 
 Metrics = dict[str, float]
-METRICS = ("val/accuracy", "val/loss")  # that can choose an epoch, or a run of a sweep
+METRICS = ("val/accuracy", "val/loss")  # metrics that can choose an epoch, or a run of a sweep
 THREADS = torch.get_num_threads()  # torch's default; a job may change its own
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true")
 
@@ -424,7 +424,7 @@ class _Rank:
 
     def __call__(self, fabric: Fabric, *arguments: Any) -> Any:
         if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with the parent
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when the parent ends
             if os.getppid() != self.parent:
                 os._exit(1)
         result = self.function(fabric, *arguments)

@@ -18,7 +18,7 @@ POLICIES = {
     "imagenet": v2.AutoAugmentPolicy.IMAGENET,
     "svhn": v2.AutoAugmentPolicy.SVHN,
 }
-DRAWS = 32  # of a sub-policy per batch: few images share a draw, and the calls cost less than the work
+DRAWS = 32  # of sub-policies per batch: few images share one, and the calls cost less than the work
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from snnexp.errors import number, require
 VERSION = 1  # increase when the same settings give other events, so that recordings are prepared again
 IMAGE = 28  # rows and columns of an image, as in MNIST
 STEP = 1500  # us; the photoreceptor's level is linear between two steps
-STEPS = 211  # of a recording: 316.5 ms
-LEVELS = 4000  # of light, from a screen's black to white
+STEPS = 211  # length of a recording: 316.5 ms
+LEVELS = 4000  # light levels from a screen's black to white
 Array = NDArray[np.float32]
 
 PAUSES = (0, 90_000, 105_000, 195_000, 210_000, STEPS * STEP)  # us: start and end of each saccade
@@ -144,7 +144,7 @@ class EventCamera:
 
         # Arrays are [side rows, n, side columns], so that each half of `_see` is one matrix product.
         level = self._see(ink, 0)
-        # at the start, the level is anywhere between a pixel's two thresholds
+        # at the start, the level is at a random place between each pixel's two thresholds
         centre = level + reach * np.stack([c.uniform(-1, 1, (side, side)) for c in chance], 1).astype(np.float32)
         pixel = (np.arange(side)[:, None, None] * side + np.arange(side) + np.zeros((1, n, 1), int)).ravel()
         free = np.zeros_like(level)  # end of each pixel's refractory time, us

@@ -18,7 +18,7 @@ from snnexp.dataset.camera import LEVELS, EventCamera, shares
 from snnexp.errors import integer, number, require
 
 VERSION = 1  # increase when the same settings give other events, so that recordings are prepared again
-GAMMA = 2.2  # of a screen: light against pixel value
+GAMMA = 2.2  # a screen's light is the pixel value to this power
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Wrapped(Site):
         surrogate = getattr(node, "surrogate_function", None)
         if (
             surrogate is not None and type(surrogate).__name__ not in NOT_HEAVISIDE
-        ):  # some nodes have one of their own: ILIF's counts
+        ):  # ILIF, for one, has a surrogate that counts
             checked_surrogate(surrogate)
         node.reset()
         self.node = node
