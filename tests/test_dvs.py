@@ -76,9 +76,9 @@ def test_a_truncated_file_is_refused(rows, cut) -> None:
     [
         (b"", "the file is empty"),
         (b"PK\x03\x04 an archive", "it is not an AEDAT file; an AEDAT 2.0 file starts with the line #!AER-DAT2.0"),
-        (b"#!AER-DAT3.1\r\n#Format: RAW\r\n", r"it is of another version \(#!AER-DAT3.1\)"),
-        (b"#!AER-DAT2.0\r\n# a comment that", "the header has no end; the file is truncated"),
-        (words((0, 1), (0x0040_1000, 2)), "event 1 has the address 0x00401000, which no DVS128"),
+        (b"#!AER-DAT3.1\r\n#Format: RAW\r\n", r"it has another version \(#!AER-DAT3.1\)"),
+        (b"#!AER-DAT2.0\r\n# a comment that", "the header is not terminated; the file is truncated"),
+        (words((0, 1), (0x0040_1000, 2)), "event 1 has the address 0x00401000, which is outside a DVS128"),
         (words((0, 2**32 - 1), (0, 5)), "the timestamps jump back by more than 35 minutes"),
     ],
 )
@@ -250,7 +250,7 @@ def test_absent_data_say_what_to_download_and_where_it_looked(root, tmp_path) ->
         cifar10_dvs(tmp_path / "nowhere", ["bird", "cat"], cache=tmp_path, timesteps=4)
     (root / "cat").mkdir()
     (root / "cat" / "cifar10_cat_0.aedat4").write_bytes(b"#!AER-DAT4.0\r\n")
-    with pytest.raises(UserError, match=r"dvs/cat holds AEDAT 4 files: this reads the AEDAT 2\.0 files"):
+    with pytest.raises(UserError, match=r"dvs/cat holds AEDAT 4 files: only the AEDAT 2\.0 files"):
         cifar10_dvs(root, ["bird", "cat"][::-1], cache=tmp_path, timesteps=4)
 
 
