@@ -28,7 +28,7 @@ from snnexp.config import conf_dir
 from snnexp.dataset.base import Data, split_train
 from snnexp.evaluate import evaluate
 from snnexp.session import Session
-from snnexp.training import Fit, load
+from snnexp.training import Fit, load_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -60,7 +60,7 @@ def ours(options: argparse.Namespace, seed: int, data: Data) -> float:
         on_step=lambda *_: None,
         on_epoch=lambda _: None,
     ).run()
-    net.load_state_dict(load(run.run_dir / "best.pt")["model"])
+    net.load_state_dict(load_checkpoint(run.run_dir / "best.pt")["model"])
     return evaluate(net, data.test, run.loss, 256, CPU, len(data.classes)).accuracy
 
 

@@ -33,7 +33,7 @@ from snnexp.config import conf_dir
 from snnexp.evaluate import evaluate
 from snnexp.session import Session
 from snnexp.task.train import fit
-from snnexp.training import load
+from snnexp.training import load_checkpoint
 
 LAB = {
     "sigmoid": "surrogate=sigmoid",
@@ -78,7 +78,7 @@ class Runs:
         with patch.object(temperature, "choose", timed), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             progress = fit(session.trainer.fabric(), session, net, session.run_dir)
         seconds = time.process_time() - begin
-        best = load(session.run_dir / "best.pt")
+        best = load_checkpoint(session.run_dir / "best.pt")
         net.load_state_dict(best["model"])
         test = evaluate(net, session.data.test, session.loss, 256, torch.device("cpu"), 10).accuracy
         return {

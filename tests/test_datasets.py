@@ -139,7 +139,7 @@ def test_a_damaged_file_is_named_nothing_is_left_and_its_repair_suffices(root, t
     victim = root / "Train/3/00013.bin"
     whole = victim.read_bytes()
     victim.write_bytes(whole[:-2])
-    with pytest.raises(UserError, match=r"Train/3/00013\.bin: 498 bytes are no whole number of 5-byte events"):
+    with pytest.raises(UserError, match=r"Train/3/00013\.bin: 498 bytes are not a whole number of 5-byte events"):
         nmnist(root, tmp_path / "cache", 5)
     assert not list((tmp_path / "cache").rglob("frames*.npy")) + leftovers(tmp_path / "cache")
     victim.write_bytes(whole)
@@ -150,7 +150,7 @@ def test_a_truncated_archive_is_refused_even_beside_folders(root, tmp_path) -> N
     zipped(root, "Train", root)
     archive = root / "Train.zip"
     archive.write_bytes(archive.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"Train\.zip is no complete zip archive"):
+    with pytest.raises(UserError, match=r"Train\.zip is not a complete zip archive"):
         nmnist(root, tmp_path / "cache", 5)
 
 

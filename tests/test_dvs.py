@@ -67,7 +67,7 @@ def test_what_is_written_is_read_back_bit_by_bit(rows) -> None:
 
 @given(st.lists(one_event, min_size=1), st.integers(1, 7))
 def test_a_truncated_file_is_refused(rows, cut) -> None:
-    with pytest.raises(EventFileError, match=r"some file: .* bytes after the header are no whole number of 8-byte eve"):
+    with pytest.raises(EventFileError, match=r"some file: .* bytes after the header are not a whole number of 8-byte"):
         aedat.decode(aedat.encode(as_events(rows))[:-cut], "some file")
 
 
@@ -75,10 +75,10 @@ def test_a_truncated_file_is_refused(rows, cut) -> None:
     ("data", "said"),
     [
         (b"", "the file is empty"),
-        (b"PK\x03\x04 an archive", "it is no AEDAT file; an AEDAT 2.0 file starts with the line #!AER-DAT2.0"),
-        (b"#!AER-DAT3.1\r\n#Format: RAW\r\n", r"it is of another version \(#!AER-DAT3.1\)"),
-        (b"#!AER-DAT2.0\r\n# a comment that", "the header has no end; the file is truncated"),
-        (words((0, 1), (0x0040_1000, 2)), "event 1 has the address 0x00401000, which no DVS128"),
+        (b"PK\x03\x04 an archive", "it is not an AEDAT file; an AEDAT 2.0 file starts with the line #!AER-DAT2.0"),
+        (b"#!AER-DAT3.1\r\n#Format: RAW\r\n", r"it has another version \(#!AER-DAT3.1\)"),
+        (b"#!AER-DAT2.0\r\n# a comment that", "the header is not terminated; the file is truncated"),
+        (words((0, 1), (0x0040_1000, 2)), "event 1 has the address 0x00401000, which is outside a DVS128"),
         (words((0, 2**32 - 1), (0, 5)), "the timestamps jump back by more than 35 minutes"),
     ],
 )
@@ -250,14 +250,18 @@ def test_absent_data_say_what_to_download_and_where_it_looked(root, tmp_path) ->
         cifar10_dvs(tmp_path / "nowhere", ["bird", "cat"], cache=tmp_path, timesteps=4)
     (root / "cat").mkdir()
     (root / "cat" / "cifar10_cat_0.aedat4").write_bytes(b"#!AER-DAT4.0\r\n")
-    with pytest.raises(UserError, match=r"dvs/cat holds AEDAT 4 files: this reads the AEDAT 2\.0 files"):
+    with pytest.raises(UserError, match=r"dvs/cat holds AEDAT 4 files: only the AEDAT 2\.0 files"):
         cifar10_dvs(root, ["bird", "cat"][::-1], cache=tmp_path, timesteps=4)
 
 
 def test_a_damaged_file_is_named_and_nothing_is_left(root, tmp_path) -> None:
     victim = root / CLASSES[1] / f"cifar10_{CLASSES[1]}_7.aedat"
     whole = victim.read_bytes()
-    for broken, said in ((whole[:-3], "no whole number"), (b"\0" + whole, "no AEDAT file"), (aedat.HEADER, "no event")):
+    for broken, said in (
+        (whole[:-3], "not a whole number"),
+        (b"\0" + whole, "not an AEDAT file"),
+        (aedat.HEADER, "no events"),
+    ):
         victim.write_bytes(broken)
         with pytest.raises(UserError, match=rf"_7\.aedat: .*{said}"):
             read(root, tmp_path / "cache")

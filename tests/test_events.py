@@ -53,14 +53,14 @@ def test_events_out_of_order_are_put_in_order_and_none_is_lost(rows) -> None:
 
 @given(st.lists(one_event, min_size=1), st.integers(1, 4))
 def test_a_truncated_file_is_refused(rows, cut) -> None:
-    with pytest.raises(EventFileError, match=r"some file: .* bytes are no whole number of 5-byte events"):
+    with pytest.raises(EventFileError, match=r"some file: .* bytes are not a whole number of 5-byte events"):
         decode(encode(as_events(rows))[:-cut], name="some file")
 
 
 @given(st.lists(one_event), st.integers(34, 239), st.integers(0, 33), st.booleans(), st.integers(0, 10))
 def test_an_address_beyond_the_sensor_is_refused(rows, far, near, in_x, place) -> None:
     rows.insert(place, (rows[0][0] if rows else 0, *((far, near) if in_x else (near, far)), 1))
-    with pytest.raises(EventFileError, match="beyond the 34 x 34 sensor"):
+    with pytest.raises(EventFileError, match="outside the 34 x 34 sensor"):
         decode(encode(as_events(rows)))
 
 

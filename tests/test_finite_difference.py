@@ -26,7 +26,7 @@ from snnexp.surrogate.dspike import Dspike
 from snnexp.surrogate.dspike_adaptive import AdaptiveDspike
 from snnexp.surrogate.sine import Sine
 from snnexp.timefold import TimeFold
-from snnexp.training import Progress, load
+from snnexp.training import Progress, load_checkpoint
 
 POTENTIAL = ("model.readout=potential", "loss=cross_entropy")
 ADAPTIVE = (*SMALL, *POTENTIAL, "surrogate=dspike_adaptive", "surrogate.weights=64", "surrogate.batch=16")
@@ -156,7 +156,7 @@ def test_a_layer_that_is_not_there_or_used_twice_is_refused() -> None:
 
 def history(done: Done) -> list[dict[str, float]]:
     assert done.code == 0, done.err
-    return list(load(max(done.runs()) / "last.pt")["history"])
+    return list(load_checkpoint(max(done.runs()) / "last.pt")["history"])
 
 
 @pytest.mark.parametrize("temperature", ["shared", "per_layer"])
@@ -185,7 +185,7 @@ def test_the_chosen_b_has_the_highest_of_the_logged_cosines(snnexp: Callable[...
     assert moved
     (folder,) = done.runs()
     assert (folder / "figures" / "temperature.png").stat().st_size > 10_000
-    best = load(folder / "best.pt")
+    best = load_checkpoint(folder / "best.pt")
     kept = best["model"]["network.neuron1.surrogate._extra_state"]
     assert float(kept[0]) == history(done)[best["epoch"]][f"train/b{place}"], "part of the weights' file"
 
@@ -216,7 +216,7 @@ def test_it_resumes_exactly(snnexp: Callable[..., Done], tmp_path: Path) -> None
         "trainer.checkpoint_every_s=0.001",
     )
     straight = snnexp(*arguments)
-    expected, weights = history(straight), load(max(straight.runs()) / "last.pt")["model"]
+    expected, weights = history(straight), load_checkpoint(max(straight.runs()) / "last.pt")["model"]
     step, count = Fit._step, 0
 
     def interrupted(self: Fit, x: Tensor, y: Tensor) -> None:
@@ -231,7 +231,7 @@ def test_it_resumes_exactly(snnexp: Callable[..., Done], tmp_path: Path) -> None
         assert snnexp(*arguments, f"outputs_dir={tmp_path / 'killed'}").code == 130
     again = snnexp(*arguments, f"outputs_dir={tmp_path / 'killed'}", "resume=true")
     (folder,) = {p.parent for p in (tmp_path / "killed").glob("runs/*/*/last.pt")}
-    state = load(folder / "last.pt")
+    state = load_checkpoint(folder / "last.pt")
     assert again.code == 0
     assert [strip(m) for m in state["history"]] == [strip(m) for m in expected]
     assert len({m["train/b"] for m in expected}) > 1

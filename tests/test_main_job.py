@@ -13,7 +13,7 @@ import torch
 from mlflow import MlflowClient
 
 from conftest import SMALL, Done
-from snnexp.training import load
+from snnexp.training import load_checkpoint
 
 
 def client(done: Done) -> MlflowClient:
@@ -77,7 +77,7 @@ def test_model_loads_through_mlflow_and_gives_the_tested_accuracy(done: Done) ->
     assert again.accuracy == done.result()["test/accuracy"]
     assert int(again.confusion.sum()) == len(data.test)
     assert int(again.confusion.diagonal().sum()) == round(again.accuracy * len(data.test))
-    best = load(folder / "best.pt")
+    best = load_checkpoint(folder / "best.pt")
     assert all(torch.equal(best["model"][k], v) for k, v in model.state_dict().items())
 
 
@@ -86,7 +86,7 @@ def test_same_seed_same_metrics_other_seed_other_metrics(snnexp: Callable[..., D
         before = set(snnexp("--help").runs())
         done = snnexp(*SMALL, f"seed={seed}", "tracking=none")
         (folder,) = set(done.runs()) - before
-        return list(load(folder / "last.pt")["history"])
+        return list(load_checkpoint(folder / "last.pt")["history"])
 
     first, again, other = metrics(0), metrics(0), metrics(1)
     assert first == again
@@ -115,9 +115,9 @@ def test_every_kind_of_training_learns(snnexp: Callable[..., Done], arguments: l
 def test_early_stopping_keeps_the_best_epoch(snnexp: Callable[..., Done]) -> None:
     done = snnexp(*SMALL, "trainer.epochs=30", "trainer.patience=1", "optimizer.lr=0.03", "tracking=none")
     (folder,) = done.runs()
-    history = load(folder / "last.pt")["history"]
+    history = load_checkpoint(folder / "last.pt")["history"]
     ranks = [(m["val/accuracy"], -m["val/loss"]) for m in history]
-    best = load(folder / "best.pt")["epoch"]
+    best = load_checkpoint(folder / "best.pt")["epoch"]
     assert len(history) < 30
     assert best == len(history) - 2 == ranks.index(max(ranks))
     assert done.result()["val/accuracy"] == history[best]["val/accuracy"]
@@ -149,7 +149,7 @@ def test_two_ranks_train_as_one_with_twice_the_batch(snnexp: Callable[..., Done]
     losses = client(done).get_metric_history(run.info.run_id, "train/loss")
     assert [m.step for m in losses] == [1, 2], "one rank reports"
     alone = snnexp(*SMALL, "trainer.batch_size=64", "tracking=none")
-    history = load(max(alone.runs()) / "last.pt")["history"]
+    history = load_checkpoint(max(alone.runs()) / "last.pt")["history"]
     assert [m.value for m in losses] == pytest.approx([m["train/loss"] for m in history], rel=0.02)
 
 
@@ -178,7 +178,7 @@ def test_checkpoints_hold_no_code(done: Done) -> None:
 
     (folder / "best.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     with pytest.raises(Exception, match="cannot read the checkpoint"):
-        load(folder / "best.pt")
+        load_checkpoint(folder / "best.pt")
     assert not (folder / "owned").exists()
 
 
@@ -187,7 +187,7 @@ def test_the_cap_of_the_power_surrogate_is_logged(snnexp: Callable[..., Done]) -
     shares = []
     for cap in (0.2, 10.0):
         done = snnexp(*SMALL, "surrogate=power", f"surrogate.max_gradient={cap}", "tracking=none")
-        history = load(max(done.runs()) / "last.pt")["history"]
+        history = load_checkpoint(max(done.runs()) / "last.pt")["history"]
         shares.append([m["train/surrogate_capped"] for m in history])
     low, default = shares
     assert len(low) == len(default) == 2

@@ -20,14 +20,14 @@ import torch
 from mlflow import MlflowClient
 
 from conftest import SMALL, Done, start
-from snnexp.training import load
+from snnexp.training import load_checkpoint
 
 EIGHT = (*SMALL, "trainer.epochs=8", "trainer.checkpoint_every_s=0.2", "dataset.validation=0.2")
 
 
 def digest(folder: Path) -> str:
     """Of the last weights, the optimiser's state and the history: bit for bit."""
-    state, h = load(folder / "last.pt"), hashlib.sha256()
+    state, h = load_checkpoint(folder / "last.pt"), hashlib.sha256()
     for key, value in state["model"].items():
         h.update(key.encode() + value.numpy().tobytes())
     for moments in state["optimizer"]["state"].values():
@@ -52,7 +52,7 @@ def test_ten_kills_at_random_moments_change_nothing(environment: dict[str, str],
     def newest(outputs: Path) -> tuple[float, int]:
         """When the last checkpoint was written, and its epoch."""
         for path in outputs.glob("runs/*/*/last.pt"):
-            return path.stat().st_mtime, load(path)["epoch"]
+            return path.stat().st_mtime, load_checkpoint(path)["epoch"]
         return 0.0, 0
 
     straight, killed = tmp_path / "straight", tmp_path / "killed"
@@ -85,7 +85,7 @@ def test_ten_kills_at_random_moments_change_nothing(environment: dict[str, str],
 
     ours, reference = only_run(killed), only_run(straight)
     assert digest(ours) == digest(reference)
-    weights = [load(folder / "best.pt")["model"]["network.linear1.weight"] for folder in (ours, reference)]
+    weights = [load_checkpoint(folder / "best.pt")["model"]["network.linear1.weight"] for folder in (ours, reference)]
     assert torch.equal(*weights)
     assert_one_complete_run(killed, straight)
 
@@ -124,7 +124,7 @@ def test_killed_in_mid_epoch_then_resumed_ends_with_the_same_bits(environment: d
     for until in (1, 2):
         process = start(killed, *arguments, "resume=true")
         while process.poll() is None:
-            states = [load(p) for p in (tmp_path / "killed").glob("runs/*/*/last.pt")]
+            states = [load_checkpoint(p) for p in (tmp_path / "killed").glob("runs/*/*/last.pt")]
             if states and states[0]["epoch"] >= until and states[0]["step"] > 0:
                 process.send_signal(signal.SIGKILL)
                 break
@@ -152,7 +152,7 @@ def test_ctrl_c_closes_the_run_as_killed_and_says_how_to_go_on(environment: dict
     client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert run.info.status == "KILLED"
-    done = load(folder / "last.pt")["epoch"]
+    done = load_checkpoint(folder / "last.pt")["epoch"]
     assert 1 <= done < 200
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == done
 
@@ -190,7 +190,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
 import resource, sys, torch
 from pathlib import Path
 from snnexp.errors import UserError
-from snnexp.training import load, save
+from snnexp.training import load_checkpoint, save
 path = Path(sys.argv[1]) / "last.pt"
 save(path, {"epoch": 1, "model": torch.arange(10)})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
@@ -198,7 +198,7 @@ try:
     save(path, {"epoch": 2, "model": torch.zeros(1_000_000)})
 except UserError as error:
     print(error)
-print(load(path)["epoch"], sorted(p.name for p in path.parent.iterdir()))
+print(load_checkpoint(path)["epoch"], sorted(p.name for p in path.parent.iterdir()))
 """
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
@@ -224,7 +224,7 @@ def test_a_disk_that_fills_up_during_a_run(environment: dict[str, str], tmp_path
         assert "cannot write the checkpoint" in err
         assert "No space left on device" in err
         assert "Traceback" not in err
-        assert load(only_run(disk) / "best.pt")["epoch"] == 0, "what was written before is whole"
+        assert load_checkpoint(only_run(disk) / "best.pt")["epoch"] == 0, "what was written before is whole"
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -248,7 +248,7 @@ def test_a_disk_that_stays_full_is_told_once(environment: dict[str, str], tmp_pa
         assert process.returncode == 1
         assert "No space left on device" in err
         assert "Traceback" not in err
-        assert load(only_run(disk / "outputs") / "last.pt")["epoch"] >= 1
+        assert load_checkpoint(only_run(disk / "outputs") / "last.pt")["epoch"] >= 1
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

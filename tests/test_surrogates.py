@@ -17,7 +17,7 @@ from spikingjelly.activation_based import surrogate as library
 
 from snnexp.errors import InvalidValue
 from snnexp.neuron.backend import FUSED
-from snnexp.surrogate import check_arguments, checked, curve, primitive
+from snnexp.surrogate import check_arguments, checked_surrogate, curve, primitive
 from snnexp.surrogate.dspike import Dspike
 from snnexp.surrogate.limits import LIBRARY, NOT_HEAVISIDE
 from snnexp.surrogate.power import Power
@@ -79,7 +79,7 @@ def test_the_classes_that_the_kernels_know():
 def test_forward_is_exactly_heaviside(name, dtype):
     tiny = torch.finfo(dtype).smallest_normal
     x = torch.cat([torch.linspace(-3, 3, 601, dtype=dtype), torch.tensor([0.0, tiny, -tiny, 1e30, -1e30], dtype=dtype)])
-    spikes = checked(build(name))(x)
+    spikes = checked_surrogate(build(name))(x)
     assert spikes.dtype == dtype
     assert torch.equal(spikes, torch.where(x >= 0, 1.0, 0.0).to(dtype))
 
@@ -331,7 +331,7 @@ def test_every_parameter_of_every_yaml_is_checked(name):
 )
 def test_checked_refuses(surrogate, name):
     with pytest.raises(InvalidValue) as error:
-        checked(surrogate)
+        checked_surrogate(surrogate)
     assert error.value.name == name
 
 
@@ -351,5 +351,5 @@ def test_the_users_own_surrogate_is_taken_as_it_is():
         spiking_function = staticmethod(lambda x, beta: library.sigmoid.apply(x, -beta))
 
     own = Own()
-    assert checked(own) is own
+    assert checked_surrogate(own) is own
     check_arguments("my_package.Own", {"beta": -3})

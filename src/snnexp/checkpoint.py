@@ -1,4 +1,4 @@
-"""Weights from files: ours and other people's `state_dict`s. Tensors and plain values only, never pickled code."""
+"""Weights from files, ours and other people's `state_dict`s: tensors and plain values only, never pickled code."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 from snnexp.errors import UserError
 
-NESTED = ("state_dict", "model")  # where training scripts keep the weights beside other things
-PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each key
-OURS = "network."  # what TimeFold puts there
-STATE = ("._extra_state", ".surrogate.counts")  # what a surrogate has come to, which is no weight
-OPTIONAL = ("num_batches_tracked", *STATE)  # counts no computation needs; files of old versions lack them
+NESTED = ("state_dict", "model")  # keys under which training scripts keep the weights
+PREFIXES = ("module.", "_orig_mod.")  # put before each key by DataParallel and torch.compile
+OURS = "network."  # put there by TimeFold
+STATE = ("._extra_state", ".surrogate.counts")  # the state of surrogates, which is not a weight
+OPTIONAL = ("num_batches_tracked", *STATE)  # needed by no computation; files of old versions lack them
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """The weights in `path`, by key: also nested under `state_dict` or `model`, also with prefixes.
+    """Return the weights in `path` by key, without prefixes; they may be nested under `state_dict` or `model`.
 
-    Raises UserError if the file is missing, is no such file, or holds more than tensors and plain values.
+    Raises UserError if the file is missing, cannot be read, or holds more than tensors and plain values.
     """
     try:
         found = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint={path}: there is no such file") from None
-    except Exception as error:  # torch raises many kinds
+    except Exception as error:  # torch raises many types
         raise UserError(
             f"checkpoint={path} cannot be read as weights: it must be a state_dict of tensors, as "
             "torch.save(network.state_dict(), file) writes it"
@@ -35,7 +35,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
         found = inner[0]
     weights = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
     if not weights:
-        raise UserError(f"checkpoint={path} holds no weights, neither at its top nor under {' or '.join(NESTED)}")
+        raise UserError(f"checkpoint={path} holds no weights, neither at its top level nor under {' or '.join(NESTED)}")
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in weights):
             weights = {key.removeprefix(prefix): value for key, value in weights.items()}
@@ -50,14 +50,14 @@ def load_into(net: nn.Module, path: str | Path) -> None:
     weights = read(path)
     if not any(key.startswith(OURS) for key in weights):
         weights = {OURS + key: value for key, value in weights.items()}
-    fit(net, weights, path)
+    load_weights(net, weights, path)
 
 
-def fit(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load `weights` from `path` into `net`; raises UserError unless all keys and shapes fit.
+def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load `weights` from `path` into `net`; raise UserError unless all keys and shapes fit.
 
-    What the file says of normalisation (`front.*`) wins; a file that says nothing leaves the dataset's. A surrogate
-    starts as its settings say, whatever the file's had come to.
+    Normalisation (`front.*`) is taken from the file if it has any, else it stays the dataset's. Surrogates start from
+    their settings, whatever state the file has for them.
     """
     own = net.state_dict()
     weights = {k: v for k, v in weights.items() if not k.endswith(STATE)}

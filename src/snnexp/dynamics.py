@@ -1,4 +1,4 @@
-"""The dynamics of spiking neurons, as pure functions; the one place that decides when a neuron fires.
+"""The dynamics of spiking neurons, as pure functions; only this module decides when a neuron fires.
 
     v_temp = alpha v + c                                            charge (IF: alpha = 1)      (1)
     s      = 1 where v_temp >= theta, else 0                        fire, at equality too       (2)
@@ -7,8 +7,8 @@
     CF(x)  = theta/T clip(floor(T x / theta), 0, T)                 clip-floor                  (5)
 
 c input current, v membrane potential, theta > 0 threshold, alpha decay in (0, 1), s spikes in {0, 1}, T time steps.
-Potentials, currents and thresholds share one unit (the ANN's activation units after conversion). Shapes [N, ...];
-theta may be a tensor that broadcasts against them. No gradients for spikes: training goes through `snnexp.neuron`.
+Potentials, currents and thresholds share one unit (the ANN's activation units after conversion). Shapes are [N, ...];
+theta may be a tensor that broadcasts against them. Spikes have no gradients: training uses `snnexp.neuron`.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from torch import Tensor
 
 
 def fires(v: Tensor, theta: float | Tensor) -> Tensor:
-    """Spikes in {0, 1}, shape and dtype of v: it fires when v >= theta, as SpikingJelly's heaviside(v - theta)."""
+    """Return spikes in {0, 1}, shape and dtype of v: 1 where v >= theta, as SpikingJelly's heaviside(v - theta)."""
     return (v >= theta).to(v)  # Eq. (2)
 
 
 def if_step(
     current: Tensor, v: Tensor, theta: float | Tensor = 1.0, v_reset: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One step of integrate-and-fire: (spikes, new potential). `v_reset=None` resets softly, a number to its value."""
+    """Run one step of integrate-and-fire: (spikes, new potential). `v_reset`: None for soft reset, else its value."""
     return _fire_and_reset(v + current, theta, v_reset)
 
 
 def lif_step(
     current: Tensor, v: Tensor, alpha: float | Tensor, theta: float | Tensor = 1.0, v_reset: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One step of leaky integrate-and-fire, decaying toward 0: (spikes, new potential)."""
+    """Run one step of leaky integrate-and-fire, decaying toward 0: (spikes, new potential)."""
     return _fire_and_reset(alpha * v + current, theta, v_reset)  # Eq. (1)
 
 
 def clip_floor(x: Tensor, theta: float | Tensor, T: int) -> Tensor:
-    """CF(x; theta, T), shape of x: the time mean of theta * s for a soft-reset IF from v = 0 under constant input x."""
+    """Return CF(x; theta, T), shape of x: the time mean of theta * s of a soft-reset IF from v = 0, x constant."""
     return theta / T * torch.floor(T * x / theta).clamp(0, T)  # Eq. (5)
 
 

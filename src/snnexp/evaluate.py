@@ -1,4 +1,4 @@
-"""What a trained network is worth: accuracy at every t <= T from one simulation, confusion, firing rates."""
+"""Evaluate a trained network: accuracy at every t <= T from one simulation, confusion matrix, firing rates."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from snnexp.timefold import TimeFold, unfold
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`accuracy_t[t-1]`: accuracy when the output is averaged over the first t steps. `confusion[true, predicted]`
-    counts. `rates`: mean output per neuron and step of each site (spikes: the firing rate); `spikes`: per sample, in
-    all sites together."""
+    """`accuracy_t[t-1]`: accuracy of the output averaged over the first t steps. `confusion[true, predicted]`: counts.
+    `rates`: mean output per neuron and step at each site (for spikes, the firing rate). `spikes`: per sample, over all
+    sites."""
 
     loss: float
     accuracy_t: list[float]
@@ -61,7 +61,7 @@ def evaluate(
 
 @contextmanager
 def recorded(net: TimeFold) -> Iterator[dict[str, Tensor]]:
-    """Collect the spike trains [T, N, ...] of `net` during forward passes, by the site's name."""
+    """Collect the spike trains [T, N, ...] of `net` during forward passes, by name of the site."""
     trains: dict[str, Tensor] = {}
 
     def hook(name: str) -> object:

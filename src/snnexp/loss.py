@@ -1,6 +1,6 @@
 """Losses over the output of every time step: outputs [T, N, K], targets [N] int64 -> scalar.
 
-The prediction is the class whose output, averaged over time, is highest, whatever the loss.
+With every loss, the prediction is the class whose output, averaged over time, is highest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class MSERate(nn.Module):
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy with logits `scale * mean output over time`."""
+    """Cross-entropy of the logits `scale` x mean output over time."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
@@ -41,5 +41,5 @@ class TET(nn.Module):
 
     def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
         steps = outputs.shape[0]
-        each = F.cross_entropy(outputs.flatten(0, 1), target.repeat(steps))  # the mean over t of the means over n
+        each = F.cross_entropy(outputs.flatten(0, 1), target.repeat(steps))  # averaged over steps and samples
         return (1 - self.lamb) * each + self.lamb * (outputs - self.target).square().mean()

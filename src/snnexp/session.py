@@ -17,7 +17,7 @@ from snnexp.build import accepted, build
 from snnexp.checkpoint import load_into
 from snnexp.config import RUN, listed
 from snnexp.dataset.base import Data
-from snnexp.dataset.prepare import prepare
+from snnexp.dataset.prepare import prepared_once
 from snnexp.errors import InvalidValue, UserError, integer
 from snnexp.timefold import Normalize, TimeFold, TimeMean
 from snnexp.tracking import WEIGHTS, Tracker
@@ -115,7 +115,7 @@ class Session:
         if not given or not (run := RUN.fullmatch(given)):
             return Path(given) if given else None
         folder = Path(self.config["cache_dir"]) / "weights" / run[1]
-        return prepare(folder, lambda to: self.tracker.weights(run[1], to)) / WEIGHTS
+        return prepared_once(folder, lambda to: self.tracker.weights(run[1], to)) / WEIGHTS
 
     def _try(self, net: TimeFold) -> None:
         """Show the network one sample, so that parts that do not fit are refused before training starts."""

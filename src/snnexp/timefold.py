@@ -1,6 +1,6 @@
-"""Time folded into the batch: the one place that knows the layout.
+"""Time folded into the batch: only this module knows the layout.
 
-Between layers a tensor of T steps and N samples is `[T*N, ...]`, step-major: rows 0..N-1 are step 0. So every torch
+Between layers, a tensor of T steps and N samples is `[T*N, ...]`, step-major: rows 0..N-1 are step 0. So every torch
 module works unchanged, and only spiking sites unfold time.
 """
 
@@ -17,17 +17,17 @@ from snnexp.errors import integer, number, require
 
 
 def fold(x: Tensor) -> Tensor:
-    """[T, N, ...] -> [T*N, ...]."""
+    """Reshape [T, N, ...] to [T*N, ...]."""
     return x.flatten(0, 1)
 
 
 def unfold(x: Tensor, steps: int) -> Tensor:
-    """[T*N, ...] -> [T, N, ...]; a view."""
+    """Reshape [T*N, ...] to [T, N, ...], as a view."""
     return x.unflatten(0, (steps, -1))  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Timed(nn.Module):
-    """A module that has to know how many steps are folded into its batch: `T` is set by the owning `TimeFold`."""
+    """A module that needs the number of steps folded into its batch: the owning `TimeFold` sets `T`."""
 
     T: int = 1
 
@@ -35,12 +35,12 @@ class Timed(nn.Module):
 class Site(Timed):
     """A spiking non-linearity: it unfolds time.
 
-    A subclass defines `step(current, state) -> (output, state)`: current and output [N, ...], the state whatever it
-    needs (most often the membrane potential, [N, ...]); `state=None` means the start (`v_init`). `forward` maps folded
+    A subclass defines `step(current, state) -> (output, state)`: current and output are [N, ...], the state is whatever
+    it needs (usually the membrane potential, [N, ...]); `state=None` is the start (`v_init`). `forward` maps folded
     [T*N, ...] to [T*N, ...], always from `v_init`: nothing is kept between calls.
     """
 
-    spiking: bool = True  # False: what it emits are no spikes, and not counted as such
+    spiking: bool = True  # False: its outputs are not spikes and are not counted
 
     def step(self, current: Tensor, state: Any) -> tuple[Tensor, Any]:
         raise NotImplementedError
@@ -54,7 +54,7 @@ class Site(Timed):
 
 
 class Dropout(Timed):
-    """Zeroes each entry with probability `p` in training, the same entries at all steps (a mask drawn per step would
+    """Zero each entry with probability `p` in training, the same entries at all steps (masks drawn per step would
     average out over time). [T*N, ...] -> [T*N, ...]; 0 <= `p` < 1, else `InvalidValue`."""
 
     def __init__(self, p: float) -> None:
@@ -69,9 +69,9 @@ class Dropout(Timed):
 
 
 class Normalize(nn.Module):
-    """Images of 0..255, any dtype, [N, C, H, W], to (x/255 - mean)/std per channel, in the buffers' precision.
+    """Map images in 0..255, any dtype, [N, C, H, W], to (x/255 - mean)/std per channel, in the buffers' precision.
 
-    `mean` and `std`: C values each, in units of the largest value, std > 0; else `InvalidValue`.
+    `mean` and `std` have C values each, in units of 255, std > 0; else `InvalidValue`.
     """
 
     mean: Tensor
@@ -89,20 +89,20 @@ class Normalize(nn.Module):
 
 
 class TimeMean(nn.Module):
-    """[N, T, ...], any dtype, to its mean over time [N, ...]: a recording as one image, for a network without time."""
+    """Map [N, T, ...], any dtype, to its mean over time [N, ...], so that a network without time sees one image."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1, dtype=torch.get_default_dtype())
 
 
 class TimeFold(nn.Module):
-    """The one owner of T: feeds a network of time-folded layers and returns its output per step.
+    """The only owner of T: it feeds a network of time-folded layers and returns its output per step.
 
-    `temporal` inputs are [N, T, ...] (event frames, batch first, any dtype); others are [N, ...], pass `front` once
-    (e.g. `Normalize`) and are shown at each step. Returns [T, N, ...].
+    `temporal` inputs are [N, T, ...] (event frames, batch first, any dtype); others are [N, ...], pass through `front`
+    once (e.g. `Normalize`) and are shown at each step. Returns [T, N, ...].
 
-    Assigning `T` reaches every site; it must be an integer >= 1 (else `InvalidValue`). A network without sites that
-    gets the same input at each step would do the same work T times: it has no time, and its T is always 1.
+    Setting `T` reaches every site; it must be an integer >= 1 (else `InvalidValue`). A network without sites that sees
+    the same input at each step would repeat the same work T times: it has no time, and its T is always 1.
     """
 
     def __init__(self, network: nn.Module, T: int, *, temporal: bool, front: nn.Module | None = None) -> None:
@@ -123,11 +123,11 @@ class TimeFold(nn.Module):
                 module.T = self._T
 
     def sites(self) -> dict[str, Site]:
-        """Sites by their name in the network, in the order of definition."""
+        """Return the sites by their name in the network, in order of definition."""
         return {name: m for name, m in self.network.named_modules() if isinstance(m, Site)}
 
     def folded(self, x: Tensor) -> Tensor:
-        """What the network inside is given: [T*N, ...]."""
+        """Return the input of the network inside, [T*N, ...]."""
         require(not self.temporal or x.shape[1] == self.T, "T", self.T, f"{x.shape[1]}, the steps of the input")
         x = self.front(x)
         steps = x.transpose(0, 1) if self.temporal else x.expand(self.T, *x.shape)  # -> [T, N, ...]

@@ -1,7 +1,7 @@
-"""One training loop for ANN and SNN, on Lightning Fabric, that resumes exactly.
+"""One training loop for ANN and SNN, on Lightning Fabric, with exact resume.
 
-Everything random is a function of (seed, epoch), or is in the checkpoint: a run killed at any moment and started again
-ends with the same weights as one that was not.
+Everything random is a function of (seed, epoch) or saved in the checkpoint, so a run that is killed at any moment and
+resumed ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from snnexp.dataset.base import Data, Split
 from snnexp.errors import UserError, choice, integer, number, require
 
 Metrics = dict[str, float]
-METRICS = ("val/accuracy", "val/loss")  # by which an epoch, or a run of a sweep, can be chosen
-THREADS = torch.get_num_threads()  # as torch found them; a job may change them for itself
+METRICS = ("val/accuracy", "val/loss")  # metrics that can choose an epoch, or a run of a sweep
+THREADS = torch.get_num_threads()  # torch's default; a job may change its own
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true")
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Settings of the loop; see conf/trainer/default.yaml for their meaning. Raises InvalidValue."""
+    """Settings of the training loop; see conf/trainer/default.yaml for their meaning. Raises InvalidValue."""
 
     epochs: int
     batch_size: int
@@ -86,7 +86,7 @@ class Trainer:
             "bf16-mixed, 32-true or 64-true on a CPU",
         )
         require(not self.compile or self.devices == 1, "compile", self.compile, "false with several devices")
-        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # chosen as torch does
         require(
             not self.compile or self._kind == "cuda" or shutil.which(compiler) is not None,
             "compile",
@@ -97,23 +97,23 @@ class Trainer:
 
     @property
     def _kind(self) -> str:
-        """auto is a GPU where there is one, never another kind of accelerator: these were not tried."""
+        """The accelerator; auto is a GPU if there is one, never another kind, because others are untested."""
         return self.accelerator if self.accelerator != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
     def fabric(self) -> Fabric:
-        """The devices asked for; several are spawned from inside this process, never by re-running the command."""
+        """Return a Fabric on the requested devices; several are spawned here, never by rerunning the command."""
         strategy = "ddp_spawn" if self.devices > 1 else "auto"
-        warnings.filterwarnings("ignore", "The `srun` command is available")  # a sweep's jobs need none
+        warnings.filterwarnings("ignore", "The `srun` command is available")  # a sweep's jobs do not need it
         return Fabric(
             accelerator=self._kind,
             devices=self.devices,
             precision=self.precision,  # type: ignore[arg-type]
             strategy=strategy,
-            plugins=LightningEnvironment(),  # a job of a cluster is one process to us, whatever the cluster's variables
+            plugins=LightningEnvironment(),  # one process, whatever a cluster's variables say
         )
 
     def better(self, new: Metrics, old: Metrics | None) -> bool:
-        """Is `new` a better epoch than `old`, by `monitor`; equal ones are told apart by the validation loss."""
+        """Return whether `new` is a better epoch than `old` by `monitor`; the validation loss breaks ties."""
 
         def rank(m: Metrics) -> tuple[float, float]:
             return (-m[self.monitor] if "loss" in self.monitor else m[self.monitor], -m["val/loss"])
@@ -122,16 +122,16 @@ class Trainer:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C (or SIGTERM) was answered at a step's end, with a checkpoint written."""
+    """Raised at the end of a step after Ctrl-C (or SIGTERM), with a checkpoint written."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands: the next (epoch, step), and everything reported so far."""
+    """The position of a run: the next (epoch, step), and everything reported so far."""
 
     epoch: int = 0
     step: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss * n, correct, n, of the running epoch
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # loss * n, correct, n of the current epoch
     history: list[Metrics] = field(default_factory=list)
     best_epoch: int = -1
     pruned: bool = False
@@ -142,16 +142,16 @@ class Progress:
 
 
 Report = Callable[[Progress, int], None]  # called before or after each step with the epoch's number of steps
-Prune = Callable[[list[Metrics]], bool]  # called after each epoch with the metrics of all: is it hopeless?
+Prune = Callable[[list[Metrics]], bool]  # called after each epoch with the metrics of all epochs; true stops the run
 
 
 class Fit:
-    """Train `net` on `data.train`, choosing the best epoch on `data.val`; `run()` returns the Progress.
+    """Train `net` on `data.train` and choose the best epoch on `data.val`; `run()` returns the Progress.
 
-    `folder` holds `last.pt` (everything, to go on from) and `best.pt` (weights of the best epoch): both are replaced
-    whole or not at all. If `prune(history)`, asked by rank 0 after each epoch, says so, all ranks stop, `pruned`.
-    `before_step` may change the network on all ranks alike; what rank 0's `measure()` finds after an epoch becomes part
-    of the epoch's metrics.
+    `folder` holds `last.pt` (everything that resuming needs) and `best.pt` (weights of the best epoch), each written
+    atomically. If `prune(history)`, called by rank 0 after each epoch, returns true, all ranks stop with `pruned` set.
+    `before_step` may change the network, alike on all ranks; the result of rank 0's `measure()` after an epoch is added
+    to the epoch's metrics.
     """
 
     def __init__(
@@ -177,17 +177,17 @@ class Fit:
         self.folder, self.on_step, self.on_epoch, self.prune = folder, on_step, on_epoch, prune
         self.before_step, self.measure = before_step, measure
         if trainer.channels_last:
-            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of convolutions' weights
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # affects convolutions' weights
         plain = optimizer(net.parameters())
         self.scheduler = scheduler(plain)
-        # a wrapper, and `net` itself stays as it is: hooks on a compiled network's modules would not be called. A graph
-        # for each batch size: a resumed run meets the sizes in another order, and must run the same graphs
+        # Compile a wrapper, not `net` itself: hooks on a compiled network's modules are not called. Compile a graph for
+        # each batch size: a resumed run meets the sizes in another order, and must run the same graphs.
         trained = cast(nn.Module, torch.compile(net, dynamic=False)) if trainer.compile else net
         self.net, self.optimizer = fabric.setup(trained, plain)
         self.progress = Progress()
 
     def run(self) -> Progress:
-        """Raises UserError on a non-finite loss or an unwritable folder, Interrupted after Ctrl-C."""
+        """Train to the end. Raises UserError on a non-finite loss or an unwritable folder, Interrupted after Ctrl-C."""
         self._load()
         p, saved = self.progress, time.monotonic()
         with _signals() as stop:
@@ -202,7 +202,7 @@ class Fit:
                     self._step(x, y)
                     self.on_step(p, steps)
                     due = stop or time.monotonic() - saved > self.trainer.checkpoint_every_s
-                    # several ranks that stopped at different steps would wait for ever: they stop at an epoch's end
+                    # ranks that stop at different steps would wait forever: several ranks stop at an epoch's end
                     if due and p.step < steps and self.fabric.world_size == 1:
                         self._save("last.pt", self._state())
                         saved = time.monotonic()
@@ -232,7 +232,7 @@ class Fit:
             )
         self.optimizer.step()
         p, n = self.progress, len(y)
-        p.sums[0] += loss.detach() * n  # tensors until the epoch's end: no waiting for the device
+        p.sums[0] += loss.detach() * n  # tensors until the epoch's end, so as not to wait for the device
         p.sums[1] += (outputs.detach().mean(0).argmax(1) == y).sum()
         p.sums[2] += n
         p.step += 1
@@ -262,7 +262,7 @@ class Fit:
         self.on_epoch(p)
 
     def _of_modules(self) -> Metrics:
-        """What modules have to say of the epoch (`epoch_metrics()`, e.g. a surrogate's), averaged over them."""
+        """Return `epoch_metrics()` of all modules that have it (e.g. surrogates), averaged over them."""
         said: dict[str, list[float]] = {}
         for module in self.net.modules():
             for name, value in getattr(module, "epoch_metrics", dict)().items():
@@ -274,7 +274,7 @@ class Fit:
         return self.trainer.patience is not None and p.epoch - 1 - p.best_epoch >= self.trainer.patience
 
     def _order(self, epoch: int) -> Tensor:
-        """This rank's share of the epoch's order; all ranks have equally many batches."""
+        """Return this rank's share of the epoch's order; all ranks have equally many samples."""
         order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(mix(self.seed, epoch)))
         world = self.fabric.world_size
         return order[: len(order) // world * world][self.fabric.global_rank :: world] if world > 1 else order
@@ -306,12 +306,12 @@ class Fit:
     def _load(self) -> None:
         if not (self.folder / "last.pt").exists():
             return
-        state = load(self.folder / "last.pt")
+        state = load_checkpoint(self.folder / "last.pt")
         self.net.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
-        torch.set_num_threads(state["threads"])  # sums depend on how they are parted among threads
+        torch.set_num_threads(state["threads"])  # the rounding of sums depends on it
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
@@ -322,7 +322,7 @@ class Fit:
 def validate(
     net: nn.Module, split: Split, loss: nn.Module, batch_size: int, device: torch.device, prefix: str = "val"
 ) -> Metrics:
-    """Mean loss and accuracy of `net` (output [T, N, K]) over `split`, as {prefix}/loss and {prefix}/accuracy."""
+    """Return mean loss and accuracy of `net` (output [T, N, K]) on `split` as {prefix}/loss and {prefix}/accuracy."""
     net.eval()
     total, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     for x, y in split.batches(batch_size):
@@ -334,9 +334,9 @@ def validate(
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` to `path`, whole or not at all: to a temporary name, synced, then renamed.
+    """Write `state` to `path` atomically: to a temporary name, synced, then renamed.
 
-    Raises UserError if that fails (disk full, folder not writable); a file that was there before is then intact.
+    Raises UserError if that fails (disk full, folder not writable); an existing file then stays intact.
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
@@ -353,16 +353,16 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         raise UserError(f"cannot write the checkpoint {path}: {error.strerror}; {kept}") from error
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours (tensors and plain values only). Raises UserError if it cannot be read."""
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one of our checkpoints (tensors and plain values only). Raises UserError if it cannot be read."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
-    except Exception as error:  # torch raises many kinds for a broken file
+    except Exception as error:  # torch raises many types for a broken file
         raise UserError(f"cannot read the checkpoint {path}: {error}") from error
 
 
 def mix(*parts: int) -> int:
-    """One seed from several, without collisions between neighbours (a splitmix64 round per part)."""
+    """Combine several seeds into one, without collisions between neighbours (one splitmix64 round per part)."""
     x = 0
     for part in parts:
         x = (x ^ part) * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019 & (1 << 64) - 1
@@ -372,7 +372,7 @@ def mix(*parts: int) -> int:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying in the middle of a step; the second one acts at once."""
+    """Collect SIGINT and SIGTERM instead of ending in the middle of a step; the second signal acts at once."""
     seen: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -384,7 +384,7 @@ def _signals() -> Iterator[list[int]]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             old[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread: nothing to catch there
+    except ValueError:  # not the main thread, which alone can catch signals
         pass
     try:
         yield seen
@@ -394,7 +394,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 def launched(trainer: Trainer, function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(fabric, *arguments)` on the devices asked for; with several, in a spawned process each.
+    """Run `function(fabric, *arguments)` on the requested devices; with several, in one spawned process each.
 
     Returns rank 0's value. Ranks end with this process, however it ends. Raises what `function` raises.
     """
@@ -411,25 +411,25 @@ def launched(trainer: Trainer, function: Callable[..., Any], *arguments: Any) ->
         raise
     finally:
         for rank in active_children():
-            rank.join(timeout=60)  # after Ctrl-C they stop at their epoch's end: no resumed run may meet them
+            rank.join(timeout=60)  # after Ctrl-C, ranks stop at their epoch's end: no resumed run may overlap them
         signal.signal(signal.SIGTERM, old)
 
 
 @dataclass(frozen=True)
 class _Rank:
-    """What a spawned rank runs."""
+    """The call that a spawned rank makes."""
 
     function: Callable[..., Any]
     parent: int
 
     def __call__(self, fabric: Fabric, *arguments: Any) -> Any:
         if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when the parent is
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when the parent ends
             if os.getppid() != self.parent:
                 os._exit(1)
         result = self.function(fabric, *arguments)
-        gc.collect()  # the wrapped network, now out of use, refers to the process group
-        torch.distributed.destroy_process_group()  # joins its threads: one met by Python's end aborts the process
+        gc.collect()  # the wrapped network, no longer used, refers to the process group
+        torch.distributed.destroy_process_group()  # joins its threads: one still running at exit aborts the process
         return result
 
 

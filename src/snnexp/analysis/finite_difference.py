@@ -1,9 +1,9 @@
-"""How true is a surrogate gradient? Finite differences of the loss beside it, for weights of one layer.
+"""Compare the surrogate gradient with finite differences of the loss, for weights of one layer.
 
     FDG_i = (L(w + eps e_i) - L(w - eps e_i)) / (2 eps)    central; Li et al., NeurIPS 2021    (1)
 
-Moving one weight moves one channel of its layer's output. So the network is run once; each weight then costs its
-channel and the neurons that the channel goes to, and only the samples whose spikes have changed go through the rest.
+Moving one weight moves one channel of its layer's output. So the network runs once; each weight then costs only its
+channel and the neurons that receive it, and only samples whose spikes have changed go through the rest.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from snnexp.errors import InvalidValue, UserError
 from snnexp.neuron.base import SpikingSite
 from snnexp.timefold import Timed, TimeFold, fold, unfold
 
-ELEMENTS = 2**22  # of the largest intermediate tensors: what stays in a cache, nearly
+ELEMENTS = 2**22  # in the largest intermediate tensors, which then almost fit in a cache
 
 
 class Fidelity(NamedTuple):
     """Surrogate gradient g against finite differences f over the same weights: their cosine and its standard error
-    (from the weights being a sample), |g| / |f|, and the share of f that is not zero. Zero where f or g is zero."""
+    (because the weights are a sample), |g| / |f|, and the share of f that is not zero. Zero if f or g is zero."""
 
     cosine: float
     error: float
@@ -33,23 +33,23 @@ class Fidelity(NamedTuple):
 
 
 def compare(surrogate: Tensor, finite: Tensor) -> Fidelity:
-    """Both [K], K > 1."""
+    """Compare the gradients of the same weights, both [K], K > 1."""
     g, f = surrogate.double(), finite.double()
     gg, ff, nonzero = g.square().mean(), f.square().mean(), float((f != 0).double().mean())
     if not gg * ff > 0:
         return Fidelity(0.0, 0.0, 0.0, nonzero)
     cosine = (g * f).mean() / (gg * ff).sqrt()
-    influence = g * f / (gg * ff).sqrt() - cosine / 2 * (g.square() / gg + f.square() / ff)  # of a weight on the cosine
+    influence = g * f / (gg * ff).sqrt() - cosine / 2 * (g.square() / gg + f.square() / ff)  # of weights on the cosine
     return Fidelity(float(cosine), float(influence.std() / len(f) ** 0.5), float((gg / ff).sqrt()), nonzero)
 
 
 def layers(net: TimeFold) -> list[str]:
-    """Names of the layers whose weights can be moved, in the order of definition."""
+    """Return the names of the layers whose weights can be moved, in order of definition."""
     return [name for name, m in net.network.named_modules() if isinstance(m, nn.Linear) or _plain_conv(m)]
 
 
 def sample(net: TimeFold, layer: str, count: int | None, generator: torch.Generator) -> Tensor:
-    """Positions of `count` weights of the layer's flattened weight (None, or more than there are: all), int64 [K]."""
+    """Draw `count` positions in the layer's flattened weight (None, or more than it has: all), int64 [K]."""
     total = net.network.get_parameter(f"{layer}.weight").numel()
     if count is None or total < 16 * count:
         return torch.randperm(total, generator=generator)[:count]
@@ -58,12 +58,12 @@ def sample(net: TimeFold, layer: str, count: int | None, generator: torch.Genera
 
 
 class Probe:
-    """A copy of `net` (evaluation mode, so samples do not mix) on one batch x [N, ...], y [N]; of `layer`'s weight the
-    elements at `weights` are looked at.
+    """A copy of `net` in evaluation mode (so that samples do not mix), its batch x [N, ...], y [N], and the elements
+    `weights` of the weight of `layer`.
 
     `loss(outputs [T, N, classes], y)` is a mean over samples. Surrogates of `self.net` may be changed between calls.
-    Raises UserError for a network that torch.fx cannot trace, InvalidValue (`layer`) for a layer that is no linear
-    one or 2-d convolution, or is used more than once.
+    Raises UserError for a network that torch.fx cannot trace, InvalidValue (`layer`) for a layer that is not a linear
+    layer or 2-d convolution, or is used more than once.
     """
 
     def __init__(self, net: TimeFold, loss: nn.Module, layer: str, x: Tensor, y: Tensor, weights: Tensor) -> None:
@@ -82,21 +82,21 @@ class Probe:
             self.env = dict(run.env)
             self.losses = self._losses(outputs, y)
         if isinstance(self.layer, nn.Linear) and self.env[self.node].dim() != 2:
-            raise InvalidValue("layer", layer, "a linear layer of inputs [T*N, features]")
+            raise InvalidValue("layer", layer, "a linear layer with inputs [T*N, features]")
         shape = net.network.get_parameter(f"{layer}.weight").shape
         indices = torch.stack(torch.unravel_index(weights.to(y.device), shape))  # [dims, K]
-        # as many weights at a time as memory is good for
+        # limits memory
         self.parts = torch.split(indices, max(1, ELEMENTS // self.env[self.node][:, 0].numel()), dim=1)
         self._last: tuple[Tensor, Tensor] | None = None  # a part and its response
 
     @torch.no_grad()
     def finite(self, eps: float) -> Tensor:
-        """Eq. (1), [K]."""
+        """Return the finite differences, Eq. (1), [K]."""
         moved = [self._moved(part, eps) - self._moved(part, -eps) for part in self.parts]
         return torch.cat(moved) / (2 * eps)
 
     def surrogate(self) -> Tensor:
-        """dL/dw as backpropagation gives it with the surrogates of `self.net`, [K]."""
+        """Return dL/dw by backpropagation with the surrogates of `self.net`, [K]."""
         with torch.enable_grad():
             current = self.env[self.node].detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.loss(self._after(self.node, current), self.y), current)
@@ -105,7 +105,7 @@ class Probe:
         )
 
     def _response(self, part: Tensor) -> Tensor:
-        """d(output channel)/d(weight) of each weight of `part` [dims, k]: [T*N, k, ...]."""
+        """Return d(output channel)/d(weight) for each weight of `part` [dims, k]: [T*N, k, ...]."""
         if self._last is None or self._last[0] is not part:
             self._last = part, self._new_response(part)
         return self._last[1]
@@ -121,7 +121,7 @@ class Probe:
         return F.conv2d(x[:, channel], kernels, None, conv.stride, conv.padding, conv.dilation, groups=part.shape[1])
 
     def _moved(self, part: Tensor, step: float) -> Tensor:
-        """By how much the loss changes when each weight of `part` alone moves by `step`, [k]."""
+        """Return the change of the loss when each weight of `part` alone moves by `step`, [k]."""
         T, channel, before = self.net.T, part[0], unfold(self.env[self.end], self.net.T)
         after = unfold(self.site(self.env[self.node][:, channel] + step * self._response(part)), T)  # [T, N, k, ...]
         changed = (after != before[:, :, channel]).any(0).reshape(len(self.y), part.shape[1], -1).any(2)
@@ -135,7 +135,7 @@ class Probe:
         return total / len(self.y)
 
     def _after(self, node: fx.Node, value: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The network's output [T, P, classes] if `node` gave `value` [T*P, ...], for the samples `rows` [P]."""
+        """Return the network's output [T, P, classes] if `node` gave `value` [T*P, ...], for the samples `rows` [P]."""
         later = self.later[node]
         env: dict[fx.Node, Any] = dict.fromkeys(n for n in self.graph.graph.nodes if n not in later)
         for kept in {n for user in later for n in user.all_input_nodes} - later - {node}:
@@ -146,7 +146,7 @@ class Probe:
         return unfold(run.run(initial_env=env | {node: value}, enable_io_processing=False), self.net.T)
 
     def _losses(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The loss of each sample, [N]."""
+        """Return the loss of each sample, [N]."""
         return torch.vmap(lambda o, t: self.loss(o.unsqueeze(1), t.unsqueeze(0)), in_dims=(1, 0))(outputs, y)  # type: ignore[no-any-return]
 
 
@@ -165,14 +165,14 @@ class _Tracer(fx.Tracer):
 def _traced(network: nn.Module) -> fx.GraphModule:
     try:
         return fx.GraphModule(network, _Tracer().trace(network))
-    except Exception as error:  # the network may be anybody's
+    except Exception as error:  # users' networks may fail in any way
         raise UserError(
-            f"finite differences need a network that torch.fx can trace, which this one is not: {error}"
+            f"finite differences need a network that torch.fx can trace; this one fails: {error}"
         ) from error
 
 
 def _later(node: fx.Node) -> set[fx.Node]:
-    """All nodes that depend on `node`."""
+    """Return all nodes that depend on `node`."""
     found: set[fx.Node] = set()
     new = set(node.users)
     while new:

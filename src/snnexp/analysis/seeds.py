@@ -1,4 +1,4 @@
-"""Runs that differ only in their seed as one row: mean and standard deviation over the seeds."""
+"""Combine runs that differ only in their seed into one row: mean and standard deviation over the seeds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SEED = "seed"
 
 
 class Outcome(Protocol):
-    """A run: what tells it apart from the others, and its final metrics (none if it did not finish)."""
+    """A run: what distinguishes it from the others, and its final metrics (none if it did not finish)."""
 
     @property
     def varied(self) -> Mapping[str, str]: ...
@@ -27,12 +27,12 @@ def minimized(metric: str) -> bool:
 
 
 def setting(outcome: Outcome) -> dict[str, str]:
-    """What varied beside the seed."""
+    """Return what varied besides the seed."""
     return {key: value for key, value in outcome.varied.items() if key != SEED}
 
 
 def grouped(found: Sequence[Run]) -> list[list[Run]]:
-    """Those of one setting together, in the order in which the settings first appear."""
+    """Group runs by setting, in the order in which settings first appear."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for outcome in found:
         groups.setdefault(tuple(setting(outcome).items()), []).append(outcome)
@@ -40,9 +40,8 @@ def grouped(found: Sequence[Run]) -> list[list[Run]]:
 
 
 def table(found: Sequence[Outcome], metrics: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each setting: how many seeds it was run with (`n`), mean and standard deviation (of the sample) of
-    the metrics over them; best by the first metric first.
-    """
+    """Return a row for each setting: the number of seeds (`n`), and mean and standard deviation (of the sample) of the
+    metrics over them; the best by the first metric comes first."""
     rows = []
     for members in grouped(found):
         row: dict[str, Any] = {**setting(members[0]), "n": sum(bool(member.metrics) for member in members)}
@@ -56,17 +55,17 @@ def table(found: Sequence[Outcome], metrics: Sequence[str]) -> list[dict[str, An
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys of the rows, a mean and its spread being one column."""
+    """Return the keys of the rows, with a mean and its spread as one column."""
     return list(dict.fromkeys(key for row in rows for key in row if not key.endswith(" std")))
 
 
 def cell(row: Mapping[str, Any], key: str) -> str:
-    """A value as text, a mean with its spread."""
+    """Return a value as text, a mean with its spread."""
     value, spread = row.get(key, ""), row.get(f"{key} std", math.nan)
     text = short(value, 4) if isinstance(value, float) else "" if value is None else str(value)
     return text if math.isnan(spread) else f"{text} ± {short(spread, 2)}"
 
 
 def short(value: float, digits: int) -> str:
-    """With so many significant digits; what has more before its point, as an integer."""
+    """Round to `digits` significant digits; larger numbers print as integers."""
     return f"{value:.0f}" if 10**digits <= abs(value) < math.inf else f"{value:.{digits}g}"

@@ -1,5 +1,5 @@
-"""How sparse is a surrogate's gradient? Exact zeros in one backward pass (the lab's question I.iii; the idea that they
-could be skipped: Perez-Nieves and Goodman, NeurIPS 2021)."""
+"""Measure the sparsity of a surrogate's gradient: exact zeros in one backward pass (the lab's question I.iii; the idea
+of skipping them: Perez-Nieves and Goodman, NeurIPS 2021)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from snnexp.timefold import TimeFold
 
 
 class SiteSparsity(NamedTuple):
-    """Of one spiking layer, over samples, neurons and steps: the share of potentials at which the surrogate's
-    derivative is exactly 0, the share of currents c(t) whose gradient dL/dc(t) is exactly 0 (through time, a potential
-    may get a gradient from later steps), and spikes per neuron and step."""
+    """For one spiking layer, over samples, neurons and steps: the share of potentials at which the surrogate's
+    derivative is exactly 0, the share of currents c(t) whose gradient dL/dc(t) is exactly 0 (a potential may also get a
+    gradient from later steps), and spikes per neuron and step."""
 
     potentials: float
     currents: float
@@ -25,8 +25,8 @@ class SiteSparsity(NamedTuple):
 
 
 class Sparsity(NamedTuple):
-    """`sites` by name; `weights`: by layer, the share of weights whose gradient is exactly 0; `skippable`: the share of
-    the backward multiply-accumulates of these layers that multiply by an exactly zero dL/d(output)."""
+    """`sites` by name; `weights`: for each layer, the share of weights whose gradient is exactly 0; `skippable`: the
+    share of these layers' backward multiply-accumulates that multiply by an exactly zero dL/d(output)."""
 
     sites: dict[str, SiteSparsity]
     weights: dict[str, float]
@@ -34,7 +34,7 @@ class Sparsity(NamedTuple):
 
 
 def sparsity(net: TimeFold, loss: nn.Module, x: Tensor, y: Tensor) -> Sparsity:
-    """Exact zeros of one backward pass for the batch x [N, ...], y [N]; `net` stays as it is."""
+    """Count the exact zeros of one backward pass on the batch x [N, ...], y [N]; `net` stays unchanged."""
     net = copy.deepcopy(net).eval()
     sites = {name: site for name, site in net.sites().items() if isinstance(site, SpikingSite)}
     layers = {name: m for name, m in net.network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
@@ -44,7 +44,7 @@ def sparsity(net: TimeFold, loss: nn.Module, x: Tensor, y: Tensor) -> Sparsity:
         return lambda _module, inputs, output: ends.__setitem__(name, (inputs[0], output))
 
     for name, module in (sites | layers).items():
-        module.register_forward_hook(keep(name))  # type: ignore[arg-type]  # the copy's
+        module.register_forward_hook(keep(name))  # type: ignore[arg-type]
     with torch.enable_grad():
         value = loss(net(x), y)
         points = [ends[name][0] for name in sites] + [ends[name][1] for name in layers]
@@ -57,7 +57,7 @@ def sparsity(net: TimeFold, loss: nn.Module, x: Tensor, y: Tensor) -> Sparsity:
         found[name] = SiteSparsity(_zeros(derivative), _zeros(slope), float(spikes.detach().mean()))
     work, skipped = 0.0, 0.0
     for i, (name, slope) in enumerate(zip(layers, of_layers, strict=True)):
-        products = 1 if i == 0 else 2  # for the weights, and, but in the first layer, for the layer before
+        products = 1 if i == 0 else 2  # for the weights and, except in the first layer, for the layer before
         macs = products * slope.numel() * layers[name].weight[0].numel()
         work, skipped = work + macs, skipped + macs * _zeros(slope)
     return Sparsity(found, {name: _zeros(s) for name, s in zip(layers, of_weights, strict=True)}, skipped / work)

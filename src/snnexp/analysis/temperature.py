@@ -1,4 +1,4 @@
-"""Chooses the temperatures of `surrogate=dspike_adaptive` during training, by finite differences."""
+"""Choose the temperatures of `surrogate=dspike_adaptive` during training, by finite differences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def adaptive(net: nn.Module) -> list[AdaptiveDspike]:
-    """The adaptive surrogates of `net`, told the names of their sites (as in TimeFold's network)."""
+    """Return the adaptive surrogates of `net`, after naming their sites as in TimeFold's network."""
     found = []
     for name, module in net.named_modules():
         if isinstance(surrogate := getattr(module, "surrogate", None), AdaptiveDspike):
@@ -38,7 +38,7 @@ def adaptive(net: nn.Module) -> list[AdaptiveDspike]:
 def adapt(
     fabric: Fabric, net: TimeFold, split: Split, loss: nn.Module, seed: int, progress: Progress, steps: int
 ) -> None:
-    """Before a training step: if a choice is due, rank 0 makes it on training samples, and all ranks take it."""
+    """Choose temperatures before a training step, if that is due: rank 0 does it on training samples for all ranks."""
     surrogates = adaptive(net)
     if not surrogates:
         return
@@ -56,8 +56,7 @@ def choose(
     net: TimeFold, surrogates: Sequence[AdaptiveDspike], split: Split, loss: nn.Module, seed: int, device: torch.device
 ) -> None:
     """Set every `b` to the candidate whose surrogate gradient has the highest cosine similarity to the finite
-    differences (on a tie as it was), again up to `moves` times, on a batch and at weights that `seed` draws, and note
-    the last choice.
+    differences (on a tie, `b` stays), up to `moves` times; store the last choice. `seed` draws a batch and weights.
 
     Raises UserError for a layer that the network does not have.
     """
@@ -90,7 +89,7 @@ def choose(
 
 
 def _move(group: Sequence[AdaptiveDspike], probe: Probe, finite: Tensor) -> None:
-    """Move the temperature that `group` shares to the best candidate, until it stays or has moved `moves` times."""
+    """Move the temperature shared by `group` to the best candidate, until it stays or has moved `moves` times."""
 
     @cache
     def fidelity(b: float) -> Fidelity:
@@ -101,7 +100,7 @@ def _move(group: Sequence[AdaptiveDspike], probe: Probe, finite: Tensor) -> None
     for _ in range(group[0].moves):
         candidates = group[0].candidates
         found = [fidelity(b) for b in candidates]
-        # a gradient that is zero everywhere loses; the first of equal ones, b as it was, wins
+        # a gradient that is zero everywhere loses; on a tie the first wins, which is b as it was
         best = max((1, 0, 2), key=lambda i: (found[i].ratio > 0, found[i].cosine))
         lower, same, higher = (f.cosine for f in found)
         for one in group:

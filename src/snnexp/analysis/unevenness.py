@@ -1,13 +1,13 @@
-"""Unevenness in the smallest neurons there are: step by step, and over all orders in which spikes can arrive.
+"""Unevenness in the smallest neurons: step by step, and over all orders in which spikes can arrive.
 
-A neuron (IF, soft reset) with k inputs hears W x(t), x(t) in {0, 1}^k, for T steps. For the same number of spikes on
-each input, another order can give another count. What is expected is the count for input that arrives evenly,
+A neuron (IF, soft reset) with k inputs receives W x(t), x(t) in {0, 1}^k, for T steps. For the same number of spikes on
+each input, another order can give another count. The expected count is that for input that arrives evenly,
 
     n* = clip(n + floor(v(T)/theta), 0, T),
 
-and the error is n - n* spikes. It is above 0 only where v(T) < 0 after a spike (over-firing), below 0 only where
-v(T) >= theta with a step to spare (under-firing), and then of the size of ceil(-v(T)/theta) or floor(v(T)/theta), at
-most what there is of spikes or of steps. Bu et al., ICLR 2022; snnexp.conversion.measure has the same for layers.
+and the error is n - n* spikes. It is above 0 only if v(T) < 0 after a spike (over-firing), below 0 only if v(T) >=
+theta with a step to spare (under-firing); its size is then ceil(-v(T)/theta) or floor(v(T)/theta), at most the number
+of spikes or of spare steps. Bu et al., ICLR 2022; snnexp.conversion.measure does the same for layers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from snnexp.dynamics import if_step
 from snnexp.errors import integer, number, require
 
 MOST = 20  # inputs x steps: 2^20 orders
-DECIMALS = 9  # potentials are rounded to: sums of decimal weights then meet multiples of theta
+DECIMALS = 9  # of rounded potentials, so that sums of decimal weights meet multiples of theta
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Neuron:
             isinstance(self.weights, Sequence) and bool(self.weights),
             "weights",
             self.weights,
-            "a list of numbers, one an input",
+            "a list of numbers, one per input",
         )
         self.weights = [number("weights", w, "a list of numbers") for w in self.weights]
         self.theta = number("theta", self.theta, "a number > 0", above=0)
@@ -51,7 +51,7 @@ class Neuron:
         self.T = integer("T", self.T, at_least=1)
 
     def run(self, spikes: Tensor) -> tuple[Tensor, Tensor]:
-        """Input [k, T, ...] of 0 and 1 to (counts, v(T)), [...] in double precision."""
+        """Map input [k, T, ...] of 0 and 1 to (counts, v(T)), [...] in double precision."""
         v = torch.full(spikes.shape[2:], self.start * self.theta, dtype=torch.float64)
         n, w = torch.zeros_like(v), torch.tensor(self.weights, dtype=torch.float64)
         for t in range(self.T):
@@ -62,15 +62,15 @@ class Neuron:
         return n, v
 
     def expected(self, n: Tensor, v: Tensor) -> Tensor:
-        """n* from count and residual."""
+        """Return n* from the count n and the residual v."""
         return (n + torch.floor((v / self.theta).round(decimals=DECIMALS))).clamp(0, self.T)
 
 
 @dataclass
 class Orders:
-    """All 2^(kT) inputs of a neuron: the `share` of each `error` (spikes too many), shares that over- and under-fire,
-    the share outside [0, theta) without an error, the widest range of counts for one and the same mean input, and the
-    worst inputs as text, a word an input, a digit a step (empty: there are none)."""
+    """The outcome of all 2^(kT) inputs of a neuron: `share` of each error (in surplus spikes), shares that over- and
+    under-fire, the share outside [0, theta) without an error, the widest range of counts for the same mean input, and
+    the worst inputs as text: a word per input, a digit per step (empty: none)."""
 
     neuron: Neuron
     orders: int
@@ -84,11 +84,11 @@ class Orders:
 
     @property
     def worst(self) -> tuple[int, int]:
-        """The most spikes too few, and too many: (<= 0, >= 0)."""
+        """The largest deficit and the largest surplus of spikes: (<= 0, >= 0)."""
         return min(self.share), max(self.share)
 
     def row(self) -> dict[str, Any]:
-        """For the table."""
+        """Return the row of the table."""
         few, many = self.worst
         return {
             "weights": " ".join(f"{w:g}" for w in self.neuron.weights),
@@ -108,7 +108,7 @@ class Orders:
 
 
 def search(neuron: Neuron) -> Orders:
-    """Every input of 0 and 1 that `neuron` can get, at once. Raises InvalidValue for more than 2^20 of them."""
+    """Run every input of 0 and 1 that `neuron` can get, at once. Raises InvalidValue if there are more than 2^20."""
     k, T = len(neuron.weights), neuron.T
     require(k * T <= MOST, "T", T, f"at most {MOST // k} for {k} inputs (2^{MOST} orders)")
     number_ = torch.arange(2 ** (k * T))
@@ -117,7 +117,7 @@ def search(neuron: Neuron) -> Orders:
     error = (n - neuron.expected(n, v)).long()
     values, counts = torch.unique(error, return_counts=True)
     outside = (v < 0) | (v >= neuron.theta)
-    counted = (spikes.sum(1) * (T + 1) ** torch.arange(k).view(-1, 1)).sum(0)  # which orders have the same mean input
+    counted = (spikes.sum(1) * (T + 1) ** torch.arange(k).view(-1, 1)).sum(0)  # identifies the mean input of an order
     zeros = torch.zeros((T + 1) ** k, dtype=n.dtype)
     most = zeros.scatter_reduce(0, counted, n, "amax", include_self=False)
     least = zeros.scatter_reduce(0, counted, n, "amin", include_self=False)
@@ -141,8 +141,8 @@ def search(neuron: Neuron) -> Orders:
 
 
 def trace(neuron: Neuron, trains: Sequence[str]) -> list[dict[str, Any]]:
-    """One input step by step, as rows of a table; the last row says what was expected. `trains`: a word of 0 and 1 for
-    each input, T digits long. Raises InvalidValue."""
+    """Run one input and return a row for each step, each with the final count, the expected one and the `kind`.
+    `trains`: a word of 0 and 1 for each input, T digits long. Raises InvalidValue."""
     fit = len(trains) == len(neuron.weights) and all(len(w) == neuron.T and set(w) <= set("01") for w in trains)
     require(fit, "trains", list(trains), f"{len(neuron.weights)} words of {neuron.T} digits 0 or 1")
     v, n, rows = neuron.start * neuron.theta, 0, []
@@ -167,7 +167,7 @@ def trace(neuron: Neuron, trains: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def kind(n: int, v: float, neuron: Neuron) -> str:
-    """What the residual says about a neuron: inside, over-firing, under-firing, correct zero or saturated."""
+    """Classify the residual v: inside, over-firing, under-firing, correct zero or saturated."""
     if 0 <= v < neuron.theta:
         return "inside"
     if v < 0:

@@ -1,9 +1,9 @@
-"""The AEDAT 2.0 files of a DVS128 (128 x 128 pixels), as CIFAR10-DVS comes in them.
+"""The AEDAT 2.0 files of a DVS128 (128 x 128 pixels), the format of CIFAR10-DVS.
 
-Format (jAER): header lines that start with `#`, the first `#!AER-DAT2.0`; then 8 bytes an event, two big-endian 32-bit
-words: address and timestamp in microseconds. Address bits 14-8 and 7-1 are the coordinates and bit 0 the polarity, 0 =
-ON; bit 15 marks what is no event of a pixel (a signal at the camera's socket). In CIFAR10-DVS the camera lay on its
-side: an image is upright with the column from bits 14-8 and the row from bits 7-1, both counted from 127 down.
+Format (jAER): header lines that start with `#`, the first being `#!AER-DAT2.0`; then 8 bytes per event, two big-endian
+32-bit words: address and timestamp in microseconds. Address bits 14-8 and 7-1 hold the coordinates, bit 0 the polarity
+(0 = ON); bit 15 marks words that are not pixel events (signals at the camera's connector). In CIFAR10-DVS the camera
+lay on its side: for an upright image, bits 14-8 give the column and bits 7-1 the row, both counted down from 127.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ HEADER = (
 
 
 def decode(data: bytes, name: str = "the recording") -> Events:
-    """Events in the bytes of a DVS128's file, brought into order of time (events of equal time keep theirs).
+    """Decode the bytes of a DVS128's file into events, sorted by time (events of equal time keep their order).
 
-    Raises EventFileError, which names `name`, for another format or version, a header without an end, an incomplete
-    event, an address that no DVS128 has, and a clock that has wrapped (71 minutes).
+    Raises EventFileError, which names `name`, for another format or version, an unterminated header, an incomplete
+    event, an address outside the DVS128, and a clock that has wrapped (after 71 minutes).
     """
     body = data[_header(data, name) :]
     if len(body) % BYTES:
         raise EventFileError(
-            f"{name}: {len(body)} bytes after the header are no whole number of {BYTES}-byte events; "
+            f"{name}: {len(body)} bytes after the header are not a whole number of {BYTES}-byte events; "
             "the file is truncated or damaged"
         )
     address, t = np.frombuffer(body, ">u4").reshape(-1, 2).T.astype(np.int64)
@@ -39,8 +39,8 @@ def decode(data: bytes, name: str = "the recording") -> Events:
     if beyond.any():
         k = int(beyond.argmax())
         raise EventFileError(
-            f"{name}: event {k} has the address 0x{address[k]:08x}, which no DVS128 (128 x 128 "
-            "pixels) has: the file is damaged or from another camera"
+            f"{name}: event {k} has the address 0x{address[k]:08x}, which is outside a DVS128 "
+            "(128 x 128 pixels): the file is damaged or from another camera"
         )
     if (np.diff(t) < -CLOCK // 2).any():
         raise EventFileError(
@@ -56,7 +56,7 @@ def decode(data: bytes, name: str = "the recording") -> Events:
 
 
 def encode(events: Events) -> bytes:
-    """The bytes of an AEDAT 2.0 file: the inverse of `decode`. Raises ValueError for what it cannot hold."""
+    """Encode events as an AEDAT 2.0 file: the inverse of `decode`. Raises ValueError for what it cannot hold."""
     t, x, y, p = (np.asarray(values, np.int64) for values in events)
     for values, limit, what in ((t, CLOCK, "t"), (x, SIDE, "x"), (y, SIDE, "y"), (p, 2, "p")):
         if len(values) and not 0 <= values.min() <= values.max() < limit:
@@ -71,14 +71,14 @@ def write(path: Path, events: Events) -> None:
 
 
 def _header(data: bytes, name: str) -> int:
-    """The number of bytes before the first event."""
+    """Return the number of bytes before the first event."""
     not_empty(data, name)
     if not data.startswith(VERSION):
         first = data[:40].split(b"\n")[0].decode("ascii", "replace").strip()
-        what = f"it is of another version ({first})" if first.startswith("#!AER-DAT") else "it is no AEDAT file"
+        what = f"it has another version ({first})" if first.startswith("#!AER-DAT") else "it is not an AEDAT file"
         raise EventFileError(f"{name}: {what}; an AEDAT 2.0 file starts with the line {VERSION.decode()}")
     end = 0
     while data[end : end + 1] == b"#":
         if not (end := data.find(b"\n", end) + 1):
-            raise EventFileError(f"{name}: the header has no end; the file is truncated")
+            raise EventFileError(f"{name}: the header is not terminated; the file is truncated")
     return end

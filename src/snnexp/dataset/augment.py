@@ -1,4 +1,4 @@
-"""Augmentation of images, a whole batch at a time, on the device where the batch is."""
+"""Augment images, a whole batch at a time, on the device of the batch."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ POLICIES = {
     "imagenet": v2.AutoAugmentPolicy.IMAGENET,
     "svhn": v2.AutoAugmentPolicy.SVHN,
 }
-DRAWS = 32  # of a sub-policy a batch: images that share a draw are then few, and calls do not cost more than the work
+DRAWS = 32  # of sub-policies per batch: few images share one, and the calls cost less than the work
 
 
 @dataclass(frozen=True)
 class Augment:
-    """`augment(x, seed)`: uint8 [N, C, H, W] -> the same, each image changed by chance; a function of x and `seed`.
+    """`augment(x, seed)` returns a random change of each uint8 image in x [N, C, H, W], determined by x and `seed`.
 
-    In this order: `zoom`: a part of each image, of a share of its area between the two numbers and an aspect between
-    3/4 and 4/3, scaled to `size` pixels square (None: to H x W), the random resized crop of Szegedy et al. (2015);
-    `crop`: shift by up to so many pixels each way, the border black (pad and crop); `flip`: left and right exchanged
-    for every other image; `policy`: AutoAugment (Cubuk et al., CVPR 2019) with the policy found for cifar10, imagenet
-    or svhn; `cutout`: one square of so many pixels, centred anywhere in the image, grey (DeVries and Taylor 2017). 0
-    and None are none. All chance is drawn on the CPU, so a GPU sees the same images. Raises InvalidValue.
+    The steps, in this order: `zoom`, the random resized crop of Szegedy et al. (2015), takes a part of each image with
+    a share of the area between the two numbers and an aspect ratio between 3/4 and 4/3, and scales it to `size` pixels
+    square (None: to H x W); `crop` shifts by up to that many pixels in each direction and fills with black (pad and
+    crop); `flip` mirrors each image left to right with probability 1/2; `policy` applies AutoAugment (Cubuk et al.,
+    CVPR 2019) with the policy found for cifar10, imagenet or svhn; `cutout` greys a square with a side of that many
+    pixels, centred anywhere in the image (DeVries and Taylor 2017). 0, False and None switch a step off. All random
+    numbers are drawn on the CPU, so a GPU sees the same images. Raises InvalidValue.
     """
 
     zoom: Sequence[float] | None = None
@@ -38,7 +39,7 @@ class Augment:
     flip: bool = False
     policy: str | None = None
     cutout: int = 0
-    size: int | None = None  # set by a dataset that keeps its images larger than it shows them
+    size: int | None = None  # set by a dataset that stores its images larger than it shows them
 
     def __post_init__(self) -> None:
         if self.zoom is not None:
@@ -67,7 +68,7 @@ class Augment:
         if self.crop:
             x = shifted(x, self.crop, draw(2 * self.crop + 1), draw(2 * self.crop + 1))
         if self.flip:
-            # rows of both versions: on a CPU six times as fast as torch.where
+            # indexing both versions is six times as fast as torch.where on a CPU
             x = torch.cat([x, x.flip(3)]).index_select(0, torch.arange(n, device=x.device) + n * draw(2))
         if self.policy:
             x = autoaugmented(x, self.policy, seed)
@@ -78,8 +79,8 @@ class Augment:
 
 
 def drawn_boxes(n: int, zoom: Sequence[float], random: torch.Generator) -> Tensor:
-    """[n, 4]: (top, left, height, width) in shares of an image's sides: area uniform in `zoom`, aspect (width to
-    height, in a square image) log-uniform in 3/4..4/3, place uniform."""
+    """Draw boxes [n, 4] as (top, left, height, width) in shares of an image's sides: area uniform in `zoom`, aspect
+    ratio (width to height, in a square image) log-uniform in 3/4..4/3, position uniform."""
     area, aspect, *place = torch.rand(4, n, generator=random)
     area = zoom[0] + (zoom[1] - zoom[0]) * area
     root = ((2 * aspect - 1) * math.log(4 / 3) / 2).exp()
@@ -88,10 +89,10 @@ def drawn_boxes(n: int, zoom: Sequence[float], random: torch.Generator) -> Tenso
 
 
 def zoomed(x: Tensor, boxes: Tensor, size: int | None) -> Tensor:
-    """The parts `boxes` ([N, 4], see `drawn_boxes`) of x uint8 [N, C, H, W], bilinearly to `size` square, or H x W."""
+    """Scale the parts `boxes` ([N, 4], see `drawn_boxes`) of uint8 x [N, C, H, W] bilinearly, to `size` or H x W."""
     top, left, height, width = boxes.T
     zero = torch.zeros_like(top)
-    # from an output's -1..1 to its box in the input's -1..1
+    # maps the output's -1..1 to its box within the input's -1..1
     affine = torch.stack([width, zero, 2 * left + width - 1, zero, height, 2 * top + height - 1], 1).view(-1, 2, 3)
     shape = [*x.shape[:2], *((size, size) if size else x.shape[2:])]
     grid = F.affine_grid(affine, shape, align_corners=False)
@@ -99,18 +100,18 @@ def zoomed(x: Tensor, boxes: Tensor, size: int | None) -> Tensor:
 
 
 def shifted(x: Tensor, pad: int, down: Tensor, right: Tensor) -> Tensor:
-    """Windows of x [N, C, H, W] padded by `pad` zeros, whose corners are `down`, `right` [N] in 0..2 pad."""
+    """Pad x [N, C, H, W] by `pad` zeros and cut H x W windows with corners `down`, `right` [N] in 0..2 pad."""
     n, channels, height, width = x.shape
     padded = F.pad(x, 4 * (pad,)).contiguous()
     image, row = padded.stride(0), padded.stride(2)
-    # all windows as one overlapping view, its first axis the place of the corner: a crop is then a row of it
+    # one overlapping view holds all windows, indexed by the position of the corner: a crop is one row of it
     corners = (n - 1) * image + 2 * pad * (row + 1) + 1
     windows = padded.as_strided((corners, channels, height, width), (1, padded.stride(1), row, 1))
     return windows.index_select(0, torch.arange(n, device=x.device) * image + down * row + right)
 
 
 def autoaugmented(x: Tensor, policy: str, seed: int) -> Tensor:
-    """torchvision's AutoAugment on x uint8 [N, C, H, W]; a batch's images share `DRAWS` draws of a sub-policy."""
+    """Apply torchvision's AutoAugment to x uint8 [N, C, H, W]; a batch shares `DRAWS` draws of a sub-policy."""
     transform = v2.AutoAugment(POLICIES[policy])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torchvision draws from the global generator
@@ -118,6 +119,6 @@ def autoaugmented(x: Tensor, policy: str, seed: int) -> Tensor:
 
 
 def _band(centre: Tensor, size: int, length: int) -> Tensor:
-    """Bool [N, size]: the `length` places around each of `centre` [N], cut at the ends."""
+    """Return a mask, bool [N, size], of the `length` places around each `centre` [N], cut at the ends."""
     place = torch.arange(size, device=centre.device) - (centre - length // 2)[:, None]
     return (place >= 0) & (place < length)

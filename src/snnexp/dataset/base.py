@@ -1,4 +1,4 @@
-"""What every dataset gives to training: three splits of in-memory or memory-mapped tensors."""
+"""The interface from datasets to training: three splits of in-memory or memory-mapped tensors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from snnexp.errors import number, require
 
 @dataclass(frozen=True)
 class Split:
-    """Samples `x` [n, ...] (uint8, possibly a memory map shared with other splits), their labels `y` [n] int64, and
-    `index` int64: the rows of both that belong to this split."""
+    """Samples `x` [n, ...] (uint8, possibly a memory map shared by splits), their labels `y` [n] int64, and `index`
+    int64: the rows of both that belong to this split."""
 
     x: Tensor
     y: Tensor
@@ -28,18 +28,18 @@ class Split:
         order = torch.arange(len(self)) if order is None else order
         for positions in torch.split(order.to(self.index.device), size):
             rows = self.index[positions]
-            # index_select copies whole rows: many times as fast as self.x[rows] for bytes
+            # index_select copies whole rows: many times as fast as self.x[rows] on bytes
             yield self.x.index_select(0, rows), self.y.index_select(0, rows)
 
 
 @dataclass(frozen=True)
 class Data:
-    """A prepared dataset. `shape` is one step's (C, H, W); `temporal` says whether x has a time axis after the batch
-    axis ([n, T, C, H, W]) or is shown unchanged at each step ([n, C, H, W]). `averaged`: x has a time axis, but what is
-    shown unchanged is its mean over time (`temporal` is then false).
+    """A prepared dataset. `shape` is (C, H, W) of one step. `temporal`: x has a time axis after the batch axis ([n, T,
+    C, H, W]); otherwise the same x is shown at each step ([n, C, H, W]). `averaged`: x has a time axis, but its mean
+    over time is shown at each step (`temporal` is then false).
 
-    `augment(x [b, ...], seed)` changes a training batch, on whatever device it is, as a function of `seed`.
-    `normalize`: (mean, std) per channel in units of 255: becomes part of the network, which takes images of 0..255.
+    `augment(x [b, ...], seed)` changes a training batch on the batch's device, determined by x and `seed`. `normalize`:
+    (mean, std) per channel in units of 255; the network applies it, so its inputs are 0..255.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Data:
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def to(self, device: torch.device) -> Data:
-        """With training and validation data on `device`, where batches are then taken; what splits share stays one."""
+        """Return a copy with training and validation data on `device`; tensors that splits share stay shared."""
         kept = {id(t): t for split in (self.train, self.val) for t in (split.x, split.y, split.index)}
         there = {key: t.to(device) for key, t in kept.items()}
 
@@ -65,16 +65,16 @@ class Data:
 
 
 def validation_share(value: float) -> float:
-    """`value` if it is a share between 0 and 1, else InvalidValue."""
+    """Return `value` if it lies between 0 and 1, else raise InvalidValue."""
     return number("validation", value, "a share between 0 and 1, both excluded", above=0, below=1)
 
 
 def split_train(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows 0..n-1 parted into (train, validation) by `seed`; `share` of them, at least one, validate. Sorted.
+    """Split rows 0..n-1 by `seed` into (train, validation), sorted; `share` of them, at least one, validates.
 
-    Raises InvalidValue if none is left to train.
+    Raises InvalidValue if no row is left for training.
     """
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     cut = max(1, round(share * n))
-    require(cut < n, "validation", share, f"smaller: of {n} training samples none would be left to train")
+    require(cut < n, "validation", share, f"smaller: it leaves none of {n} training samples to train on")
     return rows[cut:].sort().values, rows[:cut].sort().values

@@ -2,12 +2,12 @@
 makes the three saccades of N-MNIST (`dvs128.py` has the DVS128 of CIFAR10-DVS).
 
 Pixel model, in continuous time (Lichtsteiner et al. 2008; Posch et al. 2011): the image moves over the sensor along a
-path and is blurred by the optics; a photoreceptor follows the logarithm of the light with a time constant; when it has
-moved by the pixel's own ON or OFF threshold from a stored level, the pixel emits an event at the moment of crossing,
-stores the level it then has, and is deaf for its refractory time. Background events come on top.
+path and is blurred by the optics; a photoreceptor follows the logarithm of the light with a time constant; when its
+level has moved by the pixel's own ON or OFF threshold from a stored level, the pixel emits an event at the moment of
+crossing, stores the new level, and ignores the light for its refractory time. Background events are added.
 
-The ATIS (set-up: Orchard et al. 2015) sees ink dark on a bright screen, as the polarity of the recordings tells. Its
-numbers were fitted to pairs (MNIST image, its real recording): docs/datasets.md.
+The ATIS (set-up: Orchard et al. 2015) sees dark ink on a bright screen, as the polarity of the recordings shows. Its
+constants were fitted to pairs of an MNIST image and its real recording: docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 from snnexp.dataset.events import HEIGHT, Events
 from snnexp.errors import number, require
 
-VERSION = 1  # raise it when the same settings give other events: prepared recordings are then made anew
+VERSION = 1  # increase when the same settings give other events, so that recordings are prepared again
 IMAGE = 28  # rows and columns of an image, as in MNIST
-STEP = 1500  # us; between two steps the photoreceptor's level is taken as linear
-STEPS = 211  # a recording lasts so many steps: 316.5 ms
-LEVELS = 4000  # of light between a screen's black and white
+STEP = 1500  # us; the photoreceptor's level is linear between two steps
+STEPS = 211  # length of a recording: 316.5 ms
+LEVELS = 4000  # light levels from a screen's black to white
 Array = NDArray[np.float32]
 
 PAUSES = (0, 90_000, 105_000, 195_000, 210_000, STEPS * STEP)  # us: start and end of each saccade
-# Where the image's centre is: time in ms, then right and down from the sensor's centre in sensor pixels.
+# Positions of the image's centre: time in ms, then sensor pixels right of and below the sensor's centre.
 PATH = (
     (0, -2.49, -1.69),
     (10, -2.47, -1.64),
@@ -72,17 +72,17 @@ PATH = (
 
 @dataclass(frozen=True)
 class EventCamera:
-    """The pixel model's constants. Raises InvalidValue for one out of range.
+    """The constants of the pixel model. Raises InvalidValue for one out of range.
 
     blur: standard deviation of the optics, sensor pixels. dark: light of a black screen as a share of a white one.
-    receptor: time constant of the photoreceptor, us. on, off: thresholds, in units of the natural logarithm.
-    mismatch: spread of the thresholds and refractory times from pixel to pixel, relative. refractory: us, at least one
-    step. noise: background events a second and pixel, and noise_spread the spread of its logarithm from pixel to pixel
-    (a few pixels are "hot"); noise_on: share of ON among them. seed: the sensor's fixed pattern and all chance.
+    receptor: time constant of the photoreceptor, us. on, off: thresholds, in units of the natural logarithm. mismatch:
+    relative spread of thresholds and refractory times across pixels. refractory: us, at least one step. noise:
+    background events per second and pixel; noise_spread: spread of its logarithm across pixels (a few pixels are
+    "hot"); noise_on: share of ON among them. seed: determines the sensor's fixed pattern and all random draws.
 
-    A subclass says how large the sensor and the image are (`side`, `image`: rows, and as many columns), how long a
-    `step` (us) is and how many there are (`steps`), in how many `parts` of one the weights of image rows are given, and
-    defines `_weights` and `_log_light`.
+    A subclass defines the sizes of sensor and image (`side`, `image`: rows, and as many columns), the length of a
+    `step` (us) and the number of `steps`, `_weights` and `_log_light`; the weights of image rows are rounded to
+    1/`parts`.
     """
 
     side: ClassVar[int]
@@ -114,26 +114,26 @@ class EventCamera:
 
     @property
     def steps(self) -> int:
-        """A recording lasts so many steps."""
+        """The number of steps in a recording."""
         raise NotImplementedError
 
     def _weights(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Share of each image row in what each sensor row sees at each step, [steps + 1, side, image], and the same for
-        columns."""
+        """Return the share of each image row in what each sensor row sees at each step, [steps + 1, side, image], and
+        the same for columns."""
         raise NotImplementedError
 
     def _log_light(self) -> NDArray[np.float64]:
-        """Log light of each of the LEVELS of the image, and of some above."""
+        """Return the log light of each of the LEVELS of the image, and of some levels above."""
         raise NotImplementedError
 
     def _moved(self, t: NDArray[np.float64], chance: np.random.Generator) -> NDArray[np.float64]:
-        """Times of events, us, as they are in one recording."""
+        """Return the times of events (us) as one recording has them; a subclass may shift them."""
         return t
 
     def record(self, images: NDArray[np.uint8], keys: Sequence[int]) -> list[Events]:
-        """Record `images` uint8 [n, image, image]; `keys` [n] >= 0 name each one's chance.
+        """Record `images` uint8 [n, image, image]; `keys` [n] >= 0 seed the random draws of each.
 
-        A recording is a function of the camera, its image and its key alone, whatever else is in the batch.
+        A recording depends on the camera, its image and its key alone, not on the rest of the batch.
         """
         n, side, step_us = len(images), self.side, self.step
         on, off, dead, rate = self._pattern()
@@ -142,12 +142,12 @@ class EventCamera:
         ink = images.transpose(1, 0, 2).astype(np.float32)
         follow = np.float32(1 - np.exp(-step_us / self.receptor))
 
-        # Arrays are [side rows, n, side columns]: then either side of `_see` is one matrix product.
+        # Arrays are [side rows, n, side columns], so that each half of `_see` is one matrix product.
         level = self._see(ink, 0)
-        # a pixel's stored level is anywhere between its thresholds when the recording starts
+        # at the start, the level is at a random place between each pixel's two thresholds
         centre = level + reach * np.stack([c.uniform(-1, 1, (side, side)) for c in chance], 1).astype(np.float32)
         pixel = (np.arange(side)[:, None, None] * side + np.arange(side) + np.zeros((1, n, 1), int)).ravel()
-        free = np.zeros_like(level)  # when each pixel's refractory time ends, us
+        free = np.zeros_like(level)  # end of each pixel's refractory time, us
         deaf, kept = np.zeros(0, int), np.zeros(0, np.float32)  # pixels in their refractory time, and their new centre
         found = []
         for step in range(1, self.steps + 1):
@@ -162,19 +162,19 @@ class EventCamera:
             place, margin = pixel[hit], reach.flat[pixel[hit]]
             rise = level.flat[hit] > goal
             goal += np.where(rise, margin, -margin)
-            # where not: it is at or beyond its threshold already, and waited for its refractory time to end
+            # elsewhere, the level crossed the threshold earlier, during the refractory time
             inside = ((first < goal) == rise) & (slope != 0)
             t = start + np.divide(goal - first, slope, out=np.zeros_like(first), where=inside)
             t = np.clip(t, free.flat[hit], start + step_us)
             free.flat[hit] = t + dead.flat[place]
-            centre.flat[hit] = np.nan  # no comparison with NaN is true
+            centre.flat[hit] = np.nan  # comparisons with NaN are false: the pixel is silent
             deaf = np.concatenate([deaf[~ready], hit])
             kept = np.concatenate([kept[~ready], first + slope * (t - start) + middle.flat[place]])
             found.append((hit // side % n, place, t, rise))
         return self._collect(found, rate, chance)
 
     def _pattern(self) -> tuple[Array, Array, Array, Array]:
-        """The sensor's pixels [side, 1, side]: ON and OFF threshold, refractory time (us), background rate (1/s)."""
+        """Return the pixels' ON and OFF threshold, refractory time (us), background rate (1/s), [side, 1, side]."""
         spread = np.random.default_rng((self.seed, 0)).standard_normal((4, self.side, 1, self.side), np.float32)
         vary = np.clip(1 + self.mismatch * spread[:3], 0.3, 2)
         hot = np.exp(self.noise_spread * spread[3] - self.noise_spread**2 / 2)
@@ -186,11 +186,10 @@ class EventCamera:
         )
 
     def _see(self, ink: Array, step: int) -> Array:
-        """Log light on the sensor [side, n, side] at `step`, of `ink` [image, n, image] in 0..255: image and blur are
-        separable.
+        """Return the log light on the sensor [side, n, side] at `step`, from `ink` [image, n, image] in 0..255.
 
-        All factors are whole numbers and all products stay below 2^24, so float32 is exact, and a recording depends
-        neither on the batch nor on how a matrix product is ordered.
+        Rows and columns are separable. All factors are integers and all products stay below 2^24, so float32 is exact,
+        and a recording depends neither on the batch nor on the order of sums in a matrix product.
         """
         n, (rows, columns, log_light) = ink.shape[1], self._optics
         half = rows[step] @ ink.reshape(self.image, -1)
@@ -203,7 +202,7 @@ class EventCamera:
 
     @cached_property
     def _optics(self) -> tuple[Array, Array, Array]:
-        """`_weights` in whole parts, of the columns as [steps + 1, image, side], and `_log_light`."""
+        """`_weights` as integers, those of columns as [steps + 1, image, side], and `_log_light`."""
         both = zip(self._weights(), (self.parts, LEVELS), strict=True)
         rows, columns = (torch.round(share * unit).float() for share, unit in both)
         return rows.numpy(), np.ascontiguousarray(columns.mT.numpy()), self._log_light().astype(np.float32)
@@ -214,7 +213,7 @@ class EventCamera:
         rate: Array,
         chance: list[np.random.Generator],
     ) -> list[Events]:
-        """Sort the events by recording and time, with each recording's background events among them."""
+        """Sort the events by recording and time, after adding each recording's background events."""
         owner, pixel, t, p = (np.concatenate(parts) for parts in zip(*found, strict=True))
         by = np.argsort(owner, kind="stable")
         bounds = np.searchsorted(owner[by], np.arange(len(chance) + 1))
@@ -234,8 +233,8 @@ class EventCamera:
 
 @dataclass(frozen=True)
 class Camera(EventCamera):
-    """The ATIS. `EventCamera`, and scale: sensor pixels an image pixel; jitter: standard deviation of the time at which
-    the second and the third saccade start, us; path: rows of (ms, right, down), see `PATH`."""
+    """The ATIS. To `EventCamera` it adds scale: sensor pixels per image pixel; jitter: standard deviation of the start
+    of the second and third saccades, us; path: rows of (ms, right, down), see `PATH`."""
 
     side = HEIGHT
     image = IMAGE
@@ -256,7 +255,7 @@ class Camera(EventCamera):
             sound and all(a[0] < b[0] for a, b in pairwise(self.path)),
             "path",
             self.path,
-            "at least two rows of (ms, right, down), the times rising",
+            "at least two rows of (ms, right, down) with rising times",
         )
 
     def _weights(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -275,7 +274,7 @@ class Camera(EventCamera):
 
 
 def shares(edges: NDArray[np.floating], shift: NDArray[np.floating], side: int, blur: float) -> torch.Tensor:
-    """Share of each image pixel in what each sensor pixel sees, [len(shift), side, len(edges) - 1]: boxes between
-    `edges`, moved by each of `shift`, under a Gaussian `blur`; all in sensor pixels from the sensor's centre."""
+    """Return the share of each image pixel in what each sensor pixel sees, [len(shift), side, len(edges) - 1]: boxes
+    between `edges`, moved by each `shift`, under a Gaussian `blur`; all in sensor pixels from the sensor's centre."""
     distance = edges + shift[:, None, None] - (np.arange(side) - (side - 1) / 2)[:, None]
     return torch.diff(torch.special.ndtr(torch.from_numpy(distance / blur)))

@@ -1,4 +1,4 @@
-"""CIFAR10-DVS: 10,000 images of CIFAR-10 that move on a screen, recorded by a DVS128 (H. Li et al., Frontiers in
+"""CIFAR10-DVS: 10,000 CIFAR-10 images that move on a screen, recorded by a DVS128 (H. Li et al., Frontiers in
 Neuroscience 2017); and recordings of the same kind by the simulated camera."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from snnexp.dataset.base import Data
 from snnexp.dataset.events import Events
 from snnexp.dataset.image_folder import image_folder
 from snnexp.dataset.images import files
-from snnexp.dataset.prepare import digest, in_order, prepare, progress
+from snnexp.dataset.prepare import digest, in_order, prepared_once, progress
 from snnexp.dataset.recordings import Binning, Zip, load
 from snnexp.errors import UserError, choice, integer, number, require
 
@@ -30,17 +30,18 @@ PAGE = "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671/2"
 CLASSES = tuple(standard.CIFAR10.split())
 SOURCES = ("digits", "cifar10", "image_folder")
 NUMBERED = re.compile(r"(\d+)\.aedat$")
-CHUNK = 8  # images the camera sees at a time: its arrays then stay in the cache
+CHUNK = 8  # images simulated at a time, so that arrays stay in the cache
 
 
 @dataclass(frozen=True)
 class Options:
-    """What both datasets let the user choose; see conf/dataset/cifar10_dvs.yaml. Raises InvalidValue.
+    """Options of both datasets; see conf/dataset/cifar10_dvs.yaml. Raises InvalidValue.
 
-    `size`: frames are size x size cells of 128/size x 128/size pixels. `average`: the network is shown the mean of the
-    frames as one image. `samples`: use only the first so many recordings of each class. `test`: share of each class's
-    recordings that tests, drawn once, whatever the `seed`; `validation`: share of the others that validates, drawn by
-    `seed`. `crop`, `flip`: of training recordings, all frames alike (`Augment`). The rest: `Binning`.
+    `size`: frames are size x size cells of 128/size x 128/size pixels. `average`: show the network the mean of the
+    frames as one image. `samples`: use only that many recordings of each class, the first ones. `test`: share of each
+    class's recordings used for test, drawn once, whatever the `seed`; `validation`: share of the others used for
+    validation, drawn by `seed`. `crop`, `flip`: augment training recordings, all frames alike (`Augment`). Others:
+    `Binning`.
     """
 
     cache: str | Path
@@ -60,7 +61,7 @@ class Options:
     def __post_init__(self) -> None:
         Binning(self.timesteps, self.bins, self.values, self.duration)
         whole = isinstance(self.size, int) and 0 < self.size <= aedat.SIDE and aedat.SIDE % self.size == 0
-        require(whole, "size", self.size, "a divisor of 128, so that all cells are alike: 128, 64, 32, 16, ...")
+        require(whole, "size", self.size, "a divisor of 128, so that all cells have one size: 128, 64, 32, 16, ...")
         require(isinstance(self.average, bool), "average", self.average, "true or false")
         if self.samples is not None:
             integer("samples", self.samples, at_least=3)
@@ -69,11 +70,12 @@ class Options:
 
 
 def cifar10_dvs(root: str | Path, classes: Sequence[str] | None = None, **options: object) -> Data:
-    """The real recordings below `root`: of each class an archive `<class>.zip` as downloaded, or a folder `<class>`.
+    """Load the real recordings below `root`: per class, an archive `<class>.zip` as downloaded or a folder `<class>`.
 
-    `classes`: only these (null: all ten). Any part of each class will do. Nothing is written to `root`. Other arguments
-    and what is returned: `Options`, `recordings.load`. Raises UserError that names the folder and the download page if
-    there is nothing to read, EventFileError for a file that is no recording of a DVS128, and InvalidValue.
+    `classes`: only these (None: all ten). Classes may be incomplete. Nothing is written to `root`. For the other
+    arguments and the result see `Options` and `recordings.load`. Raises UserError that names the folder and the
+    download page if there is nothing to read, EventFileError for a file that is not a recording of a DVS128, and
+    InvalidValue.
     """
     chosen, known = Options(**options), tuple(CLASSES if classes is None else classes)  # type: ignore[arg-type]
     require(len(known) > 1 and set(known) <= set(CLASSES), "classes", list(known), f"null, or some of {list(CLASSES)}")
@@ -83,18 +85,18 @@ def cifar10_dvs(root: str | Path, classes: Sequence[str] | None = None, **option
 def cifar10_saccade(
     source: str, root: str | Path, camera: dvs128.DVS128 | None = None, download: bool = False, **options: object
 ) -> Data:
-    """Images that move before the simulated `camera`, recorded once into AEDAT files below `cache` and read as the real
-    ones are.
+    """Record moving images once with the simulated `camera`, into AEDAT files below `cache`, and load those.
 
-    `source`: `digits`, scikit-learn's (root is not used); `cifar10`, torchvision's below `root`, which `download` lets
-    it fetch; `image_folder`, any images in `root/train/<class>/`. `samples` of each class are recorded, of those that
-    train; images are seen as grey, 32 x 32. Other arguments: `cifar10_dvs`. Raises UserError and InvalidValue.
+    `source`: `digits`, scikit-learn's (`root` is ignored); `cifar10`, torchvision's below `root`, which `download` lets
+    it fetch; `image_folder`, any images in `root/train/<class>/`. The first `samples` images of each class are recorded
+    (of cifar10 and image_folder, training images), as grey images of 32 x 32. Other arguments: `cifar10_dvs`. Raises
+    UserError and InvalidValue.
     """
     chosen, camera = Options(**options), camera or dvs128.DVS128()  # type: ignore[arg-type]
     x, y, classes = _images(choice("source", source, SOURCES), root, download, chosen)
     seen = hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
     key = digest(version=dvs128.VERSION, images=[source, seen, list(classes)], camera=asdict(camera))
-    directory = prepare(
+    directory = prepared_once(
         Path(chosen.cache).expanduser() / "cifar10_saccade" / f"recordings-{key}",
         lambda to: film(camera, x, y, classes, to),
     )
@@ -103,37 +105,37 @@ def cifar10_saccade(
 
 @dataclass
 class Recordings:
-    """Recordings in files, or in members of archives, in cells of `cell` x `cell` pixels, from the first event on."""
+    """Recordings in files or archive members, in cells of `cell` x `cell` pixels, with time from the first event."""
 
     cell: int
     places: list[tuple[Path | Zip, str]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
 
     def read(self, k: int) -> Events:
-        """Recording `k` of the list. Raises EventFileError."""
+        """Return the events of recording `k`. Raises EventFileError."""
         place, member = self.places[k]
         name = f"{place.path}:{member}" if isinstance(place, Zip) else str(place)
         t, x, y, p = aedat.decode(place.read(member) if isinstance(place, Zip) else place.read_bytes(), name)
         if not len(t):
-            raise UserError(f"{name}: the file holds no event")
+            raise UserError(f"{name}: the file holds no events")
         return Events(t - t[0], x // self.cell, y // self.cell, p)
 
 
 @dataclass(frozen=True)
 class OfRecordings:
-    """An `Augment` that changes all frames of a recording alike."""
+    """Apply an `Augment` to all frames of a recording alike."""
 
     augment: Augment
 
     def __call__(self, x: Tensor, seed: int) -> Tensor:
-        """uint8 [N, T, C, H, W] -> the same."""
+        """Augment x uint8 [N, T, C, H, W]."""
         return self.augment(x.flatten(1, 2), seed).view_as(x)
 
 
 def film(
     camera: dvs128.DVS128, x: NDArray[np.uint8], y: NDArray[np.int64], classes: Sequence[str], directory: Path
 ) -> None:
-    """Record images x [n, 32, 32] of labels y into `directory/<class>/cifar10_<class>_<k>.aedat`, k from 0 by class."""
+    """Record images x [n, 32, 32] with labels y as `directory/<class>/cifar10_<class>_<k>.aedat`, k from 0 by class."""
     for name in classes:
         (directory / name).mkdir()
     place = [int((y[:k] == label).sum()) for k, label in enumerate(y)]
@@ -145,7 +147,7 @@ def film(
             aedat.write(directory / name / f"cifar10_{name}_{place[k]}.aedat", recording)
         return len(rows)
 
-    with threadpool_limits(1):  # a thread a core is at work already
+    with threadpool_limits(1):  # `in_order` already runs one thread per core
         for _ in progress(in_order(shoot, range(0, len(y), CHUNK)), "cifar10_saccade: recording", len(y), int):
             pass
 
@@ -153,7 +155,7 @@ def film(
 def _images(
     source: str, root: str | Path, download: bool, options: Options
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
-    """(grey images [n, 32, 32], labels [n], classes): the first `samples` of each class."""
+    """Return (grey images [n, 32, 32], labels [n], classes) of the first `samples` images of each class."""
     if source == "digits":
         train, test = bundled.read()
         small, labels = (torch.from_numpy(np.concatenate(parts)) for parts in ((train.x, test.x), (train.y, test.y)))
@@ -176,12 +178,12 @@ def _images(
 
 
 def _first(labels: Tensor, classes: int, samples: int | None) -> Tensor:
-    """Rows of the first `samples` of each class (None: all), in order."""
+    """Return the rows of the first `samples` of each class (None: all), in order."""
     return torch.cat([(labels == label).nonzero().flatten()[:samples] for label in range(classes)]).sort().values
 
 
 def _loaded(name: str, root: Path, classes: tuple[str, ...], options: Options) -> Data:
-    """`Data` of the recordings below `root`, split by class."""
+    """Return `Data` of the recordings below `root`, split class by class."""
     train, test = (Recordings(aedat.SIDE // options.size) for _ in range(2))
     identity: list[object] = [options.size, options.test]
     for label, wanted in enumerate(classes):
@@ -191,8 +193,7 @@ def _loaded(name: str, root: Path, classes: tuple[str, ...], options: Options) -
         cut = max(1, round(options.test * len(found)))
         if cut >= len(found):
             raise UserError(
-                f"{len(found)} recordings of the class {wanted} with dataset.test={options.test} leave "
-                "none to train with"
+                f"{len(found)} recordings of the class {wanted} with dataset.test={options.test} leave none to train on"
             )
         for part, kept in ((test, rows[:cut]), (train, rows[cut:])):
             part.places += [found[k] for k in np.sort(kept)]
@@ -206,8 +207,8 @@ def _loaded(name: str, root: Path, classes: tuple[str, ...], options: Options) -
 
 
 def _found(root: Path, name: str, samples: int | None) -> tuple[list[tuple[Path | Zip, str]], object]:
-    """(the first `samples` recordings of the class `name` by number, what changes when they do)."""
-    # an archive first: it is whole or refused, while a folder beside it may stem from an interrupted extraction
+    """Return (first `samples` recordings of class `name` by number, an identity that changes when their files do)."""
+    # archives first: they are complete or rejected, while a folder may come from an interrupted extraction
     for path in (root / f"{name}.zip", root / "download" / f"{name}.zip"):
         if path.exists():
             archive = Zip(path)
@@ -219,7 +220,7 @@ def _found(root: Path, name: str, samples: int | None) -> tuple[list[tuple[Path 
         if paths:
             return [(path, "") for path in paths], files(paths)
         if any(folder.glob("*.aedat4")):
-            raise UserError(f"{folder} holds AEDAT 4 files: this reads the AEDAT 2.0 files of {PAGE}")
+            raise UserError(f"{folder} holds AEDAT 4 files: only the AEDAT 2.0 files of {PAGE} can be read")
     raise UserError(
         f"no CIFAR10-DVS recordings of the class {name} in {root.resolve()}: looked for {name}.zip and "
         f"{name}/*_<number>.aedat. Download airplane.zip ... truck.zip from {PAGE} into that folder (extracted or "
@@ -229,5 +230,5 @@ def _found(root: Path, name: str, samples: int | None) -> tuple[list[tuple[Path 
 
 
 def _by_number(names: Sequence[str]) -> list[str]:
-    """Those of `names` that end as a recording's does, by their numbers."""
+    """Return the `names` that end like a recording's, sorted by number."""
     return [m.string for m in sorted(filter(None, map(NUMBERED.search, names)), key=lambda m: (int(m[1]), m.string))]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from snnexp.dataset.augment import Augment
 from snnexp.dataset.base import Data, Split, split_train, validation_share
-from snnexp.dataset.images import moments
+from snnexp.dataset.images import Sums
 
 CLASSES = tuple("0123456789")
 
@@ -23,7 +23,7 @@ class Images(NamedTuple):
 
 
 def read() -> tuple[Images, Images]:
-    """(train 1,437, test 360), uint8 [n, 8, 8] in 0..16. The split is always the same; it tests 36 of each digit."""
+    """Return (train 1,437, test 360), uint8 [n, 8, 8] in 0..16. The split is fixed; 36 of each digit are for test."""
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
@@ -35,7 +35,7 @@ def read() -> tuple[Images, Images]:
 
 
 def digits(validation: float = 0.1, seed: int = 0, augment: Augment | None = None) -> Data:
-    """`Data` with x uint8 [n, 1, 8, 8]; `validation`, a share, of the training images validates, drawn by `seed`.
+    """Load the digits with x uint8 [n, 1, 8, 8]; `seed` draws the share `validation` of training images to validate on.
 
     Raises InvalidValue for a share outside (0, 1).
     """
@@ -55,5 +55,5 @@ def digits(validation: float = 0.1, seed: int = 0, augment: Augment | None = Non
         classes=CLASSES,
         temporal=False,
         augment=augment,
-        normalize=moments([x[: len(train.y)].numpy()]),
+        normalize=Sums().add(x[: len(train.y)].numpy()).moments(),
     )

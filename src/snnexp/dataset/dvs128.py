@@ -1,4 +1,4 @@
-"""A simulated DVS128 before a screen on which an image moves, as CIFAR10-DVS was recorded.
+"""A simulated DVS128 before a screen on which an image moves, as in the recording of CIFAR10-DVS.
 
 H. Li et al., "CIFAR10-DVS: An Event-Stream Dataset for Object Classification", Frontiers in Neuroscience 2017: images
 of 32 x 32 are enlarged to 512 x 512 by bicubic interpolation and make a repeated closed-loop smooth movement on a
@@ -17,17 +17,17 @@ from snnexp.dataset.aedat import SIDE
 from snnexp.dataset.camera import LEVELS, EventCamera, shares
 from snnexp.errors import integer, number, require
 
-VERSION = 1  # raise it when the same settings give other events: prepared recordings are then made anew
-GAMMA = 2.2  # of a screen: light against pixel value
+VERSION = 1  # increase when the same settings give other events, so that recordings are prepared again
+GAMMA = 2.2  # a screen's light is the pixel value to this power
 
 
 @dataclass(frozen=True)
 class DVS128(EventCamera):
-    """`EventCamera`, and the movement: the image, which fills the sensor at rest (an image pixel is four sensor pixels
-    wide), goes round a rhombus with constant speed. Its four sides are paths of `travel` sensor pixels both across and
-    along; one round takes `period` us, and there are `loops` of them. Around the image the screen is black.
+    """`EventCamera`, and the movement of the image, which fills the sensor at rest (an image pixel is four sensor
+    pixels wide) and goes round a rhombus at constant speed. Each of its four sides is `travel` sensor pixels long both
+    across and along; a round takes `period` us, and there are `loops` rounds. The screen around the image is black.
 
-    How far, how fast and how often are settings of ours, not constants of the paper's set-up; by the defaults a
+    Distance, speed and number of rounds are our settings, not constants of the paper's set-up; with the defaults a
     recording lasts 1.2 s. The pixel's constants were not fitted to real recordings either.
     """
 
@@ -61,7 +61,7 @@ class DVS128(EventCamera):
         return self.loops * self.period // self.step
 
     def centre(self) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """(right, down): where the image's centre is at each step, sensor pixels from the sensor's centre."""
+        """Return (right, down): the image's centre at each step, in sensor pixels from the sensor's centre."""
         phase = np.arange(self.steps + 1) * self.step % self.period / self.period
         d, corners = self.travel, np.linspace(0, 1, 5)
         return np.interp(phase, corners, [-d, 0, d, 0, -d]), np.interp(phase, corners, [0, -d, 0, d, 0])

@@ -1,9 +1,9 @@
-"""Events of an address-event camera, and the N-MNIST file format that holds them.
+"""Events of an address-event camera, and the N-MNIST file format.
 
-Format (Orchard et al. 2015, "Converting Static Image Datasets to Spiking Neuromorphic Datasets Using Saccades"):
-40 bits an event, big-endian: bits 39-32 x, 31-24 y, 23 polarity (1 = ON), 22-0 timestamp in microseconds.
-An event with y = 240, outside the ATIS (304 x 240), is no event: it marks that 2^13 us are to be added to all later
-timestamps. N-MNIST itself has none, the group's other recordings do.
+Format (Orchard et al. 2015, "Converting Static Image Datasets to Spiking Neuromorphic Datasets Using Saccades"): 40
+bits per event, big-endian: bits 39-32 x, 31-24 y, 23 polarity (1 = ON), 22-0 timestamp in microseconds. An event with y
+= 240, outside the ATIS (304 x 240), is a marker that adds 2^13 us to all later timestamps. N-MNIST itself has none; the
+group's other recordings do.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ HEIGHT, WIDTH = 34, 34
 
 
 class EventFileError(UserError):
-    """A recording that cannot be read as N-MNIST events: names the file and what is wrong with it."""
+    """A recording that cannot be read; the message names the file and its fault."""
 
 
 class Events(NamedTuple):
-    """One recording, ordered by time, four int64 arrays [n]: `t` in microseconds, column `x` and row `y` from the top
+    """One recording, sorted by time, as four int64 arrays [n]: `t` in microseconds, column `x` and row `y` from the top
     left, polarity `p`, 1 = ON (brighter), 0 = OFF (darker)."""
 
     t: NDArray[np.int64]
@@ -35,14 +35,14 @@ class Events(NamedTuple):
 
 
 def decode(data: bytes, height: int = HEIGHT, width: int = WIDTH, name: str = "the recording") -> Events:
-    """Events in the bytes of an N-MNIST file, brought into order of time (events of equal time keep theirs).
+    """Decode the bytes of an N-MNIST file into events, sorted by time (events of equal time keep their order).
 
-    Raises EventFileError, which names `name`, if the length is no multiple of 5 bytes, an address lies beyond the
-    `height` x `width` sensor, or the 23-bit clock has wrapped (8.4 s; what came before it is unknown then).
+    Raises EventFileError, which names `name`, if the length is not a multiple of 5 bytes, an address lies outside the
+    `height` x `width` sensor, or the 23-bit clock has wrapped (after 8.4 s), which makes times ambiguous.
     """
     if len(data) % BYTES:
         raise EventFileError(
-            f"{name}: {len(data)} bytes are no whole number of 5-byte events; the file is truncated "
+            f"{name}: {len(data)} bytes are not a whole number of 5-byte events; the file is truncated "
             "or not in the N-MNIST format"
         )
     raw = np.frombuffer(data, np.uint8).reshape(-1, BYTES).astype(np.int64)
@@ -57,7 +57,9 @@ def decode(data: bytes, height: int = HEIGHT, width: int = WIDTH, name: str = "t
     beyond = (x >= width) | (y >= height)
     if beyond.any():
         k = int(beyond.argmax())
-        raise EventFileError(f"{name}: event {k} is at (x, y) = ({x[k]}, {y[k]}), beyond the {width} x {height} sensor")
+        raise EventFileError(
+            f"{name}: event {k} is at (x, y) = ({x[k]}, {y[k]}), outside the {width} x {height} sensor"
+        )
     if (np.diff(t) < 0).any():
         order = np.argsort(t, kind="stable")
         t, x, y, p = t[order], x[order], y[order], p[order]
@@ -65,7 +67,7 @@ def decode(data: bytes, height: int = HEIGHT, width: int = WIDTH, name: str = "t
 
 
 def encode(events: Events) -> bytes:
-    """The bytes of an N-MNIST file: the inverse of `decode`. Raises ValueError for what 40 bits cannot hold."""
+    """Encode events as an N-MNIST file: the inverse of `decode`. Raises ValueError for what 40 bits cannot hold."""
     t, x, y, p = (np.asarray(values, np.int64) for values in events)
     for values, limit, what in ((t, CLOCK, "t"), (x, 256, "x"), (y, MARKER_ROW, "y"), (p, 2, "p")):
         if len(values) and not 0 <= values.min() <= values.max() < limit:
@@ -74,7 +76,7 @@ def encode(events: Events) -> bytes:
 
 
 def read(path: Path, height: int = HEIGHT, width: int = WIDTH) -> Events:
-    """The events in the file `path`. Raises EventFileError as `decode` does, and for an empty file."""
+    """Read the events in the file `path`. Raises EventFileError like `decode`, and for an empty file."""
     return decode(not_empty(path.read_bytes(), str(path)), height, width, str(path))
 
 
@@ -84,7 +86,7 @@ def write(path: Path, events: Events) -> None:
 
 
 def not_empty(data: bytes, name: str) -> bytes:
-    """`data`, or an EventFileError: a file without events is what an interrupted copy leaves, not a recording."""
+    """Return `data`, or raise EventFileError if it is empty: interrupted copies leave files without events."""
     if not data:
         raise EventFileError(f"{name}: the file is empty")
     return data

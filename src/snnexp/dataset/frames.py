@@ -1,4 +1,4 @@
-"""Events -> frames: T bins by time or by number of events, two polarity channels, binned once into a memory map.
+"""Convert events to frames: T bins by time or by number of events, with two polarity channels.
 
 Channel 0 counts OFF events, channel 1 ON events (as in SpikingJelly's frames).
 """
@@ -15,10 +15,10 @@ Counts = NDArray[np.int64]
 
 
 def bin_of_event(t: NDArray[np.int64], timesteps: int, bins: str, duration: int) -> NDArray[np.int64]:
-    """The bin 0..timesteps-1 of each event with timestamps `t` [n] us, ordered.
+    """Return the bin 0..timesteps-1 of each event, from the sorted timestamps `t` [n] in us.
 
-    `bins="time"`: equal parts of 0..duration us, later events in the last. `bins="count"`: equally many events a bin,
-    n // timesteps, and the remainder in the last (as SpikingJelly's split_by="number").
+    `bins="time"`: equal parts of 0..duration us, later events in the last bin. `bins="count"`: n // timesteps events
+    per bin, and the remainder in the last bin (as SpikingJelly's split_by="number").
     """
     if bins == "time":
         return np.minimum(t * timesteps // duration, timesteps - 1)
@@ -26,7 +26,7 @@ def bin_of_event(t: NDArray[np.int64], timesteps: int, bins: str, duration: int)
 
 
 def count(recordings: list[Events], timesteps: int, bins: str, duration: int, height: int, width: int) -> Counts:
-    """Events of each recording in each bin, polarity and pixel: int64 [n, timesteps, 2, height, width].
+    """Count the events of each recording in each bin, polarity and pixel: int64 [n, timesteps, 2, height, width].
 
     No event is dropped: the sum over all but the first axis is each recording's number of events.
     """
@@ -40,7 +40,7 @@ def count(recordings: list[Events], timesteps: int, bins: str, duration: int, he
 
 
 def to_bytes(counts: Counts, values: str) -> tuple[NDArray[np.uint8], int]:
-    """(`counts` as uint8, number of cells cut at 255) for `values="count"`; 0 or 1 for `values="binary"`."""
+    """Return (`counts` as uint8, cells clipped at 255) for `values="count"`, (0 and 1, 0) for `values="binary"`."""
     if values == "binary":
         return (counts > 0).astype(np.uint8), 0
     return np.minimum(counts, 255).astype(np.uint8), int((counts > 255).sum())

@@ -1,4 +1,4 @@
-"""Any images in folders, one a class: `train/<class>/` and `test/<class>/`; also ImageNet's layout."""
+"""Images in class folders, `train/<class>/` and `test/<class>/`; also ImageNet's layout."""
 
 from __future__ import annotations
 
@@ -27,20 +27,19 @@ def image_folder(
     test: str = "test",
     **options: Any,
 ) -> Data:
-    """The images below `root/<train>/<class>/` and `root/<test>/<class>/`, in any format that Pillow reads.
+    """Load the images below `root/<train>/<class>/` and `root/<test>/<class>/`, in the formats that torchvision lists.
 
     Each becomes `channels` (3 colour, 1 grey) x `size` x `size` pixels. It is scaled until its shorter side is `resize`
-    (None: `size`) and cut square around its centre; so it is stored. Of that the middle `size` x `size` is shown, in
-    training with `augment.zoom` any part. `size=None` takes images as they are; then all must be of one size. `train`
-    and `test` are the names of the two folders. Classes are the folders of `train`, in alphabetical order. Other
-    arguments: `images.Options`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong
-    value.
+    (None: `size`), cut square around its centre, and stored; the middle `size` x `size` of that is shown, or with
+    `augment.zoom` any part in training. `size=None` takes images as they are; all must then have one size. `train` and
+    `test` name the two folders. Classes are the folders of `train`, in alphabetical order. Other arguments:
+    `images.Options`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong value.
     """
     if size is not None:
         integer("size", size, at_least=1)
     if resize is not None:
         integer("resize", resize, at_least=size or 1)
-        require(size is not None, "resize", resize, "null without a size")
+        require(size is not None, "resize", resize, "null unless size is set")
     stored = resize or size
     require(channels in MODES, "channels", channels, "3 (colour) or 1 (grey)")
     root = Path(root).expanduser().absolute()
@@ -48,7 +47,7 @@ def image_folder(
     classes = sorted({path.parent.name for path in found[0]})
     for path in found[1]:
         if path.parent.name not in classes:
-            raise UserError(f"{path.parent} is no class of {root / train}, which has: {', '.join(classes[:20])}")
+            raise UserError(f"{path.parent} is not a class of {root / train}, which has: {', '.join(classes[:20])}")
 
     def parts() -> tuple[Part, Part]:
         side = _size(found[0][0]) if stored is None else (stored, stored)
@@ -64,7 +63,7 @@ def image_folder(
 
 
 def _listed(folder: Path) -> list[Path]:
-    """All images in the class folders of `folder`, by class and name."""
+    """List all images in the class folders of `folder`, by class and name."""
     paths = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in IMG_EXTENSIONS)
     filled = {p.parent for p in paths}
     if not paths:
@@ -83,7 +82,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _read(paths: list[Path], side: tuple[int, int], mode: str, exact: bool, rows: range) -> Bytes:
-    """Images `rows` of `paths` as uint8 [n, C, H, W]."""
+    """Read images `rows` of `paths` as uint8 [n, C, H, W]."""
     out = np.empty((len(rows), Image.getmodebands(mode), *side), np.uint8)
     for k, row in enumerate(rows):
         with _opened(paths[row]) as image:
@@ -104,11 +103,11 @@ def _opened(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except Exception as error:  # Pillow raises many kinds
-        raise UserError(f"{path} is no image that can be read: {error}") from error
+        raise UserError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _cut(image: Image.Image, side: tuple[int, int]) -> Image.Image:
-    """Scaled to the shorter side, cut around the centre."""
+    """Scale the image so that it covers `side` (height, width), and cut it around its centre."""
     height, width = side
     if (image.height, image.width) == side:
         return image

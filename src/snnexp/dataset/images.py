@@ -1,4 +1,4 @@
-"""Sets of images: decoded once into a memory-mapped uint8 array, with mean and std, split by seed."""
+"""Image datasets: decoded once into a memory-mapped uint8 array, with mean and std, and split by seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snnexp.dataset.augment import Augment
 from snnexp.dataset.base import Data, Split, split_train, validation_share
-from snnexp.dataset.prepare import digest, in_order, prepare, progress
+from snnexp.dataset.prepare import digest, in_order, prepared_once, progress
 from snnexp.errors import InvalidValue, number, require
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ Bytes = NDArray[np.uint8]
 
 
 class Part(NamedTuple):
-    """Images to be prepared: their labels, and `read(rows)`, uint8 [len(rows), C, H, W]."""
+    """Images to prepare: `labels`, and `read(rows)`, which returns uint8 [len(rows), C, H, W]."""
 
     labels: Sequence[int]
     read: Callable[[range], Bytes]
@@ -34,11 +34,11 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """What all image datasets let the user choose; see conf/dataset/cifar10.yaml.
+    """Options of all image datasets; see conf/dataset/cifar10.yaml.
 
     `validation`: share of the training images that validates, drawn by `seed`. `mean`, `std`: per channel, in units of
-    255; null: those of the training images, computed once and stored. `in_memory`: read the prepared array whole
-    instead of mapping it. `augment`: for training batches. Raises InvalidValue.
+    255; None: those of the training images, computed once and stored. `in_memory`: read the prepared array whole
+    instead of mapping it. `augment`: applied to training batches. Raises InvalidValue.
     """
 
     cache: str | Path
@@ -71,18 +71,18 @@ def load(
     options: Options,
     size: int | None = None,
 ) -> Data:
-    """`Data` with x uint8 [n, C, H, W] from the prepared cache; if it is not there, `parts()` (train, test) make it.
+    """Load `Data` with x uint8 [n, C, H, W] from the prepared cache; if it is missing, `parts()` (train, test) fill it.
 
-    `identity` names the images and how they are read: it keys the cache. Of stored images that are larger than `size`
-    the middle is shown; `augment.zoom` takes its parts from the whole. Test images never validate. Raises
-    InvalidValue, and what reading raises.
+    `identity` identifies the images and how they are read: it keys the cache. Of stored images larger than `size`, the
+    middle is shown; `augment.zoom` takes its parts from the whole. Test images never validate. Raises InvalidValue, and
+    what reading raises.
     """
-    directory = prepare(
+    directory = prepared_once(
         Path(options.cache).expanduser() / name / f"images-{digest(identity=identity)}",
         lambda to: _store(name, parts(), to),
     )
     meta = json.loads((directory / "meta.json").read_text())
-    # copy-on-write, as torch knows no read-only tensors
+    # copy-on-write, because torch has no read-only tensors
     x = torch.from_numpy(np.load(directory / "images.npy", mmap_mode=None if options.in_memory else "c"))
     y = torch.from_numpy(np.load(directory / "labels.npy"))
     shown, augment = middle(x, size), options.augment
@@ -90,11 +90,11 @@ def load(
         augment = replace(augment, size=size)
     shape, trained = tuple(shown.shape[1:]), meta["train"]
     if trained < 2:
-        raise InvalidValue("root", name, "a folder with at least two training images: one of them validates")
+        raise InvalidValue("root", name, "a folder with at least two training images, one of which validates")
     kept, held_out = split_train(trained, options.validation, options.seed)
     mean, std = options.mean or meta["mean"], options.std or meta["std"]
     for key, values in (("mean", mean), ("std", std)):
-        require(len(values) == shape[0], key, list(values), f"{shape[0]} numbers, one a channel")
+        require(len(values) == shape[0], key, list(values), f"{shape[0]} numbers, one per channel")
     log.info("%s: %d images to train, %d to validate, %d to test", name, len(kept), len(held_out), len(y) - trained)
     return Data(
         name,
@@ -110,7 +110,7 @@ def load(
 
 
 def middle(x: Tensor, size: int | None) -> Tensor:
-    """The middle `size` x `size` pixels of x [n, C, H, W], a view; x itself if it is no larger, or without a size."""
+    """Return the middle `size` x `size` pixels of x [n, C, H, W] as a view; x itself if `size` is None or x's size."""
     if size is None or tuple(x.shape[2:]) == (size, size):
         return x
     top, left = ((side - size) // 2 for side in x.shape[2:])
@@ -129,7 +129,7 @@ def _store(name: str, parts: Sequence[Part], directory: Path) -> None:
         in_order(lambda chunk: chunk[0].read(chunk[1]), chunks), f"{name}: reading", len(labels), len, "images"
     )
     sums = Sums()
-    with (directory / "images.npy").open("wb") as file:  # written, not mapped: a full disk is an error, not a SIGBUS
+    with (directory / "images.npy").open("wb") as file:  # not mapped: a full disk raises an error, not SIGBUS
         left = len(parts[0].labels)
         for number_of_chunk, images in enumerate(bar):
             if number_of_chunk == 0:
@@ -145,39 +145,32 @@ def _store(name: str, parts: Sequence[Part], directory: Path) -> None:
 
 
 class Sums:
-    """Pixels counted by channel and value: mean and std are then exact whatever the number of images."""
+    """Counts of pixels by channel and value, which give exact mean and std for any number of images."""
 
     def __init__(self) -> None:
         self.counts: list[NDArray[np.int64]] = []
 
-    def add(self, images: Bytes) -> None:
-        """`images` uint8 [n, C, H, W]."""
+    def add(self, images: Bytes) -> Sums:
+        """Count the pixels of `images` uint8 [n, C, H, W] too, and return self."""
         new = [np.bincount(channel.ravel(), minlength=256) for channel in images.transpose(1, 0, 2, 3)]
         self.counts = [a + b for a, b in zip(self.counts, new, strict=True)] if self.counts else new
+        return self
 
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """(mean, std) of each channel over all its pixels, in units of 255; a constant channel has std 1."""
+        """Return (mean, std) of each channel over all its pixels, in units of 255; constant channels have std 1."""
         level = np.arange(256) / 255
         means = [float((c * level).sum() / c.sum()) for c in self.counts]
         stds = [float(np.sqrt((c * (level - m) ** 2).sum() / c.sum())) for c, m in zip(self.counts, means, strict=True)]
         return tuple(means), tuple(std or 1.0 for std in stds)
 
 
-def moments(arrays: Iterable[Bytes]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) by channel of uint8 arrays [n, C, H, W], in units of 255."""
-    sums = Sums()
-    for array in arrays:
-        sums.add(array)
-    return sums.moments()
-
-
 def files(paths: Iterable[Path]) -> list[object]:
-    """What changes when the files do: name, size and time of last change of each."""
+    """Return name, size and modification time of each file, which change when the files do."""
     return [[str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in paths]
 
 
 def of_array(images: Bytes, labels: Sequence[int]) -> Part:
-    """A `Part` of images uint8 [n, C, H, W] that are in memory."""
+    """Return a `Part` of images uint8 [n, C, H, W] in memory."""
     return Part(labels, partial(_rows, images))
 
 

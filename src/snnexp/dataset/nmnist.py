@@ -1,4 +1,4 @@
-"""N-MNIST: the digits of MNIST, recorded by an ATIS event camera that makes three saccades (Orchard et al. 2015)."""
+"""N-MNIST: MNIST's digits, recorded by an ATIS event camera that makes three saccades (Orchard et al. 2015)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def nmnist(
     train_samples: int | None = None,
     test_samples: int | None = None,
 ) -> Data:
-    """The real recordings below `root`: `Train.zip` and `Test.zip` as downloaded, or folders `Train` and `Test`.
+    """Load the real recordings below `root`: `Train.zip` and `Test.zip` as downloaded, or folders `Train` and `Test`.
 
-    Any subset will do; `train_samples` and `test_samples` use the first so many. Nothing is written to `root`.
-    See `recordings.load` and `frames.bin_of_event` for the other arguments and for what is returned.
-    Raises UserError that names the folder and the download page if there is nothing to read.
+    They may be incomplete; `train_samples` and `test_samples` use only that many, the first. Nothing is written to
+    `root`. For the other arguments and the result see `recordings.load` and `frames.bin_of_event`. Raises UserError
+    that names the folder and the download page if there is nothing to read.
     """
     binning = Binning(timesteps, bins, values, duration)
     train = _source(Path(root).expanduser(), "Train", limit("train_samples", train_samples, 2))
@@ -37,12 +37,12 @@ def nmnist(
 
 
 def limit(name: str, value: int | None, at_least: int) -> int | None:
-    """`value` if it is null or an integer of `at_least`; else InvalidValue."""
+    """Return `value` if it is None or an integer >= `at_least`, else raise InvalidValue."""
     return None if value is None else integer(name, value, at_least=at_least)
 
 
 def _source(root: Path, split: str, limit: int | None) -> Archive | Folder:
-    # An archive first: it is whole or refused, while a folder beside it may stem from an interrupted extraction.
+    # archives first: they are complete or rejected, while a folder may come from an interrupted extraction
     for archive in (root / f"{split}.zip", root / "download" / f"{split}.zip"):
         if archive.exists() and (source := Archive(archive, limit)).labels:
             return source

@@ -1,4 +1,4 @@
-"""Prepared data on disk: made once, by one process, complete or absent. Nothing half-made is seen or in the way."""
+"""Prepared data on disk: each directory is made once, by one process, and is complete or absent."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Result = TypeVar("Result")
 
 
 def digest(**settings: object) -> str:
-    """16 hex digits that name `settings` (anything JSON can write)."""
+    """Return 16 hex digits that identify `settings` (anything JSON can encode)."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def prepare(directory: Path, build: Callable[[Path], None]) -> Path:
+def prepared_once(directory: Path, build: Callable[[Path], None]) -> Path:
     """Return `directory`, after `build(temporary directory)` has filled it if it did not exist.
 
-    The temporary directory is renamed into place when it is complete and on disk, so `directory` is whole if it
-    exists. A lock, which the system releases however its holder ends, lets one process build while others wait; what a
-    killed one left is removed and built anew. Raises what `build` raises, leaving nothing behind, and UserError if the
-    cache cannot be written.
+    The temporary directory is renamed when it is complete and on disk, so `directory` is complete if it exists. A lock,
+    which the system releases however its holder ends, lets one process build while others wait; what a killed process
+    left is removed and rebuilt. Raises what `build` raises, leaving nothing behind, and UserError if the cache cannot
+    be written.
     """
     try:
         return directory if directory.exists() else _prepared(directory, build)
@@ -54,7 +54,7 @@ def _prepared(directory: Path, build: Callable[[Path], None]) -> Path:
             partial.mkdir()
             try:
                 build(partial)
-                os.sync()  # one call for all files: tens of thousands of fsync would take minutes
+                os.sync()  # one call for all: tens of thousands of fsync calls would take minutes
                 partial.rename(directory)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -63,8 +63,8 @@ def _prepared(directory: Path, build: Callable[[Path], None]) -> Path:
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 4) -> Iterator[Result]:
-    """Like `map`, with one thread a core (numpy frees the lock in what is slow here); results in order, and at most
-    `ahead` a thread are kept waiting, so memory stays bounded."""
+    """Do the same as `map` with one thread per core (numpy releases the GIL in the slow parts), results in order; at
+    most `ahead` results per thread wait, so memory stays bounded."""
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         pending = []
@@ -79,7 +79,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: i
 def progress(
     chunks: Iterable[Result], what: str, total: int, size: Callable[[Result], int], unit: str = "recordings"
 ) -> Iterator[Result]:
-    """Pass `chunks` on while a bar on stderr shows how many of `total` are done; off a terminal, log start and end."""
+    """Yield `chunks` while a bar on stderr counts up to `total`; without a terminal, log start and end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,5 +1,5 @@
-"""Recordings in files, in folders or in zip archives -> `Data`: binned once, memory-mapped, split by seed. `Folder` and
-`Archive` are those of N-MNIST."""
+"""Load recordings from folders or zip archives as `Data`: binned once, memory-mapped, split by seed. `Folder` and
+`Archive` have N-MNIST's layout."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 
 from snnexp.dataset import events, frames
 from snnexp.dataset.base import Data, Split, split_train, validation_share
-from snnexp.dataset.prepare import digest, in_order, prepare, progress
+from snnexp.dataset.prepare import digest, in_order, prepared_once, progress
 from snnexp.errors import UserError, choice, integer
 
 log = logging.getLogger(__name__)
-CHUNK = 64 * events.HEIGHT * events.WIDTH  # pixels binned at a time, of all recordings of a chunk together
+CHUNK = 64 * events.HEIGHT * events.WIDTH  # pixels binned at a time, summed over the recordings of a chunk
 MEMBER = re.compile(r"(?:^|/)(\d)/(\d+)\.bin$")
 DIGITS = tuple("0123456789")
 
 
 @dataclass(frozen=True)
 class Binning:
-    """How recordings become frames; see `frames.py`. Raises InvalidValue for a value out of range."""
+    """The settings that turn recordings into frames; see `frames.py`. Raises InvalidValue for a value out of range."""
 
     timesteps: int
     bins: str = "count"
@@ -46,7 +46,7 @@ class Binning:
 
 
 class Folder:
-    """The recordings `<label>/<number>.bin` below `path`, by number: `names`, `labels`, `identity` and `read`."""
+    """The recordings `<label>/<number>.bin` below `path`, sorted by number; `limit` keeps only the first ones."""
 
     def __init__(self, path: Path, limit: int | None = None) -> None:
         found = sorted((p for p in path.glob("[0-9]/*.bin") if p.stem.isdigit()), key=lambda p: (int(p.stem), str(p)))
@@ -54,7 +54,7 @@ class Folder:
         self.labels = [int(p.parent.name) for p in self.files]
 
     def identity(self) -> list[object]:
-        """What changes when the files do: path, size and time of last change of each."""
+        """Return path, size and modification time of each file, which change when the files do."""
         stats = ((p, p.stat()) for p in self.files)
         return [
             str(self.path.resolve()),
@@ -62,14 +62,14 @@ class Folder:
         ]
 
     def read(self, k: int) -> events.Events:
-        """Recording `k` of the list."""
+        """Return the events of recording `k`."""
         return events.read(self.files[k])
 
 
 class Zip:
-    """The zip file `path`, read in place by any thread: nothing is extracted that could be left half done.
+    """A zip file, read in place by any thread, so that no half-finished extraction can be left behind.
 
-    Raises UserError for an archive that is not complete.
+    Raises UserError for an incomplete archive.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,16 +77,16 @@ class Zip:
         try:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"{path} is no complete zip archive ({error}): download it again") from error
+            raise UserError(f"{path} is not a complete zip archive ({error}): download it again") from error
         self.names = [name for name in self.zip.namelist() if "__MACOSX" not in name]
 
     def identity(self) -> list[object]:
-        """What changes when the archive does: path, size and time of last change."""
+        """Return path, size and modification time, which change when the archive does."""
         stat = self.path.stat()
         return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns]
 
     def read(self, name: str) -> bytes:
-        """The bytes of the member `name`. Raises UserError if it is damaged."""
+        """Return the bytes of the member `name`. Raises UserError if it is damaged."""
         try:
             with self.lock:
                 return self.zip.read(name)
@@ -95,7 +95,7 @@ class Zip:
 
 
 class Archive:
-    """The same as `Folder` in the zip file `path`."""
+    """The same as `Folder`, in the zip file `path`."""
 
     def __init__(self, path: Path, limit: int | None = None) -> None:
         self.zip = Zip(path)
@@ -103,17 +103,17 @@ class Archive:
         self.names, self.labels = [name for _, name, _ in found], [label for _, _, label in found]
 
     def identity(self) -> list[object]:
-        """What changes when the archive does, and how many recordings are used."""
+        """Return the archive's identity and the number of recordings used."""
         return [*self.zip.identity(), len(self.names)]
 
     def read(self, k: int) -> events.Events:
-        """Recording `k` of the list."""
+        """Return the events of recording `k`."""
         name = f"{self.zip.path}:{self.names[k]}"
         return events.decode(events.not_empty(self.zip.read(self.names[k]), name), name=name)
 
 
 class Source(Protocol):
-    """Recordings: their labels, and `read(k)`, the k-th one's events."""
+    """Recordings: their labels, and `read(k)`, which returns the events of recording `k`."""
 
     labels: list[int]
 
@@ -132,20 +132,20 @@ def load(
     classes: tuple[str, ...] = DIGITS,
     side: int = events.HEIGHT,
 ) -> Data:
-    """`Data` with x uint8 [n, T, 2, side, side] (channel 0 OFF, 1 ON), memory-mapped from `cache`, binned if needed.
+    """Load `Data` with x uint8 [n, T, 2, side, side] (channel 0 OFF, 1 ON), mapped from `cache`, binned if needed.
 
-    `identity` names the recordings: with the binning it keys the cache. `validation`, a share between 0 and 1, of the
-    training recordings are set apart by `seed`; test recordings never validate. Raises UserError (EventFileError)
-    for a recording that cannot be read, InvalidValue for a value out of range.
+    `identity` identifies the recordings; with the binning it keys the cache. `seed` draws the share `validation` (0 to
+    1) of training recordings that validates; test recordings never validate. Raises UserError (EventFileError) for a
+    recording that cannot be read, InvalidValue for a value out of range.
     """
     validation_share(validation)
     key = digest(identity=identity, binning=vars(binning))
     folder = Path(cache).expanduser() / name
-    directory = prepare(folder / f"frames-{key}", partial(_bin, name, (train, test), binning, side))
+    directory = prepared_once(folder / f"frames-{key}", partial(_bin, name, (train, test), binning, side))
     meta = json.loads((directory / "meta.json").read_text())
     if meta["saturated"]:
-        log.warning("%s: %d cells hold more than 255 events and were cut at 255", name, meta["saturated"])
-    # copy-on-write, as torch knows no read-only tensors: writing to x would change neither the file nor other processes
+        log.warning("%s: %d cells hold more than 255 events and were clipped at 255", name, meta["saturated"])
+    # copy-on-write, because torch has no read-only tensors: writing to x changes neither the file nor other processes
     x = torch.from_numpy(np.load(directory / "frames.npy", mmap_mode="c"))
     y = torch.from_numpy(np.load(directory / "labels.npy"))
     kept, held_out = split_train(meta["train"], validation, seed)
@@ -180,7 +180,7 @@ def _bin(name: str, sources: Sequence[Source], binning: Binning, side: int, dire
     labels = np.array([label for source in sources for label in source.labels], np.int64)
     shape = (len(labels), binning.timesteps, frames.POLARITIES, side, side)
     saturated = 0
-    with (directory / "frames.npy").open("wb") as file:  # written, not mapped: a full disk is an error, not a SIGBUS
+    with (directory / "frames.npy").open("wb") as file:  # not mapped: a full disk raises an error, not SIGBUS
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         bar = progress(in_order(binned, chunks), f"{name}: binning", len(labels), lambda chunk: len(chunk[0]))

@@ -1,9 +1,8 @@
-"""The standard sets that torchvision fetches and reads: MNIST, FashionMNIST, CIFAR-10, CIFAR-100."""
+"""The standard image datasets that torchvision fetches and reads: MNIST, FashionMNIST, CIFAR-10, CIFAR-100."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torchvision import datasets
 
 from snnexp.dataset.base import Data
 from snnexp.dataset.images import Options, Part, files, load, of_array
-from snnexp.dataset.saccade import CLOTHES, find_idx, read_idx
+from snnexp.dataset.saccade import CLOTHES, fetch, idx_files, read_idx
 from snnexp.errors import UserError
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -28,39 +27,27 @@ CIFAR100 = (
 
 
 def cifar10(root: str | Path, download: bool = False, **options: Any) -> Data:
-    """CIFAR-10 (Krizhevsky 2009), 50,000 + 10,000 of 3 x 32 x 32 in 10 classes, below `root` as torchvision stores it.
+    """Load CIFAR-10 (Krizhevsky 2009), 50,000 + 10,000 of 3 x 32 x 32, 10 classes, as torchvision stores it in `root`.
 
-    `download`: let torchvision fetch it if it is not there. Other arguments: `images.Options`. Raises UserError that
-    names the folder if there are no images, or the reason why they cannot be fetched.
+    `download`: let torchvision fetch the files if they are missing. Other arguments: `images.Options`. Raises UserError
+    that names the folder if there are no images, or the reason why they cannot be fetched.
     """
     return _cifar(datasets.CIFAR10, CIFAR10, root, download, Options(**options))
 
 
 def cifar100(root: str | Path, download: bool = False, **options: Any) -> Data:
-    """As `cifar10`, with CIFAR-100's 100 classes."""
+    """Load CIFAR-100, with 100 classes, otherwise like `cifar10`."""
     return _cifar(datasets.CIFAR100, CIFAR100, root, download, Options(**options))
 
 
 def mnist(root: str | Path, download: bool = False, **options: Any) -> Data:
-    """MNIST (LeCun et al. 1998), 60,000 + 10,000 of 1 x 28 x 28, otherwise as `cifar10`; the files may be gzipped."""
+    """Load MNIST (LeCun et al. 1998), 60,000 + 10,000 of 1 x 28 x 28, gzipped or not; otherwise like `cifar10`."""
     return _mnist("MNIST", tuple("0123456789"), root, download, Options(**options))
 
 
 def fashion_mnist(root: str | Path, download: bool = False, **options: Any) -> Data:
-    """As `mnist`, with FashionMNIST (Xiao et al. 2017)."""
+    """Load FashionMNIST (Xiao et al. 2017), otherwise like `mnist`."""
     return _mnist("FashionMNIST", CLOTHES, root, download, Options(**options))
-
-
-def fetch(kind: Callable[..., Any], root: Path) -> None:
-    """Let torchvision download `kind` to `root`, with a bar. Raises UserError with the reason if it cannot."""
-    try:
-        kind(str(root), download=True)
-    except (OSError, RuntimeError) as error:
-        name, reason = getattr(kind, "__name__", str(kind)), " ".join(str(error).split())
-        raise UserError(
-            f"{name} cannot be fetched to {root}: {reason} Where there is no network, copy the files there "
-            "or point dataset.root at a folder that has them"
-        ) from error
 
 
 def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: Options) -> Data:
@@ -82,8 +69,7 @@ def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: O
             train, test = (kind(str(root), train=part) for part in (True, False))
         except (RuntimeError, OSError) as error:
             raise UserError(
-                f"{folder} does not hold the files that were published ({error}): remove it and set "
-                "dataset.download=true"
+                f"{folder} does not hold the published files ({error}): remove it and set dataset.download=true"
             ) from error
         return tuple(of_array(np.ascontiguousarray(p.data.transpose(0, 3, 1, 2)), p.targets) for p in (train, test))  # type: ignore[return-value]
 
@@ -96,7 +82,7 @@ def _mnist(name: str, classes: tuple[str, ...], root: str | Path, download: bool
     raw = root / name / "raw"
     if download and not (raw.exists() and any(os.scandir(raw))):
         fetch(getattr(datasets, name), root)
-    paths = [find_idx(raw, f"{split}-{part}") for split in ("train", "t10k") for part in ("images-idx3", "labels-idx1")]
+    paths = idx_files(raw)
 
     def parts() -> tuple[Part, Part]:
         x, y, x_test, y_test = map(read_idx, paths)

@@ -1,5 +1,4 @@
-"""Networks as plain torch modules over time-folded tensors: each takes a neuron factory, so the same class is the ANN
-and the SNN."""
+"""Networks as plain torch modules over time-folded tensors; with its neuron factory, each class is an ANN or an SNN."""
 
 from __future__ import annotations
 
@@ -9,19 +8,18 @@ import torch
 from torch import nn
 
 from snnexp.errors import choice, require
+from snnexp.neuron.integrator import Integrator
 
-Neuron = Callable[[], nn.Module]  # makes a fresh neuron, or activation, per call
+Neuron = Callable[[], nn.Module]  # returns a new neuron, or activation, at each call
 
 
 def readout_site(readout: str, neuron: Neuron) -> nn.Module:
-    """What follows the last linear layer.
+    """Return the module after the last linear layer.
 
-    `spikes`: one more layer of `neuron`; `potential`: a non-firing integrator with that neuron's decay, emitting its
-    membrane potential; `current`: nothing. Raises InvalidValue for another word, and for `potential` with a neuron that
-    has no decay.
+    `spikes`: one more layer of `neuron`; `potential`: a non-firing integrator with that neuron's decay, which emits its
+    membrane potential; `current`: an identity. Raises InvalidValue for another word, and for `potential` with a neuron
+    that has no decay.
     """
-    from snnexp.neuron.integrator import Integrator  # SpikingJelly's import, only where it is needed
-
     choice("readout", readout, ("spikes", "potential", "current"))
     if readout == "current":
         return nn.Identity()
@@ -29,28 +27,28 @@ def readout_site(readout: str, neuron: Neuron) -> nn.Module:
     if readout == "spikes":
         return site
     decay = getattr(site, "decay", None)
-    require(decay is not None, "readout", readout, "spikes or current with this neuron, whose decay is not known")
+    require(decay is not None, "readout", readout, "spikes or current with this neuron, which has no decay")
     return Integrator(alpha=float(torch.as_tensor(decay).detach()))
 
 
 def pool2(pooling: str) -> nn.Module:
-    """Halves height and width, by `average` or `max`; InvalidValue for another word. Conversion wants averages: the
-    maximum of spike trains is not the train of the maximum."""
+    """Return `average` or `max` pooling that halves height and width; raise InvalidValue for another word. Conversion
+    works best with averages: the maximum of spike trains is not the train of the maximum."""
     return nn.AvgPool2d(2) if choice("pooling", pooling, ("average", "max")) == "average" else nn.MaxPool2d(2)
 
 
 def conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """3 x 3 convolution that keeps height and width (stride 1) or halves them; no bias: BatchNorm follows."""
+    """Return a 3 x 3 convolution with this `stride` and padding 1; it has no bias, because BatchNorm follows."""
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
 def conv_unit(inputs: int, outputs: int, neuron: Neuron) -> list[nn.Module]:
-    """Convolution, BatchNorm, neuron."""
+    """Return convolution, BatchNorm and neuron."""
     return [conv3(inputs, outputs), nn.BatchNorm2d(outputs), neuron()]
 
 
 def he_init(network: nn.Module) -> None:
-    """Weights of all convolutions drawn as He et al. (ICCV 2015) derive for rectifiers: fan-out, normal."""
+    """Draw the weights of all convolutions as He et al. (ICCV 2015) derive for rectifiers: fan-out, normal."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -13,7 +13,7 @@ from snnexp.timefold import Dropout
 class CIFARNet(nn.Sequential):
     """[T*N, C, H, W] -> [T*N, classes], H and W >= 4; BatchNorm after each convolution.
 
-    `width`: channels of the first convolution (the paper's: 128), the others in proportion. `dropout` before each
+    `width`: channels of the first convolution (128 in the paper), the others in proportion. `dropout`: before each
     fully connected layer, in [0, 1). `pooling`, `readout`: see `snnexp.model`. Raises InvalidValue.
     """
 

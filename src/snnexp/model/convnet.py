@@ -11,8 +11,8 @@ from snnexp.model import Neuron, at_least, conv_unit, pool2, readout_site
 class ConvNet(nn.Sequential):
     """Two convolutions, pooling, two convolutions, pooling, Linear; [T*N, C, H, W] -> [T*N, classes], H and W >= 4.
 
-    `width`: channels of the first two convolutions, then twice as many. `pooling`, `readout`: see `snnexp.model`.
-    Raises InvalidValue.
+    `width`: channels of the first two convolutions; the other two have twice as many. `pooling`, `readout`: see
+    `snnexp.model`. Raises InvalidValue.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ from snnexp.model import Neuron, at_least, conv3, he_init, readout_site
 def cifar_resnet(
     shape: tuple[int, ...], classes: int, neuron: Neuron, *, depth: int, width: int, shortcut: str, readout: str
 ) -> ResNet:
-    """`depth` = 6n + 2 weighted layers (8, 14, 20, 32, 44, 50, 56, 110, ...); stages of `width`, 2 `width`, 4 `width`
-    channels (16 in the paper). Other arguments: `ResNet`. Raises InvalidValue."""
+    """Return a `ResNet` with `depth` = 6n + 2 weighted layers (8, 14, 20, 32, 44, 50, 56, 110, ...) in stages of
+    `width` (16 in the paper), 2 `width`, 4 `width` channels. Other arguments: `ResNet`. Raises InvalidValue."""
     require(
         isinstance(depth, int) and depth >= 8 and depth % 6 == 2,
         "depth",
@@ -41,7 +41,7 @@ def cifar_resnet(
 def resnet18(
     shape: tuple[int, ...], classes: int, neuron: Neuron, *, width: int, shortcut: str, readout: str
 ) -> ResNet:
-    """Four stages of two blocks, of `width` (64 in the papers), 2, 4 and 8 times as many channels; see `ResNet`."""
+    """Return a `ResNet` with four stages of two blocks, of 1, 2, 4 and 8 times `width` channels (64 in the papers)."""
     width = integer("width", width, at_least=1)
     return ResNet(
         shape,
@@ -55,9 +55,9 @@ def resnet18(
 
 
 class ResNet(nn.Module):
-    """Convolution, stages of basic blocks (all but the first halve the image), global average, Linear.
+    """Convolution, stages of basic blocks (all but the first halve the image), global average pooling, Linear.
 
-    [T*N, C, H, W] -> [T*N, classes], H and W >= 8. `shortcut` where the number of channels grows: `A` pads with zeros
+    [T*N, C, H, W] -> [T*N, classes], H and W >= 8. `shortcut`, where the number of channels grows: `A` pads with zeros
     (no weights), `B` is a 1 x 1 convolution with BatchNorm. `readout`: see `readout_site`. Raises InvalidValue.
     """
 
@@ -95,7 +95,7 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Basic block: neuron(shortcut(x) + two convolutions with BatchNorm and a neuron between)."""
+    """Basic block: neuron(norm(conv(neuron(norm(conv(x))))) + shortcut(x))."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str, neuron: Neuron) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Block(nn.Module):
 
 
 class PadShortcut(nn.Module):
-    """Option A: every `stride`-th pixel, and `extra` channels of zeros, half of them before and half after."""
+    """Shortcut A: every `stride`-th pixel, and `extra` channels of zeros, half before and half after the others."""
 
     def __init__(self, extra: int, stride: int) -> None:
         super().__init__()

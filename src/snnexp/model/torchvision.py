@@ -1,4 +1,4 @@
-"""torchvision's own networks for image classification, with its weights or a file's."""
+"""torchvision's own networks for image classification, with new weights, torchvision's, or those of a file."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import fnmatch
 import torchvision
 from torch import nn
 
-from snnexp.checkpoint import fit, read
+from snnexp.checkpoint import load_weights, read
 from snnexp.errors import UserError, choice, require
 from snnexp.model import Neuron
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU)
-AUXILIARY = ("googlenet", "inception_v3")  # they answer with a tuple in training
+AUXILIARY = ("googlenet", "inception_v3")  # return a tuple in training
 
 
 def network(shape: tuple[int, ...], classes: int, neuron: Neuron, *, name: str, weights: str | None) -> nn.Module:
-    """torchvision's network `name` (resnet50, efficientnet_b0, mobilenet_v2, ...); [T*N, 3, H, W] -> [T*N, classes].
+    """Return torchvision's `name` (resnet50, efficientnet_b0, mobilenet_v2, ...); [T*N, 3, H, W] -> [T*N, classes].
 
-    With `neuron=relu` it is left as torchvision made it; any other neuron takes the place of each of its activations.
-    `weights`: null, `default` (downloaded by torchvision), or a file with a state_dict. If they are for another
-    number of classes, the last linear layer is made anew. Raises InvalidValue for a name that is not known or images
-    without three channels, UserError for weights that cannot be had or do not fit.
+    With `neuron=relu` it stays as torchvision builds it; any other neuron replaces each of its activations. `weights`:
+    None, `default` (downloaded by torchvision), or a file with a state_dict. If they are for another number of classes,
+    a new layer replaces the last linear one. Raises InvalidValue for an unknown name or for images without three
+    channels, UserError for weights that are not available or do not fit.
     """
     known = [n for n in torchvision.models.list_models(module=torchvision.models) if n not in AUXILIARY]
     near = tuple(fnmatch.filter(known, f"{str(name)[:6]}*")) or tuple(known)
@@ -41,7 +41,7 @@ def _trained(name: str, weights: str) -> nn.Module:
     if weights == "default":
         try:
             return torchvision.models.get_model(name, weights="DEFAULT")  # type: ignore[no-any-return]
-        except OSError as error:  # URLError among them
+        except OSError as error:  # includes URLError
             raise UserError(
                 f"model.weights=default: torchvision cannot fetch the weights of {name} ({error}); "
                 "give a file with model.weights=FILE, or null"
@@ -49,13 +49,13 @@ def _trained(name: str, weights: str) -> nn.Module:
     state = read(weights)
     heads = [value.shape[0] for value in state.values() if value.dim() == 2]
     net = torchvision.models.get_model(name, num_classes=heads[-1] if heads else 1000)
-    fit(net, state, weights)
+    load_weights(net, state, weights)
     return net  # type: ignore[no-any-return]
 
 
 def _new_head(net: nn.Module, classes: int) -> None:
     linear = [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear)]
-    require(bool(linear), "weights", "a value", "null for this network, which has no last linear layer to make anew")
+    require(bool(linear), "weights", "a value", "null for this network, which has no linear layer to replace")
     path, last = linear[-1]
     if last.out_features != classes:
         net.set_submodule(path, nn.Linear(last.in_features, classes))

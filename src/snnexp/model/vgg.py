@@ -15,11 +15,11 @@ STAGES = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels in units 
 
 
 class VGG16(nn.Sequential):
-    """13 convolutions in five stages, global average, fully connected layers; [T*N, C, H, W] -> [T*N, classes].
+    """13 convolutions in five stages, global average pooling, fully connected layers; [T*N, C, H, W] -> [T*N, classes].
 
     H and W >= 32. `width`: channels of the first stage (64 in the paper). `hidden`: neurons of the fully connected
-    layers before the last, e.g. [4096, 4096], or []; `dropout` in [0, 1) after each. `pooling`, `readout`: see
-    `snnexp.model`. Raises InvalidValue.
+    layers before the last, e.g. [4096, 4096], or []; `dropout`: after each of them, in [0, 1). `pooling`, `readout`:
+    see `snnexp.model`. Raises InvalidValue.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ class WideResNet(nn.Module):
     """Convolution to 16 channels, three stages of (depth - 4)/6 blocks, BatchNorm, neuron, global average, Linear.
 
     [T*N, C, H, W] -> [T*N, classes], H and W >= 8. `depth` = 6n + 4 (10, 16, 22, 28, 40, ...); stages have 16, 32 and
-    64 times `widen` channels; `dropout` in [0, 1) between the convolutions of a block. `readout`: see `readout_site`.
+    64 times `widen` channels; `dropout`: between the convolutions of a block, in [0, 1). `readout`: see `readout_site`.
     Raises InvalidValue.
     """
 

@@ -1,4 +1,2 @@
-"""Neurons: sites that unfold time. `if`, `lif` and `plif` run on SpikingJelly; `spikingjelly` wraps any node.
-
-Activations without time make the same network an ANN: `clip` and `qcfs` here, `relu` is torch's own.
-"""
+"""Neurons that unfold time (`if`, `lif`, `plif`, and `spikingjelly`, which wraps any SpikingJelly node) and activations
+without time that make the same network an ANN (`clip` and `qcfs` here; `relu` is torch's own)."""

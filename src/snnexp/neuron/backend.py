@@ -1,7 +1,7 @@
-"""Which implementation of SpikingJelly's IF, LIF and PLIF runs on an NVIDIA GPU.
+"""Select the implementation of SpikingJelly's IF, LIF and PLIF on an NVIDIA GPU.
 
-SpikingJelly 2.0 takes no backend argument: each of its operators reads an environment variable once, when it is first
-used, and keeps that choice for the process. On a CPU there is only torch.
+SpikingJelly 2.0 takes no backend argument: each of its operators reads an environment variable once, at its first use,
+and keeps that choice for the process. On a CPU there is only torch.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FUSED = (
     library.SoftSign,
     library.SuperSpike,
     library.Erf,
-)  # what its kernels know; every other surrogate runs in torch
+)  # surrogates that its kernels support; every other one runs in torch
 
 
 def select(backend: str, surrogate: Any) -> str:
-    """Make SpikingJelly use `backend` in this process and return it; raise `InvalidValue` where it cannot.
+    """Make SpikingJelly use `backend` in this process and return it; raise `InvalidValue` if it cannot.
 
     `auto` changes nothing: SpikingJelly takes the first of cuda, triton, torch that works.
     """
@@ -54,7 +54,7 @@ def select(backend: str, surrogate: Any) -> str:
         not kernels or type(surrogate) in FUSED,
         "backend",
         backend,
-        f"auto or torch with the surrogate {type(surrogate).__name__}: SpikingJelly's kernels know only "
+        f"auto or torch with the surrogate {type(surrogate).__name__}: SpikingJelly's kernels support only "
         + ", ".join(kind.__name__ for kind in FUSED),
     )
     if backend != "auto" and torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What the firing neurons share: their parameters, where they start, and time."""
+"""The base class of firing neurons: their parameters, initial potential and dynamics over time."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 from snnexp.errors import choice, number, require
 from snnexp.neuron.backend import FUSED, select
 from snnexp.neuron.scan import scan
-from snnexp.surrogate import checked
+from snnexp.surrogate import checked_surrogate
 from snnexp.timefold import Site, fold, unfold
 
 
 class SpikingSite(Site):
-    """A neuron that emits spikes s in {0, 1} and keeps nothing between calls.
+    """A neuron that emits spikes s in {0, 1} and keeps no state between calls.
 
         v_temp(t) = decay v(t-1) + c(t);  s = 1 where v_temp >= threshold;
         soft reset: v = v_temp - threshold s;  hard reset: v = v_temp (1 - s) + reset_value s
 
-    `threshold` > 0, `v_init` and `reset_value` are in the units of the membrane potential; the potential decays toward
-    0 whatever `reset_value` is. `detach_reset` keeps the surrogate's gradient out of the reset. `backend` is one of
-    auto, torch, triton, cuda (`snnexp.neuron.backend`). Raises `InvalidValue` for anything else.
+    `threshold` > 0, `v_init` and `reset_value` are in the units of the membrane potential, which decays toward 0
+    whatever `reset_value` is. `detach_reset` keeps the surrogate's gradient out of the reset. `backend` is one of auto,
+    torch, triton, cuda (`snnexp.neuron.backend`). Raises `InvalidValue` for other values.
 
     A subclass defines `decay` and `library`, SpikingJelly's pure multi-step function, which runs its kernels on a GPU.
     """
@@ -38,7 +38,7 @@ class SpikingSite(Site):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.surrogate = checked(surrogate)
+        self.surrogate = checked_surrogate(surrogate)
         self.threshold = number("threshold", threshold, "a number > 0", above=0)
         self.reset = choice("reset", reset, ("soft", "hard"))
         self.reset_value = number("reset_value", reset_value, "a number below the threshold", below=self.threshold)
@@ -55,28 +55,28 @@ class SpikingSite(Site):
 
     @property
     def decay(self) -> float | Tensor:
-        """alpha: what remains of the potential after one step."""
+        """alpha: the share of the potential that remains after one step."""
         raise NotImplementedError
 
     @property
     def v_reset(self) -> float | None:
-        """The reset as SpikingJelly wants it: None is soft, a number is hard."""
+        """The reset in SpikingJelly's form: None is soft, a number is hard."""
         return self.reset_value if self.reset == "hard" else None
 
     def library(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """As `advance`, by SpikingJelly."""
+        """Do the same as `advance` with SpikingJelly's function."""
         raise NotImplementedError
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the loop over time would be unrolled
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would unroll the loop over time
     def advance(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Currents [T, N, ...] from v [N, ...] to (spikes [T, N, ...], last potential [N, ...])."""
+        """Map currents [T, N, ...] and potentials v [N, ...] to (spikes [T, N, ...], last potentials [N, ...])."""
         kernels = x_seq.is_cuda and type(self.surrogate) in FUSED
         if kernels or not self.surrogate.spiking:
             return self.library(x_seq, v)
         return scan(x_seq, v, self.decay, self.threshold, self.v_reset, self.surrogate, self.detach_reset)
 
     def start(self, current: Tensor) -> Tensor:
-        """`v_init` in the shape of one step [N, ...]; at least float32, also under reduced precision."""
+        """Return `v_init` in the shape of one step [N, ...], in at least float32, even under reduced precision."""
         return torch.full_like(current, self.v_init, dtype=torch.promote_types(current.dtype, torch.float32))
 
     def step(self, current: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ class SpikingSite(Site):
         return fold(self.advance(x_seq, self.start(x_seq[0]))[0]).to(x.dtype)
 
     def charged(self, x: Tensor) -> Tensor:
-        """v_temp, the potentials that are compared with the threshold, [T*N, ...]; without gradients."""
+        """Return v_temp, the potentials that are compared with the threshold, [T*N, ...]; without gradients."""
         v, out = None, []
         with torch.no_grad():
             for current in unfold(x, self.T):

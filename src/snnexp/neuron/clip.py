@@ -1,7 +1,7 @@
-"""Clipped ReLU with a trainable bound, `neuron=clip`: the ANN activation that a firing rate can follow.
+"""Clipped ReLU with a trainable bound, `neuron=clip`: an ANN activation whose values a firing rate can represent.
 
-h(z) = clip(z, 0, bound). The source network of Deng and Gu, "Optimal Conversion of Conventional Artificial Neural
-Networks to Spiking Neural Networks", ICLR 2021; the bound is learnt as by Choi et al., "PACT", 2018.
+h(z) = clip(z, 0, bound). The activation of the source network of Deng and Gu, "Optimal Conversion of Conventional
+Artificial Neural Networks to Spiking Neural Networks", ICLR 2021; the bound is learnt as by Choi et al., "PACT", 2018.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from snnexp.errors import number, require
 
-SMALLEST = 1e-3  # a bound that training pulls below this acts as this: h stays defined, and its gradient lifts it again
+SMALLEST = 1e-3  # least bound in effect: h stays defined, and its gradient can raise the bound again
 
 
 class Bounded(nn.Module):
-    """An activation in [0, bound], elementwise, any shape: no spiking site, it knows no time.
+    """An activation in [0, bound], elementwise on any shape; it is not a spiking site and has no time.
 
-    `levels`: equal steps of h above 0, or None for a continuous h. `bound` > 0 is the start value of one scalar for
-    the layer, a parameter if `trainable`, else a buffer. Raises `InvalidValue`.
+    `levels`: number of equal steps of h above 0, or None for a continuous h. `bound` > 0 is the initial value of one
+    scalar per layer: a parameter if `trainable`, else a buffer. Raises `InvalidValue`.
     """
 
     bound: Tensor
@@ -37,7 +37,7 @@ class Bounded(nn.Module):
 
     @property
     def threshold(self) -> Tensor:
-        """The bound that acts, a scalar: what conversion takes as the firing threshold."""
+        """The bound in effect, a scalar, which conversion takes as the firing threshold."""
         return self.bound.detach().clamp(min=SMALLEST)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Clip(Bounded):
 
 
 class _Bounded(torch.autograd.Function):
-    """h and its gradients in one pass each; only z is kept for backward."""
+    """h and its gradients in one pass each; only z and the bound are kept for backward."""
 
     @staticmethod
     def forward(z: Tensor, bound: Tensor, levels: int | None) -> Tensor:
@@ -81,6 +81,6 @@ def _value(z: Tensor, lam: Tensor, levels: int | None) -> Tensor:
     lam = lam.to(z)
     if levels is None:
         return z.clamp(min=0).minimum(lam)
-    # a new tensor at the end: torch.compile drops `backward` of a Function whose forward returns one that it changed in
-    # place, and takes autograd's gradient of the floor, 0, without a word (torch 2.11; pytorch issue 180642)
+    # The result must be a new tensor: if forward returns one that it changed in place, torch.compile silently ignores
+    # `backward` and takes autograd's gradient of floor, 0 (torch 2.11; pytorch issue 180642).
     return (z / lam).clamp_(0, 1).mul_(levels).add_(0.5).floor_() * (lam / levels)

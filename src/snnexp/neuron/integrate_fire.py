@@ -1,4 +1,4 @@
-"""Integrate-and-fire, `neuron=if`: v_temp(t) = v(t-1) + c(t). SpikingJelly's `functional.if_multi_step`."""
+"""Integrate-and-fire, `neuron=if`: v_temp(t) = v(t-1) + c(t), as SpikingJelly's `functional.if_multi_step`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A leaky integrator that never fires: a readout for losses on the membrane potential. Not a `neuron=` choice."""
+"""A leaky integrator that never fires: a readout for losses on the membrane potential. Not an option of `neuron=`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from snnexp.timefold import Site
 
 
 class Integrator(Site):
-    """Emits its potential v(t) = alpha v(t-1) + c(t), from v = 0; 0 < `alpha` <= 1, else `InvalidValue`.
+    """A site that emits its potential v(t) = alpha v(t-1) + c(t), from v = 0; 0 < `alpha` <= 1, else `InvalidValue`.
 
     [T*N, ...] -> [T*N, ...]; alpha = 1 sums the input.
     """

@@ -1,6 +1,5 @@
-"""Leaky integrate-and-fire, `neuron=lif`: v_temp(t) = alpha v(t-1) + c(t). SpikingJelly's `functional.lif_multi_step`
-with tau = 1 / (1 - alpha) and an input that does not decay.
-"""
+"""Leaky integrate-and-fire, `neuron=lif`: v_temp(t) = alpha v(t-1) + c(t), as SpikingJelly's
+`functional.lif_multi_step` with tau = 1 / (1 - alpha) and an input that does not decay."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from snnexp.neuron.base import SpikingSite
 
 
 class LIF(SpikingSite):
-    """LIF neuron with decay 0 < `alpha` < 1 (alpha = 1 is `neuron=if`); the rest as `SpikingSite`."""
+    """LIF neuron with decay 0 < `alpha` < 1 (alpha = 1 is `neuron=if`); other arguments and errors: `SpikingSite`."""
 
     def __init__(
         self,
@@ -38,7 +37,7 @@ class LIF(SpikingSite):
         return self.alpha
 
     def library(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if self.reset_value:  # SpikingJelly decays toward the reset value, the page toward 0
+        if self.reset_value:  # SpikingJelly decays toward the reset value, we toward 0
             x_seq = x_seq - self.reset_value / self.tau
         spikes, v, _ = functional.lif_multi_step(
             x_seq, v, self.tau, False, self.threshold, self.v_reset, self.surrogate, self.detach_reset

@@ -1,7 +1,6 @@
-"""Parametric LIF, `neuron=plif`: LIF whose decay is learnt, one for the site. Fang et al., "Incorporating Learnable
-Membrane Time Constant to Enhance Learning of Spiking Neural Networks", ICCV 2021: 1/tau = sigmoid(w), so
-alpha = 1 - sigmoid(w). SpikingJelly's `functional.plif_multi_step` with an input that does not decay.
-"""
+"""Parametric LIF, `neuron=plif`: LIF with a learnt decay, one per site. Fang et al., "Incorporating Learnable Membrane
+Time Constant to Enhance Learning of Spiking Neural Networks", ICCV 2021: 1/tau = sigmoid(w), so alpha = 1 - sigmoid(w).
+As SpikingJelly's `functional.plif_multi_step` with an input that does not decay."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from snnexp.neuron.base import SpikingSite
 
 
 class PLIF(SpikingSite):
-    """LIF neuron that starts from decay 0 < `alpha` < 1 and learns it through the scalar parameter `w`."""
+    """LIF neuron whose decay starts at 0 < `alpha` < 1 and is learnt through the scalar parameter `w`."""
 
     def __init__(
         self,
@@ -39,7 +38,7 @@ class PLIF(SpikingSite):
         return torch.sigmoid(-self.w)
 
     def library(self, x_seq: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if self.reset_value:  # SpikingJelly decays toward the reset value, the page toward 0
+        if self.reset_value:  # SpikingJelly decays toward the reset value, we toward 0
             x_seq = x_seq - self.reset_value * torch.sigmoid(self.w)
         spikes, v, _ = functional.plif_multi_step(
             x_seq, v, self.w, False, self.threshold, self.v_reset, self.surrogate, self.detach_reset

@@ -1,9 +1,9 @@
-"""A spiking layer over all its time steps as one autograd node: the loop that training spends its time in on a CPU.
+"""A spiking layer over all its time steps as one autograd node: the loop in which training on a CPU spends its time.
 
     h(t) = alpha v(t-1) + c(t);  s(t) = H(h(t) - theta);  v(t) = h(t) - theta s(t)  or  h(t) (1 - s(t)) + v_reset s(t)
 
-Three operations a step forward and two backward, on preallocated tensors; the surrogate's derivative is taken for all
-steps at once. SpikingJelly's reference loop, which records some ten autograd nodes a step, computes the same.
+Each step takes three operations forward and two backward, on preallocated tensors; the surrogate's derivative is taken
+for all steps at once. SpikingJelly's reference loop computes the same with some ten autograd nodes per step.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ def scan(
     surrogate: nn.Module,
     detach_reset: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Currents `x_seq` [T, N, ...] from potentials `v` [N, ...] to (spikes [T, N, ...], last potentials [N, ...]).
+    """Map currents `x_seq` [T, N, ...] and potentials `v` [N, ...] to (spikes [T, N, ...], last potentials [N, ...]).
 
-    Both have the dtype of `v`. `decay` alpha in (0, 1]; a tensor (one element) gets a gradient. `v_reset=None` resets
-    softly. `detach_reset` keeps the surrogate's gradient out of the reset. No second derivatives.
+    Both results have the dtype of `v`. `decay` is alpha in (0, 1]; a tensor (one element) gets a gradient.
+    `v_reset=None` is a soft reset. `detach_reset` keeps the surrogate's gradient out of the reset. There are no second
+    derivatives.
     """
     return _Scan.apply(x_seq, v, decay, theta, v_reset, surrogate, detach_reset)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -63,8 +64,8 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, grad_s: Tensor, grad_v: Tensor) -> tuple[Tensor | None, ...]:
         h, s, v0 = ctx.saved_tensors
         slope = _derivative(ctx.surrogate, h - ctx.theta)
-        through = _through_reset(ctx, h, s, slope)  # dv(t)/dh(t); None is 1
-        grad_h = slope.mul_(grad_s)  # what comes from the spikes; the potentials' part is added from the end
+        through = _through_reset(ctx, h, s, slope)  # dv(t)/dh(t); None means 1
+        grad_h = slope.mul_(grad_s)  # the part from the spikes; that from the potentials follows, backward in time
         for t in range(len(h) - 1, -1, -1):
             if through is None:
                 grad_h[t] += grad_v
@@ -90,10 +91,10 @@ def _through_reset(ctx: Any, h: Tensor, s: Tensor, slope: Tensor) -> Tensor | No
 
 
 def _derivative(surrogate: nn.Module, x: Tensor) -> Tensor:
-    """What the surrogate multiplies gradients by in its backward pass, at every x; a new tensor."""
+    """Return the factor of the surrogate's backward pass at every x, as a new tensor."""
     if isinstance(surrogate, Surrogate):
         return surrogate.gradient(x)
-    if type(surrogate) in FUSED:  # their formula alone: a backward pass inside this one costs five times as much
+    if type(surrogate) in FUSED:  # the bare formula: a nested backward pass costs five times as much
         return type(surrogate).backward(x.new_ones(()), x, surrogate.alpha)  # type: ignore[attr-defined, no-any-return]
     with torch.enable_grad():
         points = x.requires_grad_()

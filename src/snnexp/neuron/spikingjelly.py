@@ -1,4 +1,4 @@
-"""Any neuron of SpikingJelly as a site, `neuron=spikingjelly`: it keeps its own equations, and loses its memory."""
+"""Any SpikingJelly neuron as a site, `neuron=spikingjelly`: it keeps its own equations, but no state between calls."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from spikingjelly.activation_based import base
 from torch import Tensor
 
 from snnexp.errors import require
-from snnexp.surrogate import checked
+from snnexp.surrogate import checked_surrogate
 from snnexp.surrogate.limits import NOT_HEAVISIDE
 from snnexp.timefold import Site, fold, unfold
 
 
 class Wrapped(Site):
-    """A SpikingJelly `node` run as a pure function: every call starts from the node's initial state and changes none.
+    """A SpikingJelly `node` run as a pure function: every call starts from its initial state and leaves that unchanged.
 
-    [T*N, ...] -> [T*N, ...]; the state of `step` is a tuple, the node's own memories. Raises `InvalidValue` when
-    `node` is no SpikingJelly neuron or its surrogate is refused (`snnexp.surrogate.checked`).
+    [T*N, ...] -> [T*N, ...]; the state of `step` is the tuple of the node's memories. Raises `InvalidValue` if `node`
+    is not a SpikingJelly neuron or its surrogate is rejected (`snnexp.surrogate.checked_surrogate`).
     """
 
     def __init__(self, node: Any) -> None:
@@ -30,14 +30,16 @@ class Wrapped(Site):
             "a neuron of spikingjelly.activation_based.neuron that keeps a state",
         )
         surrogate = getattr(node, "surrogate_function", None)
-        if surrogate is not None and type(surrogate).__name__ not in NOT_HEAVISIDE:  # a node's own, as ILIF's counts
-            checked(surrogate)
+        if (
+            surrogate is not None and type(surrogate).__name__ not in NOT_HEAVISIDE
+        ):  # ILIF, for one, has a surrogate that counts
+            checked_surrogate(surrogate)
         node.reset()
         self.node = node
 
     @property
     def surrogate(self) -> Any:
-        """The node's own; None if it has none."""
+        """The node's own surrogate, or None."""
         return getattr(self.node, "surrogate_function", None)
 
     def step(self, current: Tensor, state: tuple[Any, ...] | None) -> tuple[Tensor, tuple[Any, ...]]:
@@ -48,7 +50,7 @@ class Wrapped(Site):
             return super().forward(x)
         return fold(self._run(unfold(x, self.T), None, "m")[0])
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it takes the node's memories out and puts them back
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it swaps the node's memories
     def _run(self, x: Tensor, state: tuple[Any, ...] | None, step_mode: str) -> tuple[Tensor, tuple[Any, ...]]:
         self.node.step_mode = step_mode
         start = tuple(base.extract_memories(self.node))
@@ -57,6 +59,6 @@ class Wrapped(Site):
             y.shape == x.shape,
             "node",
             type(self.node).__name__,
-            f"a neuron that keeps the shape of its input: it made {tuple(y.shape)} of {tuple(x.shape)}",
+            f"a neuron whose output has its input's shape: from {tuple(x.shape)} it made {tuple(y.shape)}",
         )
         return y, after

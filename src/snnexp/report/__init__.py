@@ -1,1 +1,1 @@
-"""A page for people from what was logged: `compose` makes a document of runs, `html` and `markdown` write it."""
+"""A readable page from logged results: `compose` makes a document of runs, `html` and `markdown` write it."""

@@ -1,4 +1,4 @@
-"""Runs into a document: a section for each experiment, in it one for each sweep and each setting that was run alone."""
+"""Compose runs into a document: a section for each experiment, with one for each sweep and each setting run alone."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ Block = Paragraph | Table | Figure | Section
 
 @dataclass(frozen=True)
 class Source:
-    """Where what the runs left is found: their records and artifacts, the UI's address, the run directories by run id,
-    and a folder for what is fetched.
-    """
+    """Access to what runs left: records, artifacts, the UI's address, run directories by run id, a scratch folder."""
 
     store: Store
     ui: str
@@ -34,14 +32,14 @@ class Source:
         return f"{self.ui}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
     def places(self, run: Stored) -> list[str | Link]:
-        """Where the run is, as words."""
+        """Return links to the run, as words."""
         words: list[str | Link] = [Link("MLflow", self.link(run))]
         if folder := self.folders.get(run.run_id):
             words += [", ", Link("run directory", folder.href)]
         return words
 
     def shown(self, run: Stored) -> list[Block]:
-        """The run's own tables and figures."""
+        """Return the run's own tables and figures."""
         to = self.scratch / run.run_id
         to.mkdir(exist_ok=True)
         tables: list[Block] = [_table(path) for path in self.store.files(run, "tables", to) if path.suffix == ".csv"]
@@ -53,7 +51,7 @@ class Source:
 
 
 def compose(name: str, runs: Sequence[Stored], source: Source) -> Section:
-    """The report on these runs; on one experiment, its section is the report."""
+    """Return the report on these runs; with a single experiment, its section is the report."""
     names = list(dict.fromkeys(run.experiment for run in runs))
     sections = [_experiment(each, [run for run in runs if run.experiment == each], source) for each in names]
     colophon = Paragraph(
@@ -97,7 +95,7 @@ def _overview(sections: Sequence[Section], runs: Sequence[Stored]) -> Table:
 
 
 def _single(runs: Sequence[Stored], experiment: str) -> list[Stored]:
-    """The finished runs of an experiment that are no sweeps."""
+    """Return the finished runs of an experiment that are not sweeps."""
     return [run for run in runs if run.experiment == experiment and run.status == "finished" and not _sweep(run)]
 
 
@@ -106,14 +104,14 @@ def _sweep(run: Stored) -> bool:
 
 
 def _experiment(name: str, runs: Sequence[Stored], source: Source) -> Section:
-    """What has tables of its own comes first, for it is the answer; then sweeps, then runs that just were run."""
+    """Put settings with tables of their own first, because these hold the answer; then sweeps, then other runs."""
     texts, sweeps = lab(name), [run for run in runs if _sweep(run)]
     inside = {sweep.run_id for sweep in sweeps}
     alone = results([run for run in runs if not _sweep(run) and run.parent not in inside])
     whole = sorted(sweeps, key=lambda sweep: (sweep.status == "finished", sweep.start))
     counted = results([run for run in runs if not _sweep(run)])
     kept, done = {result.run.parent for result in counted}, {run.parent for run in runs if run.status == "finished"}
-    newest = [sweep for sweep in whole if sweep.run_id in kept or sweep.run_id not in done]  # but those repeated
+    newest = [sweep for sweep in whole if sweep.run_id in kept or sweep.run_id not in done]  # without those repeated
     groups = [(group, source.shown(group[0].run)) for group in seeds.grouped(alone)]
     telling = [(group, own) for group, own in groups if _has_table(own)]
     others = [(group, own) for group, own in groups if not _has_table(own)]
@@ -134,7 +132,7 @@ def _has_table(blocks: Sequence[Block]) -> bool:
 
 
 def _swept(sweep: Stored, children: Sequence[Stored], source: Source) -> Section:
-    """A sweep: its own tables and figures, its runs as a table."""
+    """Return a section on a sweep: its own tables and figures, and its runs as a table."""
     states = [run.status for run in children]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     best = f"; best by validation: {sweep.tags['best']}" if "best" in sweep.tags else ""
@@ -145,7 +143,7 @@ def _swept(sweep: Stored, children: Sequence[Stored], source: Source) -> Section
 
 
 def _group(group: Sequence[Result], own: Sequence[Block], source: Source) -> Section:
-    """Runs that differ only in their seed: tables and figures of the first, which are its `own`."""
+    """Return a section on runs that differ only in their seed, with `own`, the tables and figures of the first."""
     first, *others = (result.run for result in group)
     title = f"{first.tags.get('task', 'run').replace('_', ' ')}: {re.sub(r'-s[0-9]+$', '', first.name)}"
     words: list[str | Link] = [f"Seed {group[0].seed}: ", *source.places(first)]
@@ -155,7 +153,7 @@ def _group(group: Sequence[Result], own: Sequence[Block], source: Source) -> Sec
 
 
 def _list(name: str, runs: Sequence[Stored], counted: set[str], source: Source) -> Section:
-    """Every run, also those that do not count, and why."""
+    """Return a section that lists every run with its status, including those that do not count."""
     rows: list[Sequence[Words]] = []
     for run in runs:
         repeated = run.status == "finished" and not _sweep(run) and run.run_id not in counted

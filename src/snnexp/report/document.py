@@ -1,4 +1,4 @@
-"""What a report is made of, whatever it is written as."""
+"""The parts of a report, whatever its format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Words = str | Sequence[str | Link]
 
 @dataclass(frozen=True)
 class Paragraph:
-    """`Backticks` in its words mark code."""
+    """A paragraph; `backticks` in its words mark code."""
 
     words: Words
     label: str = ""
@@ -31,21 +31,21 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are shown as they are: `shown` shortens a number first."""
+    """A table; cells are shown as they are, so shorten numbers with `shown` first."""
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Words]]
 
     def numeric(self, column: int) -> bool:
-        """Whether its cells are numbers (a mean and its spread count as one) or empty."""
+        """Return whether the column's cells are numbers (a mean and its spread count as one) or empty."""
         cells = [row[column] for row in self.rows]
         return any(cells) and all(isinstance(c, str) and (not c or number(c.split(" ± ")[0])) for c in cells)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """`name` is unique in a document: a file name without suffix."""
+    """A PNG; `name`, a file name without suffix, is unique in a document."""
 
     name: str
     caption: str
@@ -53,13 +53,13 @@ class Figure:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, as the file's header says."""
+        """Width and height in pixels, from the file's header."""
         return struct.unpack(">II", self.png[16:24])
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part with a heading; a document is one, too. `name` is unique in a document: an anchor."""
+    """A part with a heading, or a whole document. `name`, its anchor, is unique in a document."""
 
     name: str
     title: str
@@ -67,7 +67,7 @@ class Section:
 
     @property
     def link(self) -> Link:
-        """To it, within the document."""
+        """A link to this section, within the document."""
         return Link(self.title, f"#{self.name}")
 
 
@@ -76,10 +76,10 @@ def number(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """A number with four significant digits, an integer in full, any other text as it is."""
+    """Return a number with four significant digits; integers and other texts stay as they are."""
     return text if not number(text) or re.fullmatch(r"[-+]?\d+", text) else short(float(text), 4)
 
 
 def plain(words: Words) -> list[str | Link]:
-    """Words as a list of their parts."""
+    """Return words as a list of their parts."""
     return [words] if isinstance(words, str) else list(words)

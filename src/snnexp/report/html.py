@@ -1,4 +1,4 @@
-"""A document as one HTML page that needs nothing else: style and images are in it, and it may load nothing."""
+"""Write a document as one self-contained HTML page: style and images are embedded, and it may load nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAGE = """<!DOCTYPE html>
 </html>
 """
 DPI = 120  # of our figures; a CSS pixel is 1/96 inch
-WIDE = 800  # a figure wider than so many CSS pixels has a row of its own
+WIDE = 800  # CSS pixels; a wider figure has a row of its own
 
 
 def written(document: Section) -> str:
@@ -91,5 +91,5 @@ def _with_code(text: str) -> str:
 
 
 def _breakable(name: str) -> str:
-    """A long name may go on in the next line after a slash, a dot or an underscore."""
+    """Escape a name and allow a line break after each slash, dot or underscore."""
     return re.sub(r"([/._])(?=.)", r"\1<wbr>", escape(name))

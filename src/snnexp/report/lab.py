@@ -1,4 +1,4 @@
-"""What a report says about an experiment beside its numbers: `labs/<experiment>.yaml`."""
+"""The text about an experiment in a report, besides its numbers: `labs/<experiment>.yaml`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 @dataclass(frozen=True)
 class Lab:
-    """`question`: what is asked; `set_up`: what is run on what. Plain sentences, `code` in backticks."""
+    """`question`: what is asked; `set_up`: what is run on which data. Plain sentences, `code` in backticks."""
 
     title: str
     question: str = ""
@@ -18,6 +18,6 @@ class Lab:
 
 
 def lab(experiment: str) -> Lab:
-    """The texts of the experiment; without a file of its own its name is the title."""
+    """Return the texts of the experiment; without a file of its own, its name is the title."""
     file = files("snnexp.report") / "labs" / f"{experiment}.yaml"
     return Lab(**yaml.safe_load(file.read_text())) if file.is_file() else Lab(experiment)

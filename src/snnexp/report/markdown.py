@@ -1,4 +1,4 @@
-"""A document as Markdown (GitHub's tables); figures are files beside it."""
+"""Write a document as Markdown (with GitHub's tables); figures are separate files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Word
 
 
 def written(document: Section, figures: str) -> str:
-    """The text; `figures` is the folder of the figures, as seen from the file."""
+    """Return the text; `figures` is the path of the figures' folder relative to the file."""
     return "\n\n".join(_section(document, figures, 1)) + "\n"
 
 
@@ -48,7 +48,7 @@ def _with_code(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown leaves alone, also in a table."""
+    """Escape text so that Markdown shows it as it is, even in a table."""
     for mark in "\\*_[]<>|#`":
         text = text.replace(mark, "\\" + mark)
     return re.sub(r"\s+", " ", text)

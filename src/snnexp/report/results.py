@@ -1,4 +1,4 @@
-"""Runs as results: what tells them apart, which of them count, and tables of them."""
+"""Runs as results: what distinguishes them, which of them count, and tables of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANN, AT_T = "test/ann_accuracy", {"before calibration": "test/plain_accuracy", "
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: what tells it apart from the others it is shown with (and its seed), and its final metrics."""
+    """A finished run: what distinguishes it from those it is shown with (and its seed), and its final metrics."""
 
     run: Stored
     varied: Mapping[str, str]
@@ -32,14 +32,14 @@ class Result:
 
 
 def results(runs: Sequence[Stored]) -> list[Result]:
-    """The finished runs; of those that were repeated, with the same seed, the newest."""
+    """Return the finished runs; of runs repeated with the same seed, the newest."""
     finished = [run for run in runs if run.status == "finished"]
     found = [Result(run, varied, run.metrics) for run, varied in zip(finished, told_apart(finished), strict=True)]
     return list({tuple(result.varied.items()): result for result in found}.values())
 
 
 def at_best_epoch(run: Stored, store: Store) -> dict[str, float]:
-    """Its metrics; what was validated after each epoch is that of the epoch that was tested, not of the last."""
+    """Return the run's metrics, with validation metrics of the tested (best) epoch instead of the last."""
     metrics = dict(run.metrics)
     if "best_epoch" in metrics:
         curves = {name: store.curve(run, name) for name in BY_EPOCH if name in metrics}
@@ -48,14 +48,13 @@ def at_best_epoch(run: Stored, store: Store) -> dict[str, float]:
 
 
 def told_apart(runs: Sequence[Stored]) -> list[dict[str, str]]:
-    """For each run what tells it apart: its seed, the options that differ, and the keys that differ between runs of
-    the same options. (What an option brings with it, such as a surrogate's own alpha, goes without saying.)
-    """
+    """Return for each run what distinguishes it: its seed, the options that differ, and the keys that differ between
+    runs with the same options. (Keys that come with an option, such as a surrogate's own alpha, are left out.)"""
     if not runs:
         return []
     chosen = {tag: of_all for tag in TAGS if len(set(of_all := _column(tag, [run.tags for run in runs]))) > 1}
     every = {key: _column(key, [run.params for run in runs]) for key in _keys(runs)}
-    for key, of_all in every.items():  # groups that have no tag
+    for key, of_all in every.items():  # options of groups without a tag
         if key.endswith("._target_") and _adds(of_all, chosen):
             chosen[key.removesuffix("._target_")] = [target.split(".")[-1] for target in of_all]
     options = dict(chosen)
@@ -67,7 +66,7 @@ def told_apart(runs: Sequence[Stored]) -> list[dict[str, str]]:
 
 
 def _keys(runs: Sequence[Stored]) -> list[str]:
-    """The parameters that determine a result, apart from seeds; those near the root first."""
+    """Return the parameters that determine a result, except seeds; those near the root come first."""
     keys = {key for run in runs for key in run.params}
     kept = [
         key
@@ -84,13 +83,13 @@ def _column(key: str, of_all: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _adds(column: Sequence[str], known: Mapping[str, Sequence[str]]) -> bool:
-    """Whether the column tells runs apart that the known columns do not."""
+    """Return whether the column distinguishes runs that the known columns do not."""
     before = list(zip(*known.values(), strict=True)) or [()] * len(column)
     return len(set(zip(before, column, strict=True))) > len(set(before))
 
 
 def by_setting(found: Sequence[Result], metrics: Sequence[str], caption: str, link: Callable[[Stored], str]) -> Table:
-    """A row for each setting, best by the first metric first, with links to its runs, a seed each."""
+    """Return a row for each setting, the best by the first metric first, with a link to the run of each seed."""
     rows = seeds.table(found, metrics)
     columns = seeds.columns(rows)
     members = {tuple(seeds.setting(group[0]).values()): group for group in seeds.grouped(found)}
@@ -112,7 +111,7 @@ def _links(members: Sequence[Result], link: Callable[[Stored], str]) -> Words:
 def accuracies(
     runs: Sequence[Stored], objective: Sequence[str], store: Store, link: Callable[[Stored], str]
 ) -> list[Table]:
-    """The tables of what these runs reached: accuracies at the end, and, of converted networks, against T."""
+    """Return tables of what these runs reached: final accuracies and, for converted networks, those against T."""
     spread = "mean ± standard deviation over the seeds"
     trained = [
         replace(result, metrics=at_best_epoch(result.run, store))
@@ -129,7 +128,7 @@ def accuracies(
 
 
 def _against_t(found: Sequence[Result], store: Store) -> list[Result]:
-    """One for each network that was tested, its metrics being the accuracies: the ANN's, and those after T steps."""
+    """Return a result for each tested network, whose metrics are the accuracies of the ANN and after T steps."""
     networks = {network: metric for network, metric in AT_T.items() if any(metric in r.metrics for r in found)}
     tested = []
     for result in found:
@@ -141,12 +140,12 @@ def _against_t(found: Sequence[Result], store: Store) -> list[Result]:
 
 
 def seeds_of(run: Stored) -> list[str]:
-    """Its seed, or those that it had one after the other (`task.seeds`)."""
+    """Return the run's seed, or the several seeds of one run (`task.seeds`)."""
     return re.findall(r"\d+", run.params.get("task.seeds", "")) or [run.params.get(SEED, "")]
 
 
 def what_was_run(found: Sequence[Result]) -> list[Table]:
-    """Tasks, data and networks, with how many seeds and runs each."""
+    """Return a table of tasks, data and networks, with the seeds and the number of runs of each."""
     rows: dict[tuple[str, ...], list[Stored]] = {}
     for result in found:
         tags, params = result.run.tags, result.run.params

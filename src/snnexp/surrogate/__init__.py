@@ -1,7 +1,7 @@
-"""Surrogate gradients: SpikingJelly's (YAML alone) and ours (sine, power, dspike), checked and drawn in one way.
+"""Surrogate gradients: SpikingJelly's (YAML alone) and ours (sine, power, dspike), checked and plotted alike.
 
 A surrogate is a `SurrogateFunctionBase`: forward is the Heaviside step (1 where x >= 0), backward the derivative of a
-primitive g, with x = v - theta. Importing this package imports no torch, so a config can be checked at once.
+primitive g, with x = v - theta. Importing this package does not import torch, so a config can be checked at once.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from snnexp.surrogate.limits import arguments_of, check_arguments
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Curve", "check_arguments", "checked", "curve", "primitive"]
+__all__ = ["Curve", "check_arguments", "checked_surrogate", "curve", "primitive"]
 
 
 class Curve(NamedTuple):
-    """A surrogate over x: what it emits, its primitive g (None where it has none), and what backward multiplies by."""
+    """A surrogate over x: its output, its primitive g (None if it has none), and the factor in backward."""
 
     forward: Tensor
     primitive: Tensor | None
     derivative: Tensor
 
 
-def checked(surrogate: Any) -> Any:
+def checked_surrogate(surrogate: Any) -> Any:
     """Return `surrogate` if a neuron can be trained with it, else raise `InvalidValue`.
 
-    Names are `surrogate` (the wrong kind of object) or `surrogate.<argument>` (a parameter out of range). SpikingJelly
-    itself accepts any parameter, also ones that turn every gradient into its opposite or into nan.
+    The name raised is `surrogate` (wrong kind of object) or `surrogate.<argument>` (value out of range). SpikingJelly
+    itself accepts any value, even those that reverse every gradient or make it nan.
     """
     from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
 
@@ -59,7 +59,7 @@ def checked(surrogate: Any) -> Any:
 
 
 def primitive(surrogate: Any, x: Tensor) -> Tensor | None:
-    """The primitive g(x), shape of x; None where the surrogate defines only a derivative."""
+    """Return the primitive g(x), shape of x, or None if the surrogate defines only a derivative."""
     smooth = copy.deepcopy(surrogate)
     smooth.spiking = False
     try:
@@ -70,9 +70,9 @@ def primitive(surrogate: Any, x: Tensor) -> Tensor | None:
 
 
 def curve(surrogate: Any, x: Tensor) -> Curve:
-    """Forward, primitive and derivative of any surrogate at the points x; each has the shape of x.
+    """Return output, primitive and derivative of any surrogate at the points x; each has the shape of x.
 
-    The derivative is taken from backward, so it is what training sees. Works on a copy: no counter moves.
+    The derivative comes from a backward pass, so it is the one used in training. A copy is used, so no counter changes.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What our surrogates share: a Heaviside forward and `derivative(x)` as backward."""
+"""The base class of our surrogates: Heaviside in forward, `derivative(x)` in backward."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from snnexp.surrogate.limits import check_arguments
 class Surrogate(SurrogateFunctionBase):  # type: ignore[misc]
     """A surrogate given by `primitive(x)` and its `derivative(x)`, both elementwise on x = v - theta, any shape.
 
-    Derivatives cut their support by a product with the mask: on a CPU that is several times faster than `masked_fill`.
+    Derivatives are cut to their support by a product with the mask: on a CPU, several times faster than `masked_fill`.
 
     Keyword arguments become attributes; those with a rule in `limits.py` are checked (`InvalidValue`). With
-    `spiking=False` it emits the primitive instead of spikes (for gradient checks).
+    `spiking=False` the output is the primitive instead of spikes (for gradient checks).
     """
 
     def __init__(self, *, spiking: bool, **parameters: float) -> None:
@@ -32,11 +32,11 @@ class Surrogate(SurrogateFunctionBase):  # type: ignore[misc]
         raise NotImplementedError
 
     def gradient(self, x: Tensor) -> Tensor:
-        """What backward multiplies by; a subclass may count here."""
+        """Return the factor of backward; a subclass may also count here."""
         return self.derivative(x)
 
     def epoch_metrics(self) -> dict[str, float]:
-        """What a training loop logs after each epoch, as train/<name> (the mean over sites); starts counts anew."""
+        """Return what to log after an epoch, as train/<name> (the mean over sites), and reset any counts."""
         return {}
 
     def forward(self, x: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from snnexp.surrogate.base import Surrogate
 
 
 class Dspike(Surrogate):
-    """Dspike of temperature `b` > 0; refuses others (`InvalidValue`).
+    """Dspike with temperature `b` > 0, else `InvalidValue`.
 
-    The default, 3, has its peak at 1.66 and falls to 0.30 at the ends: between the rectangle and the step.
+    The derivative for the default, 3, has its peak at 1.66 and falls to 0.30 at the ends: between rectangle and step.
     """
 
     b: float

@@ -1,6 +1,5 @@
-"""Dspike whose temperature is chosen during training: of b - db, b and b + db the one whose surrogate gradient points
-most nearly along the finite difference gradient (Li et al., NeurIPS 2021). `snnexp.analysis.temperature` chooses.
-"""
+"""Dspike whose temperature is chosen during training: of b - db, b and b + db, the one whose surrogate gradient is best
+aligned with the finite difference gradient (Li et al., NeurIPS 2021). `snnexp.analysis.temperature` chooses."""
 
 from __future__ import annotations
 
@@ -14,9 +13,9 @@ from snnexp.surrogate.dspike import Dspike
 
 
 class Choice(NamedTuple):
-    """The last choice of a temperature: the cosine similarities of b - db, b and b + db to the finite difference
-    gradient, the standard error of the chosen one, the share of finite differences that are not zero, and the seconds
-    that choices have taken in this epoch."""
+    """The last choice of a temperature: the cosine similarities of the surrogate gradient at b - db, b and b + db to
+    the finite difference gradient, the standard error of the chosen one, the share of finite differences that are not
+    zero, and the seconds that choices have taken in this epoch."""
 
     lower: float = 0.0
     same: float = 0.0
@@ -27,13 +26,13 @@ class Choice(NamedTuple):
 
 
 class AdaptiveDspike(Dspike):
-    """Dspike that starts at temperature `b`; a move is `db`, and `low` <= b <= `high`.
+    """Dspike that starts at temperature `b` and moves by `db` within `low` <= b <= `high`.
 
-    `temperature`: shared by all sites, or per_layer. `every`: steps between two choices (None: once an epoch), `moves`:
-    of a choice, at most (the paper's is one). `layer`: the layer whose weights are moved (None: the first), `subset`:
-    a random one of `weights` of them, or all; `batch`: training samples; `eps`: how far a weight is moved. Raises
-    `InvalidValue`. Temperature and last choice are part of the state, so that a resumed run goes on as it was. `site`
-    names the neuron in what is logged per layer.
+    `temperature`: shared by all sites, or per_layer. `every`: steps between two choices (None: once per epoch);
+    `moves`: most moves per choice (the paper's number is one). `layer`: the layer whose weights are moved (None: the
+    first); `subset`: random (`weights` of them) or all; `batch`: training samples; `eps`: how far a weight is moved.
+    Temperature and last choice are part of the state, so that a resumed run goes on as before. `site` names the neuron
+    in what is logged per layer. Raises `InvalidValue`.
     """
 
     db: float
@@ -68,8 +67,8 @@ class AdaptiveDspike(Dspike):
         self.subset = choice("subset", subset, ("random", "all"))
         self.every = None if every is None else integer("every", every, at_least=1)
         if isinstance(layer, bool) or not isinstance(layer, str | int | None):
-            raise InvalidValue("layer", layer, "the name of a layer, or null: the first")
-        self.layer = None if layer is None else str(layer)  # layers of a Sequential have numbers for names
+            raise InvalidValue("layer", layer, "the name of a layer, or null for the first")
+        self.layer = None if layer is None else str(layer)  # layers of a Sequential are named by numbers
         self.choice, self.site = Choice(), ""
 
     @property

@@ -3,7 +3,7 @@
     g(x)  = 1/2 sgn(x) |x|^alpha + 1/2     on |x| <= 1, 0 below, 1 above, 0 < alpha < 1   (1)
     g'(x) = alpha/2 |x|^(alpha - 1)        on |x| <= 1, 0 outside                         (2)
 
-g' has no bound at x = 0, so backward uses min(g', max_gradient): what we do differently from the sheet.
+g' is unbounded at x = 0, so backward uses min(g', max_gradient), unlike the lab's instructions.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from snnexp.surrogate.base import Surrogate
 class Power(Surrogate):
     """Power surrogate; raises `InvalidValue` unless 0 < alpha < 1 and max_gradient > 0.
 
-    `max_gradient` caps g'. Its default, 10, is ten times the peak of SpikingJelly's default surrogates and at
-    alpha = 0.5 acts only where |x| < 6.25e-4. `seen` counts the elements that passed through backward and `capped`
-    those that the cap changed; `reset_counts()` starts both again, as `epoch_metrics()` does after each epoch. They
-    are part of the state, so that a resumed run goes on counting.
+    `max_gradient` caps g'. Its default, 10, is ten times the peak of SpikingJelly's default surrogates and at alpha =
+    0.5 acts only where |x| < 6.25e-4. `seen` counts the elements that passed through backward and `capped` those that
+    the cap changed; `reset_counts()` resets both, as `epoch_metrics()` does after each epoch. Both are part of the
+    state, so that a resumed run goes on counting.
     """
 
     alpha: float
     max_gradient: float
-    counts: Tensor  # int64 [capped, seen], on the device: counting never waits for it
+    counts: Tensor  # int64 [capped, seen], on the device, so that counting never waits for it
 
     def __init__(self, alpha: float = 0.5, max_gradient: float = 10.0, spiking: bool = True) -> None:
         super().__init__(spiking=spiking, alpha=alpha, max_gradient=max_gradient)
@@ -45,12 +45,12 @@ class Power(Surrogate):
 
     @property
     def capped(self) -> int:
-        """Elements whose derivative the cap cut since the counts began; reading it waits for the device."""
+        """Elements whose derivative the cap changed since the last reset; reading it waits for the device."""
         return int(self.counts[0])
 
     @property
     def seen(self) -> int:
-        """Elements that passed through backward since the counts began."""
+        """Elements that passed through backward since the last reset."""
         return int(self.counts[1])
 
     def reset_counts(self) -> None:

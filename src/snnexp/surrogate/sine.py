@@ -27,5 +27,5 @@ class Sine(Surrogate):
 
     def derivative(self, x: Tensor) -> Tensor:
         angle = math.pi / (2 * self.alpha) * x.clamp(-self.alpha, self.alpha)
-        # Eq. (2); `<`, because at the corner the cosine is 0 but its rounded value is not.
+        # Eq. (2); `<`, because the cosine is 0 at the corner but its rounded value is not
         return angle.cos_().mul_(math.pi / (4 * self.alpha)).mul_(x.abs() < self.alpha)

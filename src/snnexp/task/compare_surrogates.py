@@ -18,7 +18,7 @@ from snnexp.errors import UserError
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.task.base import Task
-from snnexp.training import Metrics, load
+from snnexp.training import Metrics, load_checkpoint
 
 
 class CompareSurrogates(Task):
@@ -62,7 +62,7 @@ def _settings(folder: Path) -> list[Setting]:
                 parameter,
                 value,
                 results,
-                [load(run / "last.pt")["history"] for _, run in runs],
+                [load_checkpoint(run / "last.pt")["history"] for _, run in runs],
             )
         )
     return sorted(made, key=lambda setting: (setting.function, setting.value))

@@ -21,7 +21,7 @@ from snnexp.session import Session
 from snnexp.task.base import TRAINING, Task
 from snnexp.terminal import EpochBar, quiet
 from snnexp.timefold import TimeFold
-from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load
+from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load_checkpoint
 from snnexp.trial.reporter import prune
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _finish(
     session: Session, record: Record, data: Data, net: TimeFold, progress: Progress, device: torch.device
 ) -> Metrics:
     """Test the best epoch's weights; log figures, the model and the final metrics."""
-    best = load(record.folder / "best.pt")
+    best = load_checkpoint(record.folder / "best.pt")
     net.load_state_dict(best["model"])
     size, classes = session.trainer.eval_batch_size, len(data.classes)
     val, test = (evaluate(net, split, session.loss, size, device, classes) for split in (data.val, data.test))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from snnexp.build import unlike
-from snnexp.conversion.network import Converted, convert
 from snnexp.conversion.max_threshold import MaxThreshold
+from snnexp.conversion.network import Converted, convert
 from snnexp.conversion.walk import Correction, Method
 from snnexp.errors import InvalidValue
 from snnexp.mitigation.base import Mitigation
@@ -28,7 +28,12 @@ class _Residual(nn.Module):
         super().__init__()
         self.first, self.norm, self.act1 = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), activation()
         self.second, self.act2 = nn.Conv2d(6, 6, 3, padding=1), activation()
-        self.pool, self.hidden, self.act3, self.last = nn.AvgPool2d(4), nn.Linear(24, 12), activation(), nn.Linear(12, 5)
+        self.pool, self.hidden, self.act3, self.last = (
+            nn.AvgPool2d(4),
+            nn.Linear(24, 12),
+            activation(),
+            nn.Linear(12, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act1(self.norm(self.first(x)))
