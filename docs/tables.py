@@ -30,10 +30,12 @@ def options(group: str) -> dict[str, str]:
     """Return {option: header line} of a group; an option without a header line is an error."""
     found = {}
     for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
-        comments = [line for line in path.read_text().splitlines() if line.startswith("#") and "@package" not in line]
-        if not comments:
+        lines = [line for line in path.read_text().splitlines() if "@package" not in line]
+        if not lines[0].startswith("# "):
             raise SystemExit(f"{path} has no header line")
-        found[path.stem] = comments[0].removeprefix("#").strip()
+        goes_on = lines[1].startswith("#")  # then the header ends with the last whole sentence of its first line
+        sentences = re.match(r".*[.?](?= |$)", lines[0]) if goes_on else None
+        found[path.stem] = (sentences[0] if sentences else lines[0]).removeprefix("# ")
     return found
 
 

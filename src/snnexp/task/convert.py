@@ -43,7 +43,7 @@ class Convert(Converting):
 
 def _measured(conversion: Conversion) -> Metrics:
     record = conversion.record
-    conversion.prepare()
+    conversion.load_ann()
     result = conversion.ann_accuracies()
     layers: list[LayerError] = []
     done: list[dict[str, Any]] = []

@@ -130,7 +130,7 @@ class Conversion:
         data = self.source.data
         return data.train.x.shape[1] if data.averaged else 1
 
-    def prepare(self) -> None:
+    def load_ann(self) -> None:
         """Load the ANN onto the device; train it first if there are no weights yet."""
         session, data = self.session, self.source.data
         torch.set_num_threads(session.trainer.threads or THREADS)

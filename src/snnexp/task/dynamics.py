@@ -49,7 +49,7 @@ RESULTS = {"residual": "residual", "remainder": "remainder", "remainder_inside":
 
 def _checked(conversion: Conversion) -> Metrics:
     record, rows = conversion.record, list[Row]()
-    conversion.prepare()
+    conversion.load_ann()
     result = conversion.ann_accuracies()
     for steps in conversion.groups():
         snn, _, _ = conversion.converted(steps[-1], calibrated=True)

@@ -67,7 +67,7 @@ def _measured(conversions: dict[str, Conversion], record: Record) -> Metrics:
     tables, shares = dict[str, list[Row]](), dict[str, Tensor]()
     for name, conversion in conversions.items():
         (K,) = conversion.steps
-        conversion.prepare()
+        conversion.load_ann()
         snn, source, _ = conversion.converted(K, calibrated=True)
         last, account = snn.examine(source, conversion.seen(), K)
         layers += [{"network": name, **asdict(error)} for error in last]

@@ -55,7 +55,7 @@ class Mitigations(Converting):
 
     def _compared(self, conversion: Conversion) -> Metrics:
         record, rows = conversion.record, list[Row]()
-        conversion.prepare()
+        conversion.load_ann()
         ann = conversion.ann_accuracies()
         result = dict(ann)
         for total in conversion.steps:

@@ -60,7 +60,7 @@ class Unevenness(Converting):
 
     def _measured(self, conversion: Conversion) -> Metrics:
         layers, times = list[LayerError](), list[Arrival]()
-        conversion.prepare()
+        conversion.load_ann()
         result = conversion.ann_accuracies()
         for steps in conversion.groups():
             snn, source, _ = conversion.converted(steps[-1], calibrated=True)
