@@ -29,7 +29,7 @@ def groups() -> dict[str, str]:
 def options(group: str) -> dict[str, str]:
     """Return {option: header line} of a group; an option without a header line is an error."""
     found = {}
-    for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
+    for path in sorted((ROOT / "conf" / group).glob("*.yaml"), key=_naturally):
         lines = [line for line in path.read_text().splitlines() if "@package" not in line]
         if not lines[0].startswith("# "):
             raise SystemExit(f"{path} has no header line")
@@ -39,11 +39,17 @@ def options(group: str) -> dict[str, str]:
     return found
 
 
+def _naturally(path: Path) -> list[str | int]:
+    """Sort key by which resnet8 comes before resnet14."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
+
+
 def table(kind: str, group: str | None) -> str:
     """Return a table as Markdown."""
     if group:
         rows = [f"| `{option}` | {header} |" for option, header in options(group).items()]
-        return "\n".join([f"| `{group}=` | |", "| --- | --- |", *rows, ""])
+        added = "+" * (group == "sweep")  # a group that is not in the defaults list
+        return "\n".join([f"| `{added}{group}=` | |", "| --- | --- |", *rows, ""])
     names = {group: ", ".join(f"`{option}`" for option in options(group)) for group in groups()}
     rows = [f"| `{group}` | {what} | {names[group]} |" for group, what in groups().items()]
     return "\n".join(["| group | chooses | options |", "| --- | --- | --- |", *rows, ""])
