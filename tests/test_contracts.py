@@ -31,7 +31,7 @@ ROWS = (
     ("build", "config", "address"),
     ("model", "loss", "few_spike"),
     ("neuron", "dataset"),
-    ("surrogate", "dynamics", "timefold", "checkpoint"),
+    ("surrogate", "dynamics", "timefold", "checkpoint", "activations"),
     ("errors",),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

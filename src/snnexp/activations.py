@@ -79,7 +79,7 @@ def as_module(name: str, arguments: Sequence[Any], keywords: Mapping[str, Any]) 
     settings = {key: value for key, value in keywords.items() if key not in ("inplace", "input")}
     module = _BY_FUNCTION[name].module(*arguments, **settings)
     if hasattr(module, "inplace"):
-        module.inplace = False
+        module.inplace = False  # type: ignore[assignment]
     return module
 
 

@@ -65,8 +65,8 @@ class FewSpikeConversion:
         if not found:
             have = ", ".join(str(K) for K in sorted({fit.table.K for fit in fitted})) or "none"
             raise UserError(
-                f"layer {layer.name} ({type(layer.activation[0]).__name__}) has no few-spike coefficients for K = "  # type: ignore[index]
-                f"{layer.T} (timesteps; there are: {have}). Fit them with task=fit_few_spike activation={activation.name} "
+                f"layer {layer.name} ({activation.module.__name__}) has no few-spike coefficients for K = {layer.T} "
+                f"(timesteps; there are: {have}). Fit them with task=fit_few_spike activation={activation.name} "
                 f"K=[{layer.T}], and give the folder with conversion.tables=FOLDER"
             )
         return found
@@ -84,7 +84,7 @@ def _as_fitted(activation: Activation, layer: Layer) -> None:
 
 
 def _seen(layer: Layer, per_channel: bool) -> Histogram:
-    """Return the histogram of the inputs that arrive, by channel or of all, with the ANN's mean activation in each bin."""
+    """Return the histogram of the inputs that arrive, by channel or of all, and the ANN's mean activation in each."""
     low = high = None
     for _, c in _rows(layer, per_channel):
         least, most = c.amin((0, 2)), c.amax((0, 2))

@@ -101,9 +101,10 @@ class Flow:
     ) -> None:
         """Run `nodes` and add their values to `env`.
 
-        Without `steps`, all values are means over time (or values of an ANN), [N, ...]. With it, timed values are folded
-        trains [steps*N, ...], other values are repeated at each step, and stateful modules continue from `state`, which
-        is updated. With `free`, values of the body are removed after their last use, and their memory is reused.
+        Without `steps`, all values are means over time (or values of an ANN), [N, ...]. With it, timed values are
+        folded trains [steps*N, ...], other values are repeated at each step, and stateful modules continue from
+        `state`, which is updated. With `free`, values of the body are removed after their last use, and their memory is
+        reused.
         """
         lifted: dict[fx.Node, Any] = {}
         for node in nodes:
@@ -114,8 +115,8 @@ class Flow:
             if isinstance(module, Stateful) and steps is not None:
                 current = env[node.args[0]]  # type: ignore[index]
                 x = unfold(current, steps) if node.args[0] in self.timed else current.expand(steps, *current.shape)
-                reused = {"out": x} if free and node in self.spent else {}
-                out, after = module.scan(x, None if state is None else state.get(node), **reused)
+                scan = module.consume if free and node in self.spent else module.scan
+                out, after = scan(x, None if state is None else state.get(node))
                 env[node] = fold(out)
                 if state is not None:
                     state[node] = after
@@ -133,7 +134,7 @@ class Flow:
     def _load(
         self, env: dict[fx.Node, Any], lifted: dict[fx.Node, Any], steps: int | None, user: fx.Node, n: fx.Node
     ) -> Any:
-        """Return the value of `n` for `user`: repeated at each step (kept in `lifted`) where only `user` varies in time.
+        """Return the value of `n` for `user`, repeated at each step (kept in `lifted`) where only `user` is timed.
 
         This is a method because a nested function that calls itself would keep `env` alive until garbage collection.
         """

@@ -15,9 +15,9 @@ def stills(x: Tensor) -> Tensor:
 
 
 class PerFrame(nn.Module):
-    """An ANN or a `Converted` that is run on each frame from its start; its outputs are averaged, [N, F, ...] -> [N, K].
+    """A network that is run on each frame from its start, and whose outputs are averaged: [N, F, ...] -> [N, K].
 
-    An SNN takes F times the steps of one frame.
+    `network` is an ANN, or a `Converted`, which takes F times the steps of one frame.
     """
 
     def __init__(self, network: nn.Module) -> None:

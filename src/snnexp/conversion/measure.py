@@ -30,7 +30,7 @@ def accuracies(
     device: torch.device,
     images: int | None = None,
 ) -> dict[int, float]:
-    """Return the accuracy after each of `steps`, from one simulation of the longest, on `images` spread over the split."""
+    """Return the accuracy after each of `steps`, from one simulation, on `images` samples spread over the split."""
     correct, order = dict.fromkeys(steps, 0), spread(split, images)
     for x, y in split.batches(batch_size, order):
         for t, answer in zip(steps, snn.at(x.to(device), steps), strict=True):

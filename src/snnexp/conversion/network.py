@@ -145,7 +145,7 @@ class Decoded(Converted):
     def at(self, x: Tensor, steps: Sequence[int]) -> list[Any]:
         """Return the answer for each of `steps`. Raises InvalidValue for a number of steps other than K."""
         for t in steps:
-            require(t == self.T, "T", t, f"{self.T}, the steps of the neurons placed (another K is another network)")
+            self._check(t)
         _, images = self._parts(1)
         with torch.no_grad():
             answer = joined([self.network(part) for part in torch.split(x, images)])
@@ -177,10 +177,14 @@ class Decoded(Converted):
         return self.flow.levels[self.flow.output]
 
     def examine(self, source: fx.GraphModule, x: Tensor, T: int) -> tuple[list[LayerError], Account]:
+        self._check(T)
         return examine_slots(source, self, x)
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         return {"coefficients": coefficients(self)}
+
+    def _check(self, T: int) -> None:
+        require(T == self.T, "T", T, f"{self.T}, the steps of the neurons placed (another K is another network)")
 
 
 def convert(

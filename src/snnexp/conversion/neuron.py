@@ -70,6 +70,9 @@ class ScaledIF(Placed):
             v -= s
         return out, v
 
+    def consume(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self.scan(x, state, x)
+
     def residual(self, state: Any) -> Tensor:
         """Return v(T) for a start at `v_init`: v_init + the sum of all inputs - the sum of all outputs."""
         return state  # type: ignore[no-any-return]
@@ -162,9 +165,12 @@ class FewSpike(Placed):
         return f"K={len(self.T)}"
 
 
-def integrator(flow: Flow, site: fx.Node) -> ScaledIF:
-    """Return the plain integrate-and-fire neuron at `site`. Raises UserError, naming the layer, for another neuron."""
+def integrator(flow: Flow, site: fx.Node, what: str) -> ScaledIF:
+    """Return the plain integrate-and-fire neuron at `site`, which `what` needs. Raises UserError for another neuron."""
     neuron = flow.neuron(site)
     if not neuron.integrates:
-        raise UserError(f"layer {site.target} has a {type(neuron).__name__}, which is no plain integrate-and-fire neuron")
+        raise UserError(
+            f"{what} takes plain integrate-and-fire neurons, and layer {site.target} has a {type(neuron).__name__}: "
+            "choose another conversion"
+        )
     return cast(ScaledIF, neuron)

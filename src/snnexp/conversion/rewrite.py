@@ -7,7 +7,7 @@ Networks that cannot be converted faithfully are refused here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -229,7 +229,9 @@ def _pools_as_modules(graph: fx.GraphModule) -> None:
         if name in MAX_POOL_FUNCTIONS:
             adaptive = name.startswith("adaptive")
             keys = ("output_size",) if adaptive else ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-            settings = dict(zip(keys, node.args[1:], strict=False)) | {k: v for k, v in node.kwargs.items() if k in keys}
+            settings = dict(zip(keys, node.args[1:], strict=False)) | {
+                k: v for k, v in node.kwargs.items() if k in keys
+            }
             target = _free(graph, _name_in_owner(node))
             _replace_call(graph, node, target, MAX_POOL_FUNCTIONS[name](**settings))
 
@@ -287,14 +289,16 @@ def finish(graph: fx.GraphModule) -> None:
     for module in graph.modules():
         if isinstance(module, nn.Conv2d):  # fast on CPU and GPU; later layers keep it
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-        if isinstance(module, (nn.Linear, *CONVS)) and module.bias is None:  # the same keys whether a bias is corrected or not
+        if (
+            isinstance(module, (nn.Linear, *CONVS)) and module.bias is None
+        ):  # the same keys whether a bias is corrected or not
             outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
             module.bias = nn.Parameter(module.weight.new_zeros(outputs), requires_grad=False)
 
 
 @torch.no_grad()
 def _same_answers(original: nn.Module, source: fx.GraphModule, example: Tensor) -> None:
-    """Raise UserError where the traced network gives other answers: tracing misses control flow that depends on data."""
+    """Raise UserError where the traced network gives other answers, for control flow that depends on data."""
     for x in (example, example[:1]):  # another batch size reveals a size that the trace froze
         try:
             expected = _leaves(original(x.clone()))

@@ -15,6 +15,10 @@ class Stateful(nn.Module):
         """Map inputs [T, N, ...] and a state (None: the start) to outputs [T, N, ...] and the state after them."""
         raise NotImplementedError
 
+    def consume(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Do what `scan` does; the memory of x may be reused for the outputs."""
+        return self.scan(x, state)
+
 
 class Frames(Stateful):
     """The frames of a recording, one a step: replaces `TimeMean` at the front of a network, [N, F, ...] -> [N, ...].

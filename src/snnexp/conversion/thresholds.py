@@ -105,7 +105,7 @@ def histogram(layer: Layer, inputs: str, top: Tensor, per_channel: bool) -> Hist
 
 
 def counted(x: Tensor, low: Tensor, width: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
-    """Return how many values of x [N, C, ...] fall into each bin of a channel, or the sum of their `weights`: [C, bins]."""
+    """Return the number of values x [N, C, ...], or the sum of `weights`, in each bin of a channel: [C, bins]."""
     at = ((x - along(low, x.dim())) / along(width, x.dim())).clamp_(0, bins - 1).to(torch.int64)
     at += along(torch.arange(len(low), device=x.device) * bins, x.dim())
     flat = torch.bincount(at.flatten(), None if weights is None else weights.flatten(), len(low) * bins)

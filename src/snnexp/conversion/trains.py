@@ -32,7 +32,7 @@ def channels_last(shape: Sequence[int], dtype: torch.dtype, device: torch.device
 
 
 def packed(out: Tensor) -> Tensor:
-    """Pack a train [T, n, ...] of 0 or theta into bits, uint8 [ceil(T/8), n, ...]: step t is bit t % 8 of byte t // 8."""
+    """Pack a train [T, n, ...] of 0 or theta into uint8 [ceil(T/8), n, ...]: step t is bit t % 8 of byte t // 8."""
     bits = torch.empty_like(out[: -(-len(out) // 8)], dtype=torch.uint8)
     spike = torch.empty_like(out[0])
     for byte, steps in zip(bits, torch.split(out, 8), strict=True):

@@ -339,9 +339,7 @@ class _Walk:
         train = self.trains[node][:, rows].to(self.device)
         return self.snn.neuron(node).recalled(train, self.T, mode == "mean")
 
-    def store(
-        self, site: fx.Node, current: fx.Node, activation: nn.Module, neuron: Placed, train: Tensor
-    ) -> None:
+    def store(self, site: fx.Node, current: fx.Node, activation: nn.Module, neuron: Placed, train: Tensor) -> None:
         """Place `neuron` at `site`, store its output and the ANN's, and drop values that no later site needs."""
         activations = torch.empty(0)
         for rows in self.batches(1):
@@ -361,7 +359,7 @@ class _Walk:
 def fold_biases(flow: Flow) -> None:
     """Move the biases of neurons into the layer before them, where that layer serves this site alone."""
     for site in flow.sites:
-        neuron, node = flow.neuron(site), carrier(flow, site.args[0])  # type: ignore[arg-type]
+        neuron, node = flow.neuron(site), carrier(flow, site.args[0])
         if "bias" in neuron.values and bool(neuron.bias.any()) and node is not None:
             add_bias(flow.module(node), neuron.bias)  # type: ignore[arg-type]
             neuron.bias = torch.zeros_like(neuron.bias)

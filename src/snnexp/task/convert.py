@@ -15,14 +15,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from snnexp.analysis import figures
+from snnexp.analysis import figures, tables
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
-from snnexp.conversion import slots
 from snnexp.conversion.frames import PerFrame, stills
-from snnexp.conversion.graph import prepare
-from snnexp.conversion.measure import LayerError, accuracies, ann_accuracy, columns, examine, spread
-from snnexp.conversion.network import Converted, Decoded, converted
+from snnexp.conversion.measure import LayerError, accuracies, ann_accuracy, columns, spread
+from snnexp.conversion.network import Converted, converted
+from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.walk import Method, Record, walk
 from snnexp.dataset.prepare import digest
 from snnexp.errors import InvalidValue, UserError, integer
@@ -92,8 +91,8 @@ class Conversion:
             turn = torch.arange(len(self.images))
             self.images = self.images[turn, turn % self.images.shape[1]].float()
         x = self.images[:2]
-        for T in self.steps if self.method.decoded else [1]:
-            source, network = prepare(still(net), x, self.method.maxpool, self.method.decoded)
+        for T in [1] if self.method.neuron.stepwise else self.steps:
+            source, network = rewrite(still(net), x, self.method.maxpool, self.method.neuron.vocabulary)
             walk(source, network, x, T, self.method)
             self.mitigation.applied(converted(network, T))
         try:
@@ -104,7 +103,7 @@ class Conversion:
 
     def integrating(self, what: str) -> None:
         """Raises UserError unless the conversion places integrate-and-fire neurons."""
-        if self.method.decoded:
+        if not self.method.neuron.integrates:
             raise UserError(
                 f"{what} takes integrate-and-fire neurons: choose another conversion than "
                 f"conversion={self.session.choices['conversion']}"
@@ -161,8 +160,8 @@ class Conversion:
                 result |= self.examined(source, snn, t, layers)
             done += [{"T": steps[-1], **asdict(record)} for record in records]
             torch.save(snn.cpu(), self.session.run_dir / f"model_T{steps[-1]}.pt")
-            if isinstance(snn, Decoded):
-                slots.export(snn, self.session.run_dir / "tables" / f"coefficients_T{snn.T}.csv")
+            if made := snn.tables():
+                tables.write({f"{name}_T{snn.T}": rows for name, rows in made.items()}, self.session.run_dir / "tables")
                 self.session.tracker.artifact(self.session.run_dir / "tables")
         result["val/accuracy"] = result[f"val/snn_accuracy_T{self.steps[-1]}"]  # the default objective
         self._report(result, layers, done)
@@ -178,7 +177,7 @@ class Conversion:
     def converted(self, T: int, *, calibrated: bool) -> tuple[Converted, torch.fx.GraphModule, list[Record]]:
         """(the SNN, with its mitigation; its source; what was done) for T steps."""
         corrections = self.calibration.corrections if calibrated else []
-        source, network = prepare(self.ann, self.images[:2], self.method.maxpool, self.method.decoded)
+        source, network = rewrite(self.ann, self.images[:2], self.method.maxpool, self.method.neuron.vocabulary)
         with LayerBar(f"{self.session.choices['task']} T={T}{'' if calibrated else ' (before)'}") as bar:
             records = walk(source, network, self.images, T, self.method, corrections, bar.report)
         return self.mitigation.applied(converted(network, T)), source, records
@@ -208,7 +207,7 @@ class Conversion:
         data = self.source.data
         runs = data.val.x.shape[1] if data.temporal else 1  # of the network a recording
         x = self.seen()
-        errors, account = slots.examine(source, snn, x) if isinstance(snn, Decoded) else examine(source, snn, x, t)
+        errors, account = snn.examine(source, x, t)
         layers += errors
         cost = {
             "spikes": account.spikes * runs,

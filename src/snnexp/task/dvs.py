@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from snnexp.analysis import figures, tables
 from snnexp.conversion.frames import PerFrame, stills
-from snnexp.conversion.graph import prepare
-from snnexp.conversion.measure import AC, accuracies, ann_accuracy, examine, spread
+from snnexp.conversion.measure import AC, accuracies, ann_accuracy, spread
 from snnexp.conversion.network import Converted
-from snnexp.conversion.qcfs import QCFS
+from snnexp.conversion.qcfs import QCFSConversion
+from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.walk import walk
 from snnexp.dataset.base import Data
 from snnexp.errors import InvalidValue, UserError, integer
@@ -149,7 +149,7 @@ class Comparison:
         ann = nn.Sequential(OrderedDict(mean=TimeMean(), network=trained.net.network)).eval()
         steps = [seen.shape[1] * r for r in self.rounds]
         source, snn = converted(ann, seen, steps[-1])
-        costs = {t: examine(source, snn, seen, t)[1] for t in steps}
+        costs = {t: snn.examine(source, seen, t)[1] for t in steps}
         if way == AVERAGE:
             found = ann_accuracy(ann, data.test, self._size, seen.device)
             yield Row(way, "ANN", 1, found, costs[steps[0]].ann_energy_nj, **trained.cost)
@@ -161,7 +161,7 @@ class Comparison:
         data, seen = trained.data, self._seen(trained.data)
         frames, ann = seen.shape[1], trained.net.network.eval()
         source, snn = converted(ann, stills(seen), self.per_frame[-1])
-        costs = {t: examine(source, snn, stills(seen), t)[1] for t in self.per_frame}
+        costs = {t: snn.examine(source, stills(seen), t)[1] for t in self.per_frame}
         found = ann_accuracy(PerFrame(ann), data.test, self._size, seen.device)
         yield Row(FRAME, "ANN", frames, found, frames * costs[self.per_frame[0]].ann_energy_nj, **trained.cost)
         for t, accuracy in accuracies(PerFrame(snn), data.test, self.per_frame, self._size, seen.device).items():
@@ -220,8 +220,8 @@ def _fitted(fabric: Fabric, session: Session, folder: Path) -> dict[str, Any]:
 
 def converted(ann: nn.Module, x: Tensor, T: int) -> tuple[torch.fx.GraphModule, Converted]:
     """(the source, its SNN by QCFS for T steps); `x` [N, ...] is shown to both."""
-    source, network = prepare(ann, x[:2])
-    walk(source, network, x, T, QCFS())
+    source, network = rewrite(ann, x[:2])
+    walk(source, network, x, T, QCFSConversion())
     return source, Converted(network, T)
 
 

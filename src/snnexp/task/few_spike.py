@@ -15,9 +15,9 @@ from snnexp.analysis import figures, tables
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
 from snnexp.conversion import slots
-from snnexp.conversion.graph import prepare
 from snnexp.conversion.measure import LayerError, spread
-from snnexp.conversion.network import Decoded
+from snnexp.conversion.network import Decoded, converted
+from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.walk import Method, walk
 from snnexp.errors import InvalidValue, UserError, integer
 from snnexp.session import Session
@@ -42,7 +42,7 @@ def few_spike(session: Session, depths: list[int] | None, test_images: int | Non
     except InvalidValue as error:
         raise error.told(error.name) from error
     method: Method = build("conversion", session.config)
-    if not method.decoded:
+    if not issubclass(method.neuron.network, Decoded):
         raise UserError(f"task=few_spike needs conversion=few_spike, not {session.choices['conversion']}")
     sources = dict(_sources(session, depths))
     calibration: Calibration = build("calibration", session.config)
@@ -52,7 +52,7 @@ def few_spike(session: Session, depths: list[int] | None, test_images: int | Non
             images = calibration.sample(source.data.train)[:2]
         except InvalidValue as error:
             raise error.told(f"calibration.{error.name}") from error
-        graph, network = prepare(still(source.network()), images, method.maxpool, method.decoded)
+        graph, network = rewrite(still(source.network()), images, method.maxpool, method.neuron.vocabulary)
         walk(graph, network, images, session.config["timesteps"], method)
     return session.tracked(lambda: _measured(session, sources, method, calibration, test_images, layer_images))
 
@@ -92,12 +92,13 @@ def _measured(
         net = Session(source.config | {"checkpoint": str(checkpoint)}, session.choices, folder).network()
         ann = still(net).eval().to(device)
         images = calibration.sample(data.train).to(device)
-        source_graph, network = prepare(ann, images[:2], method.maxpool, method.decoded)
+        source_graph, network = rewrite(ann, images[:2], method.maxpool, method.neuron.vocabulary)
         with LayerBar(f"{name} K={K}") as bar:
             walk(source_graph, network, images, K, method, calibration.corrections, bar.report)
-        snn = Decoded(network, K)
+        snn = converted(network, K)
+        assert isinstance(snn, Decoded)
         x = next(data.val.batches(layer_images, spread(data.val, layer_images)))[0].to(device)
-        errors, account = slots.examine(source_graph, snn, x)
+        errors, account = snn.examine(source_graph, x, K)
         shares[name] = slots.counts(snn, x)
         layers += [{"network": name, **asdict(error)} for error in errors]
         ranks = (1, 5) if len(data.classes) >= MANY else (1,)
@@ -123,7 +124,7 @@ def _measured(
                 "ann_energy_nj": account.ann_energy_nj,
             }
         )
-        slots.export(snn, folder / "tables" / f"coefficients_{name}.csv")
+        tables.write({f"{made}_{name}": found for made, found in snn.tables().items()}, folder / "tables")
     last = [
         LayerError(**{k: v for k, v in layer.items() if k != "network"})
         for layer in layers

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from snnexp.activations import named
 from snnexp.analysis import few_spike as drawn
 from snnexp.analysis import figures, tables
 from snnexp.errors import InvalidValue, UserError, integer, number, require
-from snnexp.few_spike.fit import Density, fit
-from snnexp.few_spike.table import RANGES, Fitted, known, measured, relu, save
+from snnexp.few_spike.fit import Density, fit_table
+from snnexp.few_spike.table import Fitted, measured, relu, save_tables
 from snnexp.session import Session
 from snnexp.terminal import LayerBar
 from snnexp.training import Metrics
@@ -38,10 +39,10 @@ def fit_few_spike(
     Raises UserError for wrong values.
     """
     try:
-        known(activation)
+        shipped = named(activation).ranges or ((-8.0, 8.0),)
         require(K != [], "K", K, "an integer >= 1, or a list of them")
         steps = [integer("K", k, at_least=1) for k in (K if isinstance(K, list) else [K])]
-        intervals = RANGES.get(activation, ((-8.0, 8.0),)) if range is None else (_interval(range),)
+        intervals = shipped if range is None else (_interval(range),)
         limit = None if spikes is None else number("spikes", spikes, "a number > 0, or null", above=0)
         integer("rounds", rounds, at_least=10)
     except InvalidValue as error:
@@ -72,7 +73,7 @@ def _fitted(
 ) -> Fitted:
     if activation == "relu":
         return measured(activation, interval, relu(K, torch.tensor(interval[1], dtype=torch.float64)))
-    return fit(
+    return fit_table(
         activation,
         interval,
         K,
@@ -86,7 +87,7 @@ def _fitted(
 
 def _reported(session: Session, fits: list[Fitted]) -> Metrics:
     folder, tracker, activation = session.run_dir, session.tracker, fits[0].activation
-    save(fits, folder / f"{activation}.yaml")
+    save_tables(fits, folder / f"{activation}.yaml")
     written: dict[str, tables.Rows] = {
         "fit": [
             {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from snnexp.analysis import figures, tables
-from snnexp.conversion.measure import LayerError, examine
+from snnexp.conversion.measure import LayerError
 from snnexp.errors import UserError
 from snnexp.mitigation.base import Mitigation
 from snnexp.session import Session
@@ -53,7 +53,7 @@ def _compared(conversion: Conversion, compare: Mapping[str, Mitigation]) -> Metr
                 plain, source, _ = conversion.converted(T, calibrated=True)
                 snn = mitigation.applied(plain)
                 found = {split: conversion.accuracy(snn, split, [T])[T] for split in ("val", "test")}
-                layers, account = examine(source, snn, conversion.seen(), T)
+                layers, account = snn.examine(source, conversion.seen(), T)
                 rows.append(
                     {
                         "mitigation": name,

@@ -12,7 +12,6 @@ from snnexp.analysis.unevenness import Neuron, Orders, search, trace
 from snnexp.conversion.arrival import Arrival, arrivals, explanations
 from snnexp.conversion.measure import LayerError
 from snnexp.errors import InvalidValue, require
-from snnexp.mitigation.base import Mitigated
 from snnexp.session import Session
 from snnexp.task.convert import Conversion
 from snnexp.terminal import rows_table
@@ -71,7 +70,7 @@ def _measured(conversion: Conversion, cases: list[dict[str, Any]], orders: list[
         result |= conversion.accuracies(snn, steps, "snn")
         for t in steps:
             result |= conversion.examined(source, snn, t, layers)
-            if t > 1 and not isinstance(snn, Mitigated):
+            if t > 1 and snn.integrates:
                 times += arrivals(snn, conversion.seen(), t, session.seed)
     result["val/accuracy"] = result[f"val/snn_accuracy_T{conversion.steps[-1]}"]
     kinds = [_kinds(layer) for layer in layers]
