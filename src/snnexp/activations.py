@@ -18,7 +18,7 @@ class Activation(NamedTuple):
     """An elementwise activation: `name` (of its function in PyTorch), `module`, and `function` with default parameters.
 
     `bounded`: its output is bounded on both sides, so it does not scale with the input. `ranges`: the input ranges of
-    the shipped few-spike coefficients, the default range first. `alias`: another name under which torch.fx records it.
+    the shipped few-spike coefficients, the default range first.
     """
 
     name: str
@@ -26,7 +26,6 @@ class Activation(NamedTuple):
     function: Callable[[Tensor], Tensor]
     bounded: bool = False
     ranges: tuple[Interval, ...] = ()
-    alias: str = ""
 
 
 ACTIVATIONS = {
@@ -47,11 +46,11 @@ ACTIVATIONS = {
         Activation("celu", nn.CELU, F.celu),
         Activation("softsign", nn.Softsign, F.softsign, bounded=True),
         Activation("tanhshrink", nn.Tanhshrink, F.tanhshrink),
-        Activation("logsigmoid", nn.LogSigmoid, F.logsigmoid, alias="log_sigmoid"),
+        Activation("logsigmoid", nn.LogSigmoid, F.logsigmoid),
         Activation("hardtanh", nn.Hardtanh, F.hardtanh, bounded=True),
     )
 }
-_BY_FUNCTION = {name: row for row in ACTIVATIONS.values() for name in (row.name, row.alias) if name}
+_BY_FUNCTION = {row.function.__name__: row for row in ACTIVATIONS.values()}  # as torch.fx records it
 
 
 def named(name: str) -> Activation:

@@ -117,19 +117,9 @@ def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
                 values |= {n: fold(order(unfold(env[n], T), random)) for n in sources}
                 flow.run(inside, values, T)
                 neuron, c = integrator(flow, site, "the analysis of arrivals"), unfold(values[current], T)
-                row = found.setdefault(
-                    (str(site.target), name),
-                    Arrival(
-                        str(site.target),
-                        T,
-                        name,
-                        levels[site] - 1,
-                        len(sources),
-                        c.shape[2],
-                        c.shape[-1] if c.dim() > 3 else 1,
-                        float(neuron.theta.mean()),
-                    ),
-                )
+                layer, side = str(site.target), c.shape[-1] if c.dim() > 3 else 1
+                traits = levels[site] - 1, len(sources), c.shape[2], side, float(neuron.theta.mean())
+                row = found.setdefault((layer, name), Arrival(layer, T, name, *traits))
                 _add(row, neuron, c, len(part) / len(x))
     for row in found.values():
         row.uneven, row.swing, row.trend = math.sqrt(row.uneven), math.sqrt(row.swing), math.sqrt(row.trend)

@@ -104,13 +104,23 @@ class Account:
 
     neurons: int
     spikes: float
-    spikes_per_neuron: float
     synaptic_operations: float
-    energy_nj: float
+    macs: float  # multiply-accumulates of the layers that are computed once per input
     latency: int
     ann_macs: float
-    ann_energy_nj: float
     more: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def spikes_per_neuron(self) -> float:
+        return self.spikes / self.neurons
+
+    @property
+    def energy_nj(self) -> float:
+        return self.macs * MAC + self.synaptic_operations * AC
+
+    @property
+    def ann_energy_nj(self) -> float:
+        return self.ann_macs * MAC
 
 
 @torch.no_grad()
@@ -118,14 +128,14 @@ def examine_trains(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) ->
     """Return the errors by layer and the cost of an inference over the inputs x [N, ...], after T steps of trains."""
     ann, flow = Flow(source), snn.flow
     layers = {site: LayerError(str(site.target), T) for site in flow.sites}
-    neurons = spikes = operations = macs = analog = 0.0
+    neurons, spikes, operations, macs, analog = 0, 0.0, 0.0, 0.0, 0.0
     device = next(snn.buffers()).device
     for part in torch.split(x, max(1, CALIBRATION_ROWS[device.type] // T)):
         share = len(part) / len(x)
         values: dict[fx.Node, Any] = {ann.placeholder: part.to(device)}
         ann.run(ann.nodes[1:-1], values)
         env, state, before = snn.simulated(part.to(device), T)
-        neurons = 0.0
+        neurons = 0
         for site, twin in zip(flow.sites, ann.sites, strict=True):
             neuron, heard, phi = flow.neuron(site), site.args[0], unfold(env[site], T).mean(0)
             current = unfold(env[heard], T).mean(0) if heard in flow.timed else env[heard]
@@ -143,17 +153,7 @@ def examine_trains(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) ->
                     operations += cost * sum(len(h) * float((h != 0).float().mean()) for h in trains) / len(x)
                 else:
                     analog += cost * share
-    account = Account(
-        int(neurons),
-        spikes,
-        spikes / neurons,
-        operations,
-        analog * MAC + operations * AC,
-        snn.latency(T),
-        macs,
-        macs * MAC,
-    )
-    return list(layers.values()), account
+    return list(layers.values()), Account(neurons, spikes, operations, analog, snn.latency(T), macs)
 
 
 def split_error(

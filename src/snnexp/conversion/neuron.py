@@ -114,7 +114,7 @@ class ScaledIF(Placed):
         return f"theta={float(self.theta.mean()):.4g} (mean of {self.theta.numel()})"
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        for name in ("theta", "v_init", "bias"):
+        for name in self.values:
             if (value := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(value, device=self.theta.device, dtype=self.theta.dtype))
         super()._load_from_state_dict(state_dict, prefix, *rest)

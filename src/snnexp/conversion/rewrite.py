@@ -18,24 +18,10 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from snnexp.activations import as_module
+from snnexp.conversion import vocabulary as words
 from snnexp.conversion.flow import Flow, before, sizes
 from snnexp.conversion.stateful import Frames, MaxGate
-from snnexp.conversion.vocabulary import (
-    AFFINE,
-    CONVS,
-    DROPOUTS,
-    MAX_POOL_FUNCTIONS,
-    MAX_POOLS,
-    MAXPOOL,
-    NORMS,
-    READOUTS,
-    TRAINS,
-    Vocabulary,
-    function_name,
-    is_linear,
-    owner_name,
-    where,
-)
+from snnexp.conversion.vocabulary import TRAINS, Vocabulary, function_name, owner_name, where
 from snnexp.errors import UserError, choice
 from snnexp.neuron.clip import Bounded
 from snnexp.timefold import Dropout, Normalize, TimeMean
@@ -53,7 +39,7 @@ def rewrite(
     not changed. Raises UserError, naming the layer, for what cannot be converted faithfully.
     """
     if maxpool is not None:
-        choice("maxpool", maxpool, MAXPOOL)
+        choice("maxpool", maxpool, words.MAXPOOL)
     original = _plain(ann)
     source = _traced(copy.deepcopy(original))
     _single_input(source)
@@ -217,7 +203,11 @@ def drop_dropout(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         function = function_name(node) if node.op in ("call_function", "call_method") else ""
-        if isinstance(module, (*DROPOUTS, nn.Identity)) or "dropout" in function or function == "stochastic_depth":
+        if (
+            isinstance(module, (*words.DROPOUTS, nn.Identity))
+            or "dropout" in function
+            or function == "stochastic_depth"
+        ):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
 
@@ -226,14 +216,14 @@ def _pools_as_modules(graph: fx.GraphModule) -> None:
     """Turn F.max_pool2d and similar calls into modules, so that one rule serves both."""
     for node in list(graph.graph.nodes):
         name = function_name(node) if node.op == "call_function" else ""
-        if name in MAX_POOL_FUNCTIONS:
+        if name in words.MAX_POOL_FUNCTIONS:
             adaptive = name.startswith("adaptive")
             keys = ("output_size",) if adaptive else ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
             settings = dict(zip(keys, node.args[1:], strict=False)) | {
                 k: v for k, v in node.kwargs.items() if k in keys
             }
             target = _free(graph, _name_in_owner(node))
-            _replace_call(graph, node, target, MAX_POOL_FUNCTIONS[name](**settings))
+            _replace_call(graph, node, target, words.MAX_POOL_FUNCTIONS[name](**settings))
 
 
 @torch.no_grad()
@@ -255,10 +245,10 @@ def fold_norms(graph: fx.GraphModule, example: Tensor | None = None) -> None:
             continue
         norm, layer = graph.get_submodule(str(node.target)), graph.get_submodule(str(before.target))
         once = len(before.users) == 1 and calls[str(before.target)] == calls[str(node.target)] == 1
-        if not isinstance(norm, NORMS) or norm.running_mean is None or not once:
+        if not isinstance(norm, words.NORMS) or norm.running_mean is None or not once:
             continue
-        grouped = isinstance(layer, CONVS) and layer.transposed and layer.groups > 1  # torch cannot fold these
-        if isinstance(layer, CONVS) and not grouped:
+        grouped = isinstance(layer, words.CONVS) and layer.transposed and layer.groups > 1  # torch cannot fold these
+        if isinstance(layer, words.CONVS) and not grouped:
             fused: nn.Module = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)
         elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d) and _axes(before) in (2, None):
             fused = fuse_linear_bn_eval(layer, norm)
@@ -290,7 +280,7 @@ def finish(graph: fx.GraphModule) -> None:
         if isinstance(module, nn.Conv2d):  # fast on CPU and GPU; later layers keep it
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         if (
-            isinstance(module, (nn.Linear, *CONVS)) and module.bias is None
+            isinstance(module, (nn.Linear, *words.CONVS)) and module.bias is None
         ):  # the same keys whether a bias is corrected or not
             outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
             module.bias = nn.Parameter(module.weight.new_zeros(outputs), requires_grad=False)
@@ -365,21 +355,21 @@ def _leaves(value: Any) -> list[Tensor]:
 
 def _check_linear(flow: Flow, maxpool: str | None, vocabulary: Vocabulary) -> None:
     """Replace max pooling after a site; raise UserError for other nodes there that are not part of the vocabulary."""
-    weighty = before(flow.nodes, [n for n in flow.nodes if isinstance(flow.module(n), (nn.Linear, *CONVS))])
+    weighty = before(flow.nodes, [n for n in flow.nodes if isinstance(flow.module(n), (nn.Linear, *words.CONVS))])
     not_data = sizes(flow.nodes)
     for node in flow.body + flow.tail:
         module = flow.module(node)
         kind = type(module).__name__ if module is not None else function_name(node)
-        if isinstance(module, NORMS) and module.running_mean is None:
+        if isinstance(module, words.NORMS) and module.running_mean is None:
             raise UserError(
                 f"layer {where(node)} normalises by its own batch (track_running_stats=False), which "
                 "no spiking network can: train it with running statistics"
             )
-        if isinstance(module, MAX_POOLS):
+        if isinstance(module, words.MAX_POOLS):
             flow.replace(node, vocabulary.max_pool(module, where(node), maxpool))
             continue
-        known = node in flow.sites or node in not_data or isinstance(module, (*AFFINE, Frames, MaxGate))
+        known = node in flow.sites or node in not_data or isinstance(module, (*words.AFFINE, Frames, MaxGate))
         known |= module is None and kind in vocabulary.products
-        known |= is_linear(node, [n for n in node.all_input_nodes if n in flow.timed])
-        if not (known or (kind in READOUTS and node in flow.tail and node not in weighty)):
+        known |= words.is_linear(node, [n for n in node.all_input_nodes if n in flow.timed])
+        if not (known or (kind in words.READOUTS and node in flow.tail and node not in weighty)):
             raise vocabulary.refusal(where(node), kind)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snnexp.conversion.flow import Flow
-from snnexp.conversion.measure import AC, MAC, Account, LayerError, macs_of_row, spread
+from snnexp.conversion.measure import Account, LayerError, macs_of_row, spread
 from snnexp.conversion.vocabulary import CONVS, MAX_POOLS, PRODUCTS, function_name
 from snnexp.dataset.base import Split
 
@@ -63,20 +63,9 @@ def examine_slots(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list
                     operations, analog = operations + each * heard, analog + each * told
                 else:
                     analog += cost
-    parameters = sum(p.numel() for p in snn.parameters())
-    length = snn.depth + 1
+    parameters, length = sum(p.numel() for p in snn.parameters()), snn.depth + 1
     more = {"at_most_two": few / neurons, "parameters": parameters, "layers": length, "interval": 2 * K}
-    return list(layers.values()), Account(
-        neurons,
-        spikes,
-        spikes / neurons,
-        operations,
-        analog * MAC + operations * AC,
-        length * K,
-        macs,
-        macs * MAC,
-        more,
-    )
+    return list(layers.values()), Account(neurons, spikes, operations, analog, length * K, macs, more)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The walk, one for every conversion: each site in graph order is placed and corrected on the output of those below.
 
-To write a conversion, read `Method` here and `Placing` in thresholds.py, and follow max_threshold.py; for a correction
-read `Correction`, and follow snnexp/calibration/bias.py.
+To write a conversion, read `Method` and the docstring of `Layer` here, `Placing` in thresholds.py, and max_threshold.py
+as an example (under 150 lines in all). To write a correction, read `Correction` and snnexp/calibration/bias.py.
 
 For every site that a later one still needs, the walk stores the ANN's activations and the spike trains of the same
 calibration images: activations in the network's precision, rate-coded trains with one bit a step. Everything between
@@ -254,12 +254,8 @@ class Layer:
         )
         if train is not None and self._train is not None:
             _take_over(better, train, self._train)
-        return Kept(
-            correction.name,
-            float(before.mean()),
-            float(torch.where(better, after, before).mean()),
-            float(better.float().mean()),
-        )
+        means = (float(part.mean()) for part in (before, torch.where(better, after, before), better.float()))
+        return Kept(correction.name, *means)
 
     def settle(self) -> None:
         """Put the result into the network, and make the layer's output available to the layers above."""

@@ -127,12 +127,8 @@ class _Chains(NamedTuple):
     def or_better(self, other: _Chains, slack: float | Tensor = 0.0) -> _Chains:
         """Return each chain, or the other one where it is better, or worse by less than `slack`."""
         better = other.cost < self.cost + slack
-        return _Chains(
-            *(
-                torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old)
-                for new, old in zip(other, self, strict=True)
-            )
-        )
+        pairs = zip(other, self, strict=True)
+        return _Chains(*(torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old) for new, old in pairs))
 
     def rows(self, row: Tensor) -> _Chains:
         """Return the chains with these indices."""
