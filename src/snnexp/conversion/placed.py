@@ -103,7 +103,7 @@ class Placed(Stateful):
 
 
 class Readout(Placed):
-    """What the walk has at the network's output, where nothing fires: it adds `bias` to the mean."""
+    """The stand-in for a neuron at the network's output, where nothing fires: it adds `bias` to the mean."""
 
     stepwise = False
 

@@ -90,7 +90,7 @@ def top(
     device: torch.device,
     images: int | None = None,
 ) -> dict[int, float]:
-    """Return for each of `ranks` the share of samples whose class is among so many highest outputs.
+    """Return for each r in `ranks` the share of samples whose class is among the r highest outputs.
 
     Measured on `images` samples spread over the split (None: all).
     """

@@ -303,7 +303,7 @@ class _Walk:
         self.trains: dict[fx.Node, Tensor] = {}
 
     def batches(self, steps: int) -> Iterator[slice]:
-        """Return slices of the images, for so many steps each."""
+        """Return slices of the images, small enough to run for `steps` steps at a time."""
         size = max(1, CALIBRATION_ROWS[self.device.type] // steps)
         return (slice(i, min(i + size, self.n)) for i in range(0, self.n, size))
 
