@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from snnexp.calibration.bias import Bias
 from snnexp.calibration.potential import Potential
 from snnexp.conversion.adaptive_threshold import AdaptiveThreshold
-from snnexp.conversion.graph import prepare
 from snnexp.conversion.max_threshold import MaxThreshold
 from snnexp.conversion.network import Converted, convert
+from snnexp.conversion.rewrite import rewrite
 from snnexp.model.resnet import cifar_resnet
 
 
@@ -41,7 +41,7 @@ def sides(args: argparse.Namespace) -> tuple[Tensor, dict[str, Callable[[], Tens
     torch.set_num_threads(args.threads)
     net = cifar_resnet((3, 32, 32), 10, nn.ReLU, depth=20, width=16, shortcut="B", readout="current").eval()
     x, some = torch.randn(args.images, 3, 32, 32), torch.randn(32, 3, 32, 32)
-    fast, _ = prepare(net, some[:2])
+    fast, _ = rewrite(net, some[:2])
     ann = copy.deepcopy(fast)
     for parameter in ann.parameters():
         parameter.data = parameter.data.contiguous()

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from convert_accuracy import settings, source
-from snnexp.conversion import slots
-from snnexp.conversion.few_spike import FewSpike
-from snnexp.conversion.graph import prepare
+from snnexp.conversion.few_spike import FewSpikeConversion
 from snnexp.conversion.network import Decoded
+from snnexp.conversion.rewrite import rewrite
+from snnexp.conversion.vocabulary import NUMBERS
 from snnexp.conversion.walk import walk
-from snnexp.few_spike.table import SHIPPED, load
+from snnexp.few_spike.table import SHIPPED, load_tables
 
 PER_LAYER = 128  # images on which spikes are counted
 
@@ -36,10 +36,10 @@ def right(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def measured(ann: nn.Module, calibration: Tensor, x: Tensor, y: Tensor, K: int, per_channel: bool) -> dict[str, Any]:
-    source, network = prepare(ann, calibration[:2], decoded=True)
-    walk(source, network, calibration, K, FewSpike(per_channel))
+    source, network = rewrite(ann, calibration[:2], vocabulary=NUMBERS)
+    walk(source, network, calibration, K, FewSpikeConversion(per_channel))
     snn = Decoded(network, K)
-    _, account = slots.examine(source, snn, x[:: max(1, len(x) // PER_LAYER)])
+    _, account = snn.examine(source, x[:: max(1, len(x) // PER_LAYER)], K)
     return {
         "right": bytes(right(snn, x, y).tolist()).hex(),
         "spikes": account.spikes,
@@ -81,7 +81,7 @@ def coefficients() -> str:
         lines += [
             f"| {fit.activation} | {list(fit.range)} | {fit.table.K} | {fit.mse:.2e} | {fit.largest:.3f} | "
             f"{fit.spikes:.2f} |"
-            for fit in load(path.stem)
+            for fit in load_tables(path.stem)
         ]
     return "\n".join(lines)
 

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import torch
 
-from snnexp.few_spike.fit import fit
-from snnexp.few_spike.table import RANGES, SHIPPED, Fitted, measured, relu, save
+from snnexp.activations import ACTIVATIONS
+from snnexp.few_spike.fit import fit_table
+from snnexp.few_spike.table import SHIPPED, Fitted, measured, relu, save_tables
+
+RANGES = {name: activation.ranges for name, activation in ACTIVATIONS.items() if activation.ranges}
 
 STEPS = (6, 8, 10, 12, 16)
 ROUNDS, SEED = 300, 0
@@ -28,7 +31,7 @@ def fitted(activation: str, interval: tuple[float, float], K: int) -> Fitted:
     if activation == "relu":
         return measured(activation, interval, relu(K, torch.tensor(interval[1], dtype=torch.float64)))
     limit, rounds, seed = LONG.get((activation, interval, K), (K / 4, ROUNDS, SEED))
-    return fit(activation, interval, K, limit, rounds=rounds, seed=seed)
+    return fit_table(activation, interval, K, limit, rounds=rounds, seed=seed)
 
 
 def main() -> None:
@@ -43,7 +46,7 @@ def main() -> None:
             for K in STEPS:
                 start = time.process_time()
                 tables.append(fitted(activation, interval, K))
-                save(tables, args.to / f"{activation}.yaml")
+                save_tables(tables, args.to / f"{activation}.yaml")
                 print(
                     f"{activation} on {interval}, K = {K}: {tables[-1].mse:.3g}, {tables[-1].spikes:.2f} spikes, "
                     f"{time.process_time() - start:.0f} s",

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from convert_accuracy import settings
 from snnexp.checkpoint import load_into
-from snnexp.conversion.graph import prepare
-from snnexp.conversion.measure import examine, spread
+from snnexp.conversion.measure import spread
 from snnexp.conversion.network import Converted
+from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.walk import walk
 from snnexp.dataset.image_folder import image_folder
 from snnexp.model.resnet import cifar_resnet
@@ -156,7 +156,7 @@ def main() -> None:
         if ("ANN", 0) not in done:
             keep({"name": "ANN", "total": 0, "seed": seed, "right": right(ann)})
         method = settings("conversion", "qcfs", {})
-        source, placed = prepare(ann, seen[:2], method.maxpool)
+        source, placed = rewrite(ann, seen[:2], method.maxpool)
         walk(source, placed, seen[:2], 1, method)  # the result depends neither on T nor on the images
         for total in (args.total, 2 * args.total):
             for option, changes in OPTIONS:
@@ -165,7 +165,7 @@ def main() -> None:
                 if (name(option, changes), total) in done or max(1, mitigation.again) > T:
                     continue
                 snn = mitigation.applied(Converted(placed, T))
-                layers, account = examine(source, snn, seen, T)
+                layers, account = snn.examine(source, seen, T)
                 whole = [sum(getattr(layer, k) for layer in layers) / len(layers) for k in ("over", "under")]
                 uneven = sum(layer.over_spikes + layer.under_spikes for layer in layers) / len(layers)
                 keep(

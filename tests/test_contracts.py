@@ -16,10 +16,11 @@ from snnexp.build import build
 ROWS = (
     ("__main__",),
     ("run",),
-    ("callbacks",),
+    ("callbacks", "testing"),
     ("sweep",),
     ("task",),
     ("report",),
+    ("record",),
     ("session",),
     ("calibration", "mitigation"),
     ("conversion",),
@@ -31,7 +32,7 @@ ROWS = (
     ("build", "config", "address"),
     ("model", "loss", "few_spike"),
     ("neuron", "dataset"),
-    ("surrogate", "dynamics", "timefold", "checkpoint"),
+    ("surrogate", "dynamics", "timefold", "checkpoint", "activations"),
     ("errors", "lock"),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

@@ -21,14 +21,16 @@ from snnexp.calibration.bias import Bias
 from snnexp.calibration.potential import Potential
 from snnexp.calibration.weights import Weights
 from snnexp.conversion.adaptive_threshold import AdaptiveThreshold
-from snnexp.conversion.graph import Flow, prepare
+from snnexp.conversion.flow import Flow
 from snnexp.conversion.max_threshold import MaxThreshold
-from snnexp.conversion.measure import examine, split_error
+from snnexp.conversion.measure import split_error
 from snnexp.conversion.network import Converted, convert
 from snnexp.conversion.neuron import MaxGate, ScaledIF
-from snnexp.conversion.qcfs import QCFS as FromQCFS
+from snnexp.conversion.qcfs import QCFSConversion
+from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.threshold_shift import ThresholdShift
-from snnexp.conversion.walk import _packed, _unpacked, walk
+from snnexp.conversion.trains import packed, unpacked
+from snnexp.conversion.walk import walk
 from snnexp.dynamics import clip_floor
 from snnexp.errors import InvalidValue, UserError
 from snnexp.model.resnet import cifar_resnet
@@ -208,10 +210,10 @@ def test_qcfs_equals_its_ann_where_inputs_arrive_evenly() -> None:
         layer.weight.data = (layer.weight.data * 64).round() / 64
         layer.bias.data = (layer.bias.data * 64).round() / 64
     x = torch.randint(-64, 64, (200, 8)).double() / 16
-    snn, _ = convert(net, x, FromQCFS(), T=4)
+    snn, _ = convert(net, x, QCFSConversion(), T=4)
     assert torch.equal(snn(x), net(x))
     deep = nn.Sequential(*net[:3], nn.Linear(16, 16), QCFS(L=4, lam=2.0)).double()
-    evenly, _ = convert(deep, x, FromQCFS(), T=4)
+    evenly, _ = convert(deep, x, QCFSConversion(), T=4)
     assert not torch.equal(evenly(x), deep(x)), "spikes do not arrive evenly: the second layer may differ"
 
 
@@ -253,9 +255,9 @@ def test_gated_max_pooling_is_exact_in_the_mean() -> None:
 @pytest.mark.parametrize("T", [1, 7, 8, 9, 33])
 def test_packed_trains_come_back(T: int) -> None:
     train = (torch.rand(T, 3, 4, 2) < 0.5).float() * 0.3
-    bits = _packed(train)
+    bits = packed(train)
     assert bits.shape == (-(-T // 8), 3, 4, 2)
-    assert torch.equal(_unpacked(bits, T, torch.float32) * 0.3, train)
+    assert torch.equal(unpacked(bits, T, torch.float32) * 0.3, train)
 
 
 # Identities -----------------------------------------------------------------------------------------------------------
@@ -265,7 +267,7 @@ def test_packed_trains_come_back(T: int) -> None:
 def test_every_layer_keeps_its_books(neuron: Callable[[], nn.Module]) -> None:
     """phi = cbar - (v(T) - v(0))/T, and the parts of the error sum to the error, on every layer of a residual net."""
     net, x, T = resnet8(neuron), torch.randn(6, 3, 8, 8), 6
-    source, network = prepare(net, x)
+    source, network = rewrite(net, x)
     walk(source, network, x, T, AdaptiveThreshold(), [Bias(), Potential()])
     ann, flow = Flow(source), Flow(network)
     values, env, state = {ann.placeholder: x}, {flow.placeholder: x}, {}
@@ -294,9 +296,9 @@ def test_every_layer_keeps_its_books(neuron: Callable[[], nn.Module]) -> None:
 
 def test_the_table_by_layer_counts_what_was_emitted() -> None:
     net, x, T = resnet8(), torch.randn(5, 3, 8, 8), 4
-    source, network = prepare(net, x)
+    source, network = rewrite(net, x)
     walk(source, network, x, T, MaxThreshold())
-    layers, account = examine(source, Converted(network, T), x, T)
+    layers, account = Converted(network, T).examine(source, x, T)
     assert [layer.layer for layer in layers] == [str(n.target) for n in Flow(network).sites]
     assert account.neurons == 3 * 4 * 64 + 2 * 8 * 16 + 2 * 16 * 4
     mean_rate = account.spikes / account.neurons / T
@@ -377,7 +379,7 @@ def test_one_walk_serves_many_images_in_bounded_pieces(monkeypatch: pytest.Monke
     net, x = resnet8().double(), torch.randn(20, 3, 8, 8, dtype=torch.float64)
     results = []
     for rows, in_memory in ((8, 0), (512, 2**28)):  # 0: everything in mapped files
-        monkeypatch.setattr(module, "ROWS", {"cpu": rows})
+        monkeypatch.setattr(module, "CALIBRATION_ROWS", {"cpu": rows})
         monkeypatch.setattr(module, "IN_MEMORY", in_memory)
         seen: list[str] = []
         snn, records = convert(
@@ -580,7 +582,7 @@ def test_what_cannot_be_converted_is_told_by_the_layer(net: Callable[[], nn.Modu
 
 def test_two_inputs_are_refused_by_name() -> None:
     with pytest.raises(UserError, match="takes 2 inputs"):
-        prepare(TwoInputs(), torch.randn(2, 3, 8, 8))
+        rewrite(TwoInputs(), torch.randn(2, 3, 8, 8))
 
 
 def test_max_pooling_before_the_first_site_is_the_anns_own() -> None:
@@ -827,7 +829,7 @@ def test_a_large_quantised_network_is_not_taken_for_another_one(seed: int) -> No
         cifar_resnet((3, 32, 32), 10, lambda: QCFS(L=8, lam=4.0), depth=20, width=16, shortcut="A", readout="current")
     )
     x = torch.randn(4, 3, 32, 32)
-    source, _ = prepare(net, x)
+    source, _ = rewrite(net, x)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in source.modules())
     with torch.no_grad():
         assert (source(x) - net(x)).abs().mean() < 0.05 * net(x).abs().mean()

@@ -18,10 +18,9 @@ from torch import nn
 
 from conftest import Done
 from snnexp.conversion.frames import PerFrame, stills
-from snnexp.conversion.graph import prepare
-from snnexp.conversion.measure import examine
 from snnexp.conversion.network import Converted, convert
-from snnexp.conversion.qcfs import QCFS as ByQCFS
+from snnexp.conversion.qcfs import QCFSConversion
+from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.walk import walk
 from snnexp.dataset import aedat
 from snnexp.dataset.cifar10_dvs import CLASSES, Recordings, cifar10_dvs, cifar10_saccade
@@ -337,20 +336,20 @@ def test_frames_as_the_input_sequence_have_the_mean_that_the_ann_saw() -> None:
     net, x = network(8)
     ann = nn.Sequential(OrderedDict(mean=TimeMean(), network=net))
     assert torch.equal(ann(x), net(x.float().mean(1)))
-    source, spiking = prepare(ann, x[:2])
-    walk(source, spiking, x, 16, ByQCFS())
+    source, spiking = rewrite(ann, x[:2])
+    walk(source, spiking, x, 16, QCFSConversion())
     snn = Converted(spiking, 16)
     for T in (8, 16):  # whole recordings: what the first layer hears is the ANN's on average
-        first, *_ = examine(source, snn, x, T)[0]
+        first, *_ = snn.examine(source, x, T)[0]
         assert first.propagated == pytest.approx(0, abs=1e-9)
         assert first.error > 0
-    assert examine(source, snn, x, 4)[0][0].propagated > 1e-4  # half a recording
+    assert snn.examine(source, x, 4)[0][0].propagated > 1e-4  # half a recording
 
 
 def test_equal_frames_are_a_still_image_in_any_block_of_steps() -> None:
     net, x = network(1)
-    by_image, _ = convert(net, x[:, 0].float(), ByQCFS(), 8)
-    same, (again, _) = x.expand(-1, 4, -1, -1, -1), convert(nn.Sequential(TimeMean(), net), x, ByQCFS(), 8)
+    by_image, _ = convert(net, x[:, 0].float(), QCFSConversion(), 8)
+    same, (again, _) = x.expand(-1, 4, -1, -1, -1), convert(nn.Sequential(TimeMean(), net), x, QCFSConversion(), 8)
     for rows in (128, 3, 1):
         again.rows = rows
         for a, b in zip(again.at(same, [1, 4, 8]), by_image.at(x[:, 0].float(), [1, 4, 8]), strict=True):
@@ -363,7 +362,7 @@ def test_equal_frames_are_a_still_image_in_any_block_of_steps() -> None:
 
 def test_per_frame_is_the_mean_over_frames() -> None:
     net, x = network(4)
-    snn, _ = convert(net, stills(x), ByQCFS(), 4)
+    snn, _ = convert(net, stills(x), QCFSConversion(), 4)
     expected = torch.stack([snn(x[:, k].float()) for k in range(4)]).mean(0)
     assert torch.allclose(PerFrame(snn).at(x, [4])[0], expected, atol=1e-6)
     assert torch.allclose(PerFrame(net)(x), torch.stack([net(x[:, k].float()) for k in range(4)]).mean(0), atol=1e-6)

@@ -13,16 +13,19 @@ import torchvision
 from torch import nn
 
 from conftest import Done
-from snnexp.analysis.few_spike import codes
+from snnexp.activations import ACTIVATIONS, Activation, named, of_module
+from snnexp.analysis.few_spike import codes, error_against_steps
 from snnexp.conversion import slots
-from snnexp.conversion.few_spike import FewSpike
-from snnexp.conversion.graph import prepare
+from snnexp.conversion.few_spike import FewSpikeConversion
+from snnexp.conversion.flow import Flow
 from snnexp.conversion.network import Decoded, convert
-from snnexp.conversion.neuron import FewSpike as Neuron
+from snnexp.conversion.neuron import FewSpike
+from snnexp.conversion.rewrite import rewrite
+from snnexp.conversion.vocabulary import NUMBERS, Curve
 from snnexp.conversion.walk import walk
 from snnexp.errors import InvalidValue, UserError
-from snnexp.few_spike.fit import fit
-from snnexp.few_spike.table import FUNCTIONS, SHIPPED, Table, decoded, load, measured, relu, save, spikes
+from snnexp.few_spike.fit import fit_table
+from snnexp.few_spike.table import SHIPPED, Table, decode, load_tables, measured, relu, save_tables, spikes
 from snnexp.model.resnet import cifar_resnet
 from snnexp.timefold import TimeMean
 
@@ -51,7 +54,7 @@ def by_hand(x: float, table: Table) -> tuple[list[int], float]:
 
 def test_the_neuron_is_the_scalar_loop() -> None:
     table, x = Table(*(part.double() for part in some_table())), 3 * torch.randn(200, dtype=torch.float64)
-    z, y = torch.stack(list(spikes(x, table))), decoded(x, table)
+    z, y = torch.stack(list(spikes(x, table))), decode(x, table)
     for i, value in enumerate(x.tolist()):
         fired, output = by_hand(value, table)
         assert z[:, i].tolist() == fired
@@ -61,9 +64,9 @@ def test_the_neuron_is_the_scalar_loop() -> None:
 def test_each_channel_has_its_own_coefficients() -> None:
     tables = [some_table(4) for _ in range(3)]
     together = Table(*(torch.stack(parts, 1).view(4, 1, 3, 1) for parts in zip(*tables, strict=True)))
-    neuron, x = Neuron(together, torch.tensor([0.1, 0.0, -0.2]).view(1, 3, 1)), torch.randn(5, 3, 6)
+    neuron, x = FewSpike(together, torch.tensor([0.1, 0.0, -0.2]).view(1, 3, 1)), torch.randn(5, 3, 6)
     for c, (table, bias) in enumerate(zip(tables, (0.1, 0.0, -0.2), strict=True)):
-        torch.testing.assert_close(neuron(x)[:, c], decoded(x[:, c] + bias, table))
+        torch.testing.assert_close(neuron(x)[:, c], decode(x[:, c] + bias, table))
     assert neuron.spikes(x).shape == (4, 5, 3, 6)
 
 
@@ -85,9 +88,9 @@ def test_relu_is_exact_on_its_grid_and_its_spikes_are_binary_digits(K: int) -> N
     z = torch.stack(list(spikes(x, table)))
     digits = torch.stack([(n >> (K - 1 - t)) & 1 for t in range(K)]).float()
     assert torch.equal(z, digits)
-    torch.testing.assert_close(decoded(x, table), x, rtol=1e-6, atol=1e-6)
-    assert not decoded(-torch.rand(50), table).any()
-    assert torch.allclose(decoded(torch.full((1,), 100.0), table), torch.tensor(top * (1 - 2.0**-K)))
+    torch.testing.assert_close(decode(x, table), x, rtol=1e-6, atol=1e-6)
+    assert not decode(-torch.rand(50), table).any()
+    assert torch.allclose(decode(torch.full((1,), 100.0), table), torch.tensor(top * (1 - 2.0**-K)))
 
 
 def test_relu_rounds_where_the_talks_thresholds_cut_off() -> None:
@@ -107,6 +110,8 @@ def test_ten_steps_resolve_what_a_rate_does_in_1023() -> None:
         assert error == pytest.approx(rate[2**K - 1], rel=0.02)
         assert count < 0.52 * K + 0.3
     assert found["rate"][-1][2] > 500  # spikes
+    drawn = error_against_steps(found | {"third": found["rate"], "fourth": found["rate"]})  # as many as there are
+    assert [len(axes.get_lines()) for axes in drawn.axes] == [5, 4]
 
 
 # Coefficients ---------------------------------------------------------------------------------------------------------
@@ -126,7 +131,7 @@ def test_what_is_shipped() -> None:
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_tables_reach_their_stated_errors(path: Path) -> None:
-    for given in load(path.stem):
+    for given in load_tables(path.stem):
         again = measured(given.activation, given.range, given.table, 20_000)
         assert again.mse == pytest.approx(given.mse, rel=0.03)
         assert again.spikes == pytest.approx(given.spikes, rel=0.01)
@@ -140,25 +145,25 @@ def test_shipped_tables_reach_their_stated_errors(path: Path) -> None:
 def test_they_are_nine_times_better_than_the_published_ones(
     activation: str, K: int, interval: tuple[float, float], mse: float, spikes_at_most: float
 ) -> None:
-    (given,) = [fit for fit in load(activation) if fit.table.K == K and fit.range == interval]
+    (given,) = [fit for fit in load_tables(activation) if fit.table.K == K and fit.range == interval]
     found = measured(activation, interval, given.table)
     assert found.mse <= mse
     assert found.spikes <= spikes_at_most
 
 
 def test_a_fit_follows_its_function_its_limit_and_its_seed(tmp_path: Path) -> None:
-    first = fit("tanh", (-3.0, 3.0), 5, 2.0, rounds=60)
+    first = fit_table("tanh", (-3.0, 3.0), 5, 2.0, rounds=60)
     assert first.mse < 0.01
     assert first.spikes < 2.3
-    again = fit("tanh", (-3.0, 3.0), 5, 2.0, rounds=60)
+    again = fit_table("tanh", (-3.0, 3.0), 5, 2.0, rounds=60)
     assert torch.equal(first.table.T, again.table.T)
-    save([first], tmp_path / "tanh.yaml")
-    (back,) = load("tanh", tmp_path)
+    save_tables([first], tmp_path / "tanh.yaml")
+    (back,) = load_tables("tanh", tmp_path)
     for part, same in zip(back.table, first.table, strict=True):
         torch.testing.assert_close(part, same, rtol=1e-7, atol=1e-7)
-    right = fit("tanh", (-3.0, 3.0), 4, 2.0, rounds=60, density=lambda x: (x > 0).float() + 1e-6)
+    right = fit_table("tanh", (-3.0, 3.0), 4, 2.0, rounds=60, density=lambda x: (x > 0).float() + 1e-6)
     x = torch.linspace(0.01, 3, 500, dtype=torch.float64)
-    assert (decoded(x, right.table) - x.tanh()).square().mean() < 0.005
+    assert (decode(x, right.table) - x.tanh()).square().mean() < 0.005
 
 
 # Networks -------------------------------------------------------------------------------------------------------------
@@ -197,7 +202,7 @@ def test_logits_of_a_network_with_silu_and_squeeze_and_excitation(
     net, x = squeezed
     errors = []
     for K in (6, 10, 16):
-        snn, _ = convert(net, x, FewSpike(per_channel), K)
+        snn, _ = convert(net, x, FewSpikeConversion(per_channel), K)
         expected = net(x).detach()
         errors.append(float((snn(x) - expected).norm() / expected.norm()))
     assert errors[0] > errors[1] > errors[2]
@@ -207,7 +212,7 @@ def test_logits_of_a_network_with_silu_and_squeeze_and_excitation(
 
 def test_batched_and_streamed_answers_agree(squeezed: tuple[nn.Module, torch.Tensor]) -> None:
     net, x = squeezed
-    snn, _ = convert(net, x, FewSpike(), 8)
+    snn, _ = convert(net, x, FewSpikeConversion(), 8)
     assert isinstance(snn, Decoded)
     assert snn.depth == 5  # a, b, squeeze, gate, c
     for n in (1, 4, 9):
@@ -223,10 +228,10 @@ def test_what_an_inference_costs() -> None:
     """A network of two layers, counted by hand."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     x, K = torch.randn(50, 4), 5
-    source, network = prepare(net, x, decoded=True)
-    walk(source, network, x, K, FewSpike())
+    source, network = rewrite(net, x, vocabulary=NUMBERS)
+    walk(source, network, x, K, FewSpikeConversion())
     snn = Decoded(network, K)
-    layers, account = slots.examine(source, snn, x)
+    layers, account = snn.examine(source, x, K)
     count = network.get_submodule("2").spikes(net[1](x)).sum(0)
     assert account.neurons == 6
     assert account.spikes == pytest.approx(float(count.sum()) / 50)
@@ -260,10 +265,10 @@ class Bottleneck(nn.Module):
 
 def test_numbers_cost_multiply_accumulates_and_a_half_costs_half() -> None:
     net, x, K = Bottleneck().eval(), torch.randn(50, 4), 5
-    source, network = prepare(net, x, decoded=True)
-    walk(source, network, x, K, FewSpike())
-    _, account = slots.examine(source, Decoded(network, K), x)
-    sites = [m for m in network.modules() if isinstance(m, Neuron)]
+    source, network = rewrite(net, x, vocabulary=NUMBERS)
+    walk(source, network, x, K, FewSpikeConversion())
+    _, account = Decoded(network, K).examine(source, x, K)
+    sites = [m for m in network.modules() if isinstance(m, FewSpike)]
     hidden, currents = sites[0](net.a(x)), [net.a(x)]
     currents.append(net.wide(net.narrow(hidden)))
     first, second = (float(site.spikes(c).sum()) / 50 for site, c in zip(sites, currents, strict=True))
@@ -276,9 +281,9 @@ def test_numbers_that_no_spikes_lead_to_are_counted() -> None:
     """Recordings shown by frame: their first layer hears numbers."""
     net = nn.Sequential(TimeMean(), nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)).eval()
     x = torch.rand(5, 4, 2, 6, 6)
-    source, network = prepare(net, x, decoded=True)
-    walk(source, network, x, 4, FewSpike())
-    _, account = slots.examine(source, Decoded(network, 4), x)
+    source, network = rewrite(net, x, vocabulary=NUMBERS)
+    walk(source, network, x, 4, FewSpikeConversion())
+    _, account = Decoded(network, 4).examine(source, x, 4)
     assert account.energy_nj == pytest.approx(4.6e-3 * 3 * 16 * 18 + 0.9e-3 * 2 * account.spikes, rel=1e-5)
 
 
@@ -287,7 +292,7 @@ def test_residual_networks_come_close_with_few_spikes() -> None:
     x = torch.randn(48, 3, 16, 16)
     gap = {}
     for K in (4, 8):
-        snn, records = convert(net, x, FewSpike(), K)
+        snn, records = convert(net, x, FewSpikeConversion(), K)
         assert len(records) == 13
         expected = net(x).detach()
         gap[K] = float((snn(x) - expected).abs().max() / expected.abs().max())
@@ -297,7 +302,7 @@ def test_residual_networks_come_close_with_few_spikes() -> None:
 
 def test_torchvisions_resnet50_converts() -> None:
     net, x = torchvision.models.resnet50(num_classes=7).eval(), torch.randn(4, 3, 32, 32)
-    snn, records = convert(net, x, FewSpike(), 10)
+    snn, records = convert(net, x, FewSpikeConversion(), 10)
     assert len(records) == 49
     expected = net(x).detach()
     assert float((snn(x) - expected).norm() / expected.norm()) < 0.02
@@ -311,8 +316,8 @@ def test_torchvisions_efficientnet_converts() -> None:
             module.momentum = None
     with torch.no_grad():
         net.train()(x)
-    source, network = prepare(net.eval(), x[:2], decoded=True)
-    records = walk(source, network, x, 16, FewSpike())
+    source, network = rewrite(net.eval(), x[:2], vocabulary=NUMBERS)
+    records = walk(source, network, x, 16, FewSpikeConversion())
     assert len(records) == 65
     errors: dict[str, float] = {}
 
@@ -324,7 +329,7 @@ def test_torchvisions_efficientnet_converts() -> None:
         return hook
 
     for name, module in network.named_modules():
-        if isinstance(module, Neuron):
+        if isinstance(module, FewSpike):
             module.register_forward_hook(compare(name, source.get_submodule(name)))
     assert Decoded(network, 16)(x).isfinite().all()
     assert len(errors) == 65
@@ -338,7 +343,9 @@ def test_calibration_lowers_the_error_of_few_steps() -> None:
 
     net = cifar_resnet((3, 8, 8), 10, nn.ReLU, depth=8, width=4, shortcut="B", readout="current").eval()
     x = torch.randn(64, 3, 8, 8)
-    plain, better = (convert(net, x, FewSpike(), 3, corrections)[0] for corrections in ([], [Bias(), Weights()]))
+    plain, better = (
+        convert(net, x, FewSpikeConversion(), 3, corrections)[0] for corrections in ([], [Bias(), Weights()])
+    )
     assert (better(x) - net(x)).square().mean() < 0.8 * (plain(x) - net(x)).square().mean()
 
 
@@ -371,7 +378,7 @@ def seq(activation: nn.Module) -> nn.Module:
 )
 def test_what_cannot_be_served_is_told_by_the_layer(net: Callable[[], nn.Module], K: int, words: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        convert(net().eval(), torch.randn(4, 8), FewSpike(), K)
+        convert(net().eval(), torch.randn(4, 8), FewSpikeConversion(), K)
     for word in words:
         assert word in str(error.value)
 
@@ -396,7 +403,7 @@ def test_fitting_from_the_command_line(snnexp: Callable[..., Done], tmp_path: Pa
     assert {path.name for path in (run / "figures").iterdir()} == {"approximation.png", "error.png", "raster.png"}
     rows = list(csv.DictReader((run / "tables" / "fit.csv").open()))
     assert [int(row["K"]) for row in rows] == [3, 4]
-    snn, _ = convert(seq(nn.Softplus()).eval(), torch.randn(20, 8), FewSpike(tables=str(run)), 4)
+    snn, _ = convert(seq(nn.Softplus()).eval(), torch.randn(20, 8), FewSpikeConversion(tables=str(run)), 4)
     assert snn(torch.randn(2, 8)).shape == (2, 2)
 
 
@@ -465,7 +472,25 @@ def test_wrong_requests_are_refused(snnexp: Callable[..., Done], arguments: list
     assert not done.runs()
 
 
-def test_functions_are_elementwise_and_known_to_torch() -> None:
-    x = torch.linspace(-3, 3, 50)
-    for name, function in FUNCTIONS.items():
-        assert function(x).shape == x.shape, name
+class Called(nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(4, 6), function
+
+    def forward(self, x):
+        return self.function(self.layer(x))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=lambda row: row.name)
+def test_every_activation_is_found_as_module_and_as_function(activation: Activation) -> None:
+    x = torch.linspace(-3, 3, 48).view(12, 4)
+    assert activation.function(x).shape == x.shape
+    for net in (nn.Sequential(nn.Linear(4, 6), activation.module()), Called(activation.function)):
+        source, network = rewrite(net.eval(), x, vocabulary=NUMBERS)
+        (site,) = Flow(network).sites
+        found = source.get_submodule(str(site.target))
+        inner = found[0] if isinstance(found, Curve) else found
+        assert of_module(inner) is activation
+        assert torch.equal(inner(x), activation.function(x))
+    with pytest.raises(InvalidValue, match="activation='nothing'"):
+        named("nothing")

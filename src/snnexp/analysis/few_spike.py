@@ -1,4 +1,4 @@
-"""Figures of few-spike neurons: approximation, raster, error against steps and spikes, and the tables of networks."""
+"""Figures of few-spike neurons: approximation, raster, errors against steps and spikes, spike counts in networks."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from snnexp.activations import named
 from snnexp.analysis.style import BLUE, GREY, ORANGE, plain
 from snnexp.dynamics import if_step
-from snnexp.few_spike.table import FUNCTIONS, Fitted, decoded, relu, spikes
+from snnexp.few_spike.table import Fitted, decode, relu, spikes
 
-LONGEST = 1023  # steps of a rate code that resolves what ten few-spike steps do
+COLORS = (BLUE, ORANGE, GREY, "#7a4f9a")
+LONGEST = 1023  # steps in which a rate code reaches the resolution of ten few-spike steps
 
 
 def approximation(fit: Fitted) -> Figure:
-    """The function and the neuron's staircase, the error, and the number of spikes, against the input."""
+    """Draw the function and the neuron's staircase, the error, and the number of spikes, against the input."""
     x = torch.linspace(*fit.range, 20_001, dtype=torch.float64)
     z = torch.stack(list(spikes(x, fit.table)))
-    y, f = decoded(x, fit.table), FUNCTIONS[fit.activation](x)
+    y, f = decode(x, fit.table), named(fit.activation).function(x)
     figure = Figure(figsize=(7, 6.5), layout="constrained")
     upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(2.2, 1, 1))
     upper.plot(x.numpy(), f.numpy(), color=GREY, linewidth=1, label=fit.activation)
@@ -41,7 +43,7 @@ def approximation(fit: Fitted) -> Figure:
 
 
 def raster(fit: Fitted, inputs: int = 800) -> Figure:
-    """A dot for each spike: its step against the input."""
+    """Draw a dot for each spike: its step against the input."""
     x = torch.linspace(*fit.range, inputs, dtype=torch.float64)
     step, which = torch.stack(list(spikes(x, fit.table))).nonzero(as_tuple=True)
     figure = Figure(figsize=(7, 0.9 + 0.2 * fit.table.K), layout="constrained")
@@ -59,11 +61,10 @@ def raster(fit: Fitted, inputs: int = 800) -> Figure:
 
 
 def errors(fits: Sequence[Fitted]) -> Figure:
-    """Mean squared error against K and against mean spikes, a line for each range."""
+    """Draw the mean squared error against K and against the mean number of spikes, a line for each range."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     by_K, by_spikes = figure.subplots(1, 2, sharey=True)
-    colors = cycle((BLUE, ORANGE, GREY, "#7a4f9a"))
-    for interval, color in zip(dict.fromkeys(fit.range for fit in fits), colors, strict=False):
+    for interval, color in zip(dict.fromkeys(fit.range for fit in fits), cycle(COLORS), strict=False):
         line = sorted((fit for fit in fits if fit.range == interval), key=lambda fit: fit.table.K)
         mse, label = [fit.mse for fit in line], f"[{interval[0]:g}, {interval[1]:g}]"
         by_K.semilogy([fit.table.K for fit in line], mse, "o-", color=color, label=label)
@@ -78,8 +79,11 @@ def errors(fits: Sequence[Fitted]) -> Figure:
 
 
 def codes(K: int = 10, inputs: int = 4000) -> dict[str, list[tuple[int, float, float]]]:
-    """(steps, root mean square error, mean spikes) of two codes for uniform inputs in [0, 1): few spikes in 1..`K`
-    steps, and the rate of an integrate-and-fire neuron (v(0) = theta/2) after 1..1023 steps of one simulation."""
+    """Return (steps, root mean square error, mean spikes) of two codes for uniform inputs in [0, 1).
+
+    The codes are few spikes in 1..`K` steps, and the rate of an integrate-and-fire neuron (v(0) = theta/2) after
+    1..1023 steps of one simulation.
+    """
     x = (torch.arange(inputs, dtype=torch.float64) + 0.5) / inputs
     found: dict[str, list[tuple[int, float, float]]] = {"few spikes": [], "rate": []}
 
@@ -89,7 +93,7 @@ def codes(K: int = 10, inputs: int = 4000) -> dict[str, list[tuple[int, float, f
     for steps in range(1, K + 1):
         table = relu(steps, torch.ones((), dtype=torch.float64))
         count = sum(spikes(x, table), start=torch.zeros_like(x))
-        found["few spikes"].append((steps, rms(decoded(x, table)), float(count.mean())))
+        found["few spikes"].append((steps, rms(decode(x, table)), float(count.mean())))
     v, count = torch.full_like(x, 0.5), torch.zeros_like(x)
     for steps in range(1, LONGEST + 1):
         s, v = if_step(x, v)
@@ -99,10 +103,10 @@ def codes(K: int = 10, inputs: int = 4000) -> dict[str, list[tuple[int, float, f
 
 
 def error_against_steps(found: Mapping[str, Sequence[tuple[int, float, float]]]) -> Figure:
-    """What `codes` measures, against steps and against spikes."""
+    """Draw the errors that `codes` returns against steps and against spikes."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     by_steps, by_spikes = figure.subplots(1, 2, sharey=True)
-    for (name, points), color, marker in zip(found.items(), (BLUE, ORANGE), ("o-", "-"), strict=True):
+    for (name, points), color, marker in zip(found.items(), cycle(COLORS), cycle(("o-", "-")), strict=False):
         steps, error, count = zip(*points, strict=True)
         by_steps.loglog(steps, error, marker, color=color, label=name, markersize=4)
         by_spikes.loglog(count, error, marker, color=color, markersize=4)
@@ -115,7 +119,7 @@ def error_against_steps(found: Mapping[str, Sequence[tuple[int, float, float]]])
 
 
 def shares(by_network: Mapping[str, Tensor]) -> Figure:
-    """Share of neurons by the number of their spikes, [K + 1] for each network."""
+    """Draw the shares of neurons by their number of spikes, [K + 1] for each network."""
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(by_network)
@@ -130,7 +134,7 @@ def shares(by_network: Mapping[str, Tensor]) -> Figure:
 
 
 def _stairs(axes: Axes, x: Tensor, y: Tensor, label: str) -> None:
-    """A function that is constant in pieces: a line for each piece, nothing where it jumps."""
+    """Draw a piecewise constant function, without lines at its jumps."""
     jumps = (y.diff().abs() > 1e-12).nonzero().flatten() + 1
     edges = torch.cat([torch.zeros(1, dtype=torch.int64), jumps, torch.tensor([len(x)])])
     first, last = edges[:-1], edges[1:] - 1

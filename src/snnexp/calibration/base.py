@@ -1,4 +1,4 @@
-"""What `calibration=` builds: which corrections, on how many images."""
+"""`Calibration`, which `calibration=` builds: the corrections to apply and the images to apply them on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from snnexp.errors import InvalidValue, integer, require
 
 
 class Calibration:
-    """The corrections `steps`, in order, at every layer; names of `available` ones.
+    """The corrections `steps`, names of `available` ones, which are applied in order at every layer.
 
-    `images` calibrate (placing takes them as well), drawn from the training split by `seed`. Raises InvalidValue.
+    `images` are the number of calibration images, drawn from the training split by `seed`; conversion methods use them
+    as well. Raises InvalidValue.
     """
 
     def __init__(self, steps: Sequence[str], images: int, seed: int, available: Mapping[str, Correction]) -> None:
@@ -26,7 +27,7 @@ class Calibration:
         self.corrections = [available[step] for step in steps]
 
     def sample(self, split: Split) -> Tensor:
-        """The calibration images, [images, ...]. Raises InvalidValue if the split has fewer."""
+        """Return the calibration images, [images, ...]. Raises InvalidValue if the split has fewer."""
         if self.images > len(split):
             raise InvalidValue("images", self.images, f"at most {len(split)}, the images of the training split")
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))[: self.images]

@@ -1,4 +1,4 @@
-"""Bias correction: the layer's bias takes up the mean error of each channel. Li et al., ICML 2021 (light pipeline).
+"""Bias correction: the mean error of each channel is added to the layer's bias. Li et al., ICML 2021 (light pipeline).
 
 b += mean over images and space of (a - phi)
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from snnexp.conversion.walk import Layer, Proposal, Stats, along
+from snnexp.conversion.trains import along
+from snnexp.conversion.walk import Layer, Proposal, Stats
 
 
 class Bias:
@@ -15,7 +16,9 @@ class Bias:
 
     name = "bias"
 
-    def propose(self, layer: Layer) -> Proposal:
+    def propose(self, layer: Layer) -> Proposal | None:
+        if "bias" not in layer.neuron.values:
+            return None
         shift = along(layer.stats.channel, layer.stats.error.dim())
         return Proposal(self.score, layer.neuron.changed(bias=layer.neuron.bias + shift))
 

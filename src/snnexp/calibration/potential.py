@@ -1,4 +1,4 @@
-"""Potential correction: each neuron starts where its mean error over images is made up for. Li et al., ICML 2021.
+"""Potential correction: the start v(0) of each neuron compensates its mean error over images. Li et al., ICML 2021.
 
 v(0) += T x mean over images of (a - phi)
 """
@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from snnexp.conversion.neuron import ScaledIF
-from snnexp.conversion.walk import Layer, Proposal, Stats, per_channel
+from snnexp.conversion.trains import per_channel
+from snnexp.conversion.walk import Layer, Proposal, Stats
 
 
 class Potential:
-    """Proposes the start of each neuron; its objective is the squared mean error of the neurons of each channel."""
+    """Proposes v(0) of each neuron; its objective is the squared mean error of a neuron, averaged over a channel."""
 
     name = "potential"
 
     def propose(self, layer: Layer) -> Proposal | None:
-        if not isinstance(layer.neuron, ScaledIF):
+        if "v_init" not in layer.neuron.values:
             return None
-        return Proposal(self.score, layer.neuron.changed(v_init=layer.neuron.v_init + layer.T * layer.stats.error))
+        start: Tensor = layer.neuron.v_init  # type: ignore[assignment]
+        return Proposal(self.score, layer.neuron.changed(v_init=start + layer.T * layer.stats.error))
 
     @staticmethod
     def score(stats: Stats) -> Tensor:

@@ -1,7 +1,7 @@
-"""Threshold correction: the threshold and start of each channel, chosen by simulation on what the layer really gets.
+"""Threshold correction: the threshold and start of each channel, chosen by simulation on the layer's real input.
 
-Thresholds that look best on the ANN's activations, or for evenly arriving input, are not best for the trains that the
-corrected network below emits within a few steps. Here every pair (theta factor, start) is simulated on them.
+Thresholds that are best for the ANN's activations, or for evenly arriving input, are not best for the trains that the
+corrected network below emits within a few steps. Here every pair (theta factor, start) is simulated on these trains.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from snnexp.conversion.neuron import ScaledIF
-from snnexp.conversion.walk import Layer, Proposal, Stats, along, mean_over_time, per_channel
+from snnexp.conversion.trains import along, per_channel
+from snnexp.conversion.walk import Layer, Proposal, Stats
 from snnexp.errors import integer, number, require
 
 
 class Threshold:
-    """Proposes for each channel that of `factors` x theta, with v(0) one of `starts` x theta, whose mean squared error
-    is least on the first `images` calibration images; that is its objective. Raises InvalidValue.
+    """Proposes for each channel one of `factors` x theta, with v(0) one of `starts` x theta.
+
+    The pair with the least mean squared error on the first `images` calibration images is taken; this error is also the
+    objective. Raises InvalidValue.
     """
 
     name = "threshold"
@@ -37,19 +39,20 @@ class Threshold:
 
     def propose(self, layer: Layer) -> Proposal | None:
         neuron = layer.neuron
-        if not isinstance(neuron, ScaledIF):
+        if not {"theta", "v_init"} <= set(neuron.values):
             return None
+        before: Tensor = neuron.theta  # type: ignore[assignment]
         pairs = list(product(self.factors, self.starts))
-        tried = [neuron.changed(theta=f * neuron.theta, v_init=f * s * neuron.theta) for f, s in pairs]
-        error, seen = torch.zeros(len(pairs), layer.stats.square.numel(), device=neuron.theta.device), 0
-        for a, current in layer.trains():
+        tried = [neuron.changed(theta=f * before, v_init=f * s * before) for f, s in pairs]
+        error, seen = torch.zeros(len(pairs), layer.stats.square.numel(), device=before.device), 0
+        for a, current in layer.inputs():
             for k, candidate in enumerate(tried):
-                error[k] += per_channel((a - mean_over_time(candidate.scan(current, None)[0])).square()) * len(a)
+                error[k] += per_channel((a - candidate.answer(current)[0]).square()) * len(a)
             seen += len(a)
             if seen >= self.images:
                 break
-        factor, start = torch.tensor(pairs, device=error.device)[error.argmin(0)].to(neuron.theta).unbind(1)
-        theta = neuron.theta * along(factor, neuron.theta.dim())
+        factor, start = torch.tensor(pairs, device=error.device)[error.argmin(0)].to(before).unbind(1)
+        theta = before * along(factor, before.dim())
         return Proposal(self.score, neuron.changed(theta=theta, v_init=theta * along(start, theta.dim())))
 
     @staticmethod

@@ -1,12 +1,12 @@
-"""Weight correction: the layer's weights are fitted to the inputs that the spiking network below really gives.
+"""Weight correction: the layer's weights are fitted to the inputs that the spiking network below gives.
 
-Li et al., ICML 2021, descend the squared error of the layer by SGD, with the clip-floor as forward and a
-straight-through derivative. Here it is one step of that descent, preconditioned by the covariance of the inputs (ridge
-regression), so that it needs no learning rate and no epochs:
+Li et al., ICML 2021, minimise the squared error of the layer by SGD, with the clip-floor in the forward pass and a
+straight-through derivative. Here one step of that descent is made, preconditioned by the covariance of the inputs
+(ridge regression), which needs no learning rate and no epochs:
 
-    [dW, db] = (X'X / n + r I)^-1 X'E / n,    E = a - phi where the neuron can answer, else 0
+    [dW, db] = (X'X / n + r I)^-1 X'E / n,    E = a - phi where weights can reduce it (`Placed.correctable`), else 0
 
-X mean inputs (patches of a convolution) and a column of ones, phi the simulated mean output, r = `ridge` x the mean
+X: mean inputs (patches of a convolution) and a column of ones; phi: the simulated mean output; r: `ridge` x the mean
 diagonal of X'X / n.
 """
 
@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snnexp.conversion.neuron import ScaledIF
-from snnexp.conversion.walk import Layer, Proposal, Stats, along
+from snnexp.conversion.trains import along
+from snnexp.conversion.walk import Layer, Proposal, Stats
 from snnexp.errors import integer, number
 
 
 class Weights:
     """Proposes the weights and bias of a Linear or Conv2d that serves this site alone; its objective is the mean
-    squared error of each channel. `ridge` > 0, `places` per image at most. Raises InvalidValue.
+    squared error of each channel. `ridge` > 0; at most `places` patches per image are used. Raises InvalidValue.
     """
 
     name = "weights"
@@ -35,7 +35,8 @@ class Weights:
     def propose(self, layer: Layer) -> Proposal | None:
         synapse = layer.synapse
         if (
-            not isinstance(synapse, nn.Linear | nn.Conv2d)
+            "bias" not in layer.neuron.values
+            or not isinstance(synapse, nn.Linear | nn.Conv2d)
             or synapse.weight.dim() != layer.stats.error.dim()
             or getattr(synapse, "padding_mode", "zeros") != "zeros"
         ):
@@ -53,14 +54,11 @@ class Weights:
         return stats.square
 
     def _moments(self, layer: Layer, synapse: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
-        """(X'X / n [groups, K + 1, K + 1], X'E / n [groups, K + 1, outputs]) over images and places."""
+        """Return (X'X / n [groups, K + 1, K + 1], X'E / n [groups, K + 1, outputs]) over images and places."""
         gram: Tensor | None = None
         moment, n = torch.zeros(()), 0
         for x, a, phi in layer.answers():
-            e = a - phi
-            if isinstance(layer.neuron, ScaledIF):  # straight through, but for neurons that cannot come closer
-                e = e * ((phi > 0) | (a > 0))
-            inputs, errors = self._pairs(synapse, x, e)
+            inputs, errors = self._pairs(synapse, x, layer.neuron.correctable(a, phi))
             g = inputs.transpose(1, 2) @ inputs
             m = inputs.transpose(1, 2) @ errors
             gram, moment = (g, m) if gram is None else (gram + g, moment + m)
@@ -69,11 +67,11 @@ class Weights:
         return gram / n, moment / n
 
     def _pairs(self, synapse: nn.Linear | nn.Conv2d, x: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [groups, S, K + 1] and errors [groups, S, outputs] at the same places."""
+        """Return inputs [groups, S, K + 1] and errors [groups, S, outputs] at the same places."""
         if isinstance(synapse, nn.Linear):
             patches, errors, groups = x.unsqueeze(-1), e.unsqueeze(-1), 1  # [n, K, 1], [n, C, 1]
         else:
-            padded = F.pad(x, synapse._reversed_padding_repeated_twice)  # also of padding=same, which may be uneven
+            padded = F.pad(x, synapse._reversed_padding_repeated_twice)  # padding=same may pad unevenly
             patches = F.unfold(padded, synapse.kernel_size, synapse.dilation, 0, synapse.stride)
             errors, groups = e.flatten(2), synapse.groups
             if patches.shape[2] > self.places:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from snnexp.conversion.neuron import ScaledIF
 from snnexp.conversion.thresholds import SMALLEST, Histogram, Placing, histogram, largest
-from snnexp.conversion.walk import Layer, along
+from snnexp.conversion.trains import along
+from snnexp.conversion.walk import Layer
 from snnexp.dynamics import clip_floor
 from snnexp.errors import choice, integer
 
@@ -22,8 +23,8 @@ from snnexp.errors import choice, integer
 class AdaptiveThreshold(Placing):
     """theta as above from `grid` points, for the layer or `per_channel`; v(0) = `start` theta.
 
-    `inputs`, the x that count: `ann`, the ANN's own (the paper), or `snn`, the mean input that the converted network
-    below gives. Sums run over a histogram of 4096 bins. Raises InvalidValue.
+    `inputs`, the source of x: `ann`, the ANN's inputs (the paper), or `snn`, the mean inputs from the converted network
+    below. Sums run over a histogram of 4096 bins. Raises InvalidValue.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class AdaptiveThreshold(Placing):
 
 
 def best_threshold(seen: Histogram, top: Tensor, T: int, start: float, grid: int) -> Tensor:
-    """The grid point of (0, top] with the least squared error over `seen`, in the shape of `top` [1, C, 1, ...]; the
-    larger of equal ones."""
+    """Return the grid point of (0, top] with the least squared error over `seen`, in the shape of `top` [1, C, 1, ...].
+
+    Of equally good points, the largest is taken.
+    """
     highest = top.flatten()[: len(seen.x)]
     least, theta = torch.full_like(highest, torch.inf), highest
     for i in range(grid, 0, -1):

@@ -1,4 +1,4 @@
-"""What the order of spikes does at a layer: each site again, with the same spikes arriving at other times."""
+"""The effect of the order of spikes: each site is run again with the same spikes arriving at other times."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from torch import Tensor, fx
 
 from snnexp.conversion.measure import even_count
 from snnexp.conversion.network import Converted
-from snnexp.conversion.neuron import ScaledIF
-from snnexp.conversion.walk import ROWS
+from snnexp.conversion.neuron import ScaledIF, integrator
+from snnexp.conversion.walk import CALIBRATION_ROWS
 from snnexp.timefold import fold, unfold
 
 Order = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def as_it_is(train: Tensor, random: torch.Generator) -> Tensor:
+    """Return the train unchanged."""
     return train
 
 
 def steps_permuted(train: Tensor, random: torch.Generator) -> Tensor:
-    """The steps in another order, the same for all neurons of an image: what came together still does."""
-    random.manual_seed(random.initial_seed())  # and for all sites that are heard
+    """Put the steps into another order, the same for all neurons of an image, so that coincident spikes stay so."""
+    random.manual_seed(random.initial_seed())  # the same order for all sites that are heard
     order = torch.rand(train.shape[:2], generator=random).argsort(0).to(train.device)
     return train.gather(0, order.view(*order.shape, *[1] * (train.dim() - 2)).expand_as(train))
 
 
 def shuffled(train: Tensor, random: torch.Generator) -> Tensor:
-    """Each neuron's spikes at times of their own."""
+    """Move the spikes of each neuron to random times of its own."""
     return train.gather(0, torch.rand(train.shape, generator=random).argsort(0).to(train.device))
 
 
 def evenly(train: Tensor, random: torch.Generator) -> Tensor:
-    """Each neuron's spikes as evenly as T steps allow, at a phase of its own."""
+    """Spread the spikes of each neuron as evenly as T steps allow, with a random phase of its own."""
     return _spread(train, torch.rand(train.shape[1:], generator=random).to(train))
 
 
 def in_step(train: Tensor, random: torch.Generator) -> Tensor:
-    """Each neuron's spikes as evenly as T steps allow, all at the same phase: as many spikes, the same times."""
+    """Spread the spikes of each neuron as evenly as T steps allow, all with the same phase."""
     return _spread(train, torch.zeros_like(train[0]))
 
 
@@ -49,7 +50,7 @@ def _spread(train: Tensor, phase: Tensor) -> Tensor:
     T, theta = len(train), train.amax(0)
     n = (train / theta.clamp(min=torch.finfo(train.dtype).tiny)).sum(0).round()
     by = torch.stack([torch.floor(n * t / T + phase) for t in range(T + 1)])
-    by[T] = by[0] + n  # whatever rounding does
+    by[T] = by[0] + n  # despite rounding
     return by.diff(dim=0) * theta
 
 
@@ -64,12 +65,12 @@ ORDERS: dict[str, Order] = {
 
 @dataclass
 class Arrival:
-    """One site whose input trains arrive in one order, over images and neurons.
+    """The result for one site whose input trains arrive in one order, over images and neurons.
 
-    `depth`: sites below it on the longest way; `sources`: sites that it hears directly (more than one: residual
-    joins); `channels` and `side` of its maps; `over`, `under`: shares of neurons; `uneven`: root mean square of
-    n - n*, in spikes; `swing`: of the current around its own mean over time, in units of theta; `trend`: mean current
-    of the later half less that of the earlier half, in units of theta, root mean square.
+    `depth`: sites below it on the longest path; `sources`: sites that it hears directly (several at residual joins);
+    `channels` and `side` of its maps; `over`, `under`: shares of neurons; `uneven`: root mean square of n - n*, in
+    spikes; `swing`: root mean square of the current around its mean over time, in units of theta; `trend`: root mean
+    square of the mean current of the later half less that of the earlier half, in units of theta.
     """
 
     layer: str
@@ -89,12 +90,15 @@ class Arrival:
 
 @torch.no_grad()
 def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
-    """Every site after the first in each order of `ORDERS`, for inputs [N, ...]; what is below it stays as it is, so
-    each neuron's mean input is the same in all orders. For networks of `ScaledIF` without a mitigation; T >= 2."""
+    """Run every site after the first with each of `ORDERS`, for inputs [N, ...] and T >= 2 steps.
+
+    The layers below a site are unchanged, so the mean input of a neuron is the same in all orders. Raises UserError for
+    neurons that are no plain integrate-and-fire neurons.
+    """
     flow, found = snn.flow, dict[tuple[str, str], Arrival]()
     levels = flow.levels
     device = next(snn.buffers()).device
-    for part in torch.split(x, max(1, ROWS[device.type] // T)):
+    for part in torch.split(x, max(1, CALIBRATION_ROWS[device.type] // T)):
         seed += 1
         env, _, _ = snn.simulated(part.to(device), T)
         for site in flow.sites:
@@ -103,28 +107,19 @@ def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
                 continue
             others = [n for n in flow.sites if n is not site]
             inside, known = flow.segment([current], [*others, *flow.head])
-            if not (sources := [n for n in known if n in others]):  # frames, in their own order
+            if not (
+                sources := [n for n in known if n in others]
+            ):  # it hears only frames, which have an order of their own
                 continue
             for name, order in ORDERS.items():
                 random = torch.Generator().manual_seed(seed)
                 values: dict[fx.Node, Any] = {n: env[n] for n in known}
                 values |= {n: fold(order(unfold(env[n], T), random)) for n in sources}
                 flow.run(inside, values, T)
-                neuron, c = flow.module(site), unfold(values[current], T)
-                assert isinstance(neuron, ScaledIF)
-                row = found.setdefault(
-                    (str(site.target), name),
-                    Arrival(
-                        str(site.target),
-                        T,
-                        name,
-                        levels[site] - 1,
-                        len(sources),
-                        c.shape[2],
-                        c.shape[-1] if c.dim() > 3 else 1,
-                        float(neuron.theta.mean()),
-                    ),
-                )
+                neuron, c = integrator(flow, site, "the analysis of arrivals"), unfold(values[current], T)
+                layer, side = str(site.target), c.shape[-1] if c.dim() > 3 else 1
+                traits = levels[site] - 1, len(sources), c.shape[2], side, float(neuron.theta.mean())
+                row = found.setdefault((layer, name), Arrival(layer, T, name, *traits))
                 _add(row, neuron, c, len(part) / len(x))
     for row in found.values():
         row.uneven, row.swing, row.trend = math.sqrt(row.uneven), math.sqrt(row.swing), math.sqrt(row.trend)
@@ -135,9 +130,11 @@ TRAITS = ("swing", "trend", "depth", "sources", "channels", "side")
 
 
 def explanations(rows: Sequence[Arrival]) -> list[dict[str, Any]]:
-    """For each T, which traits of layers go with their unevenness error as it is: Spearman's rank correlation over
-    layers (0 for a trait that does not vary), and `kept`: the error as it is over that with the steps permuted, first
-    and last layer."""
+    """Return for each T the rank correlation, over layers, of each of `TRAITS` with the unevenness error as it is.
+
+    Also `kept_first` and `kept_last`, for the first and the last layer: the error as it is, divided by the error with
+    the steps permuted.
+    """
     found = []
     for T in sorted({row.T for row in rows}):
         at, permuted = (
@@ -151,19 +148,14 @@ def explanations(rows: Sequence[Arrival]) -> list[dict[str, Any]]:
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Correlation of ranks, equal values sharing theirs; 0 where one does not vary."""
-    x, y = (_ranks(torch.tensor(values, dtype=torch.float64)) for values in (a, b))
-    scale = (x.square().sum() * y.square().sum()).sqrt()
-    return float((x * y).sum() / scale) if scale > 0 else 0.0
+    """Return Spearman's rank correlation; 0 where one side does not vary."""
+    from scipy.stats import spearmanr  # imported late: it takes a second
 
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks around their mean."""
-    ranks = (values.unsqueeze(1) > values).double().sum(1) + (values.unsqueeze(1) == values).double().sum(1) / 2
-    return ranks - ranks.mean()
+    return float(spearmanr(a, b).statistic) if min(len(set(a)), len(set(b))) > 1 else 0.0
 
 
 def _add(row: Arrival, neuron: ScaledIF, c: Tensor, share: float) -> None:
+    """Add the means over one batch of currents c [T, n, ...], `share` of all inputs."""
     out, state = neuron.scan(c, None)
     v, n, T = neuron.residual(state), (out.sum(0) / neuron.theta).round(), row.T
     error = n - even_count(n, v, neuron.theta, T)

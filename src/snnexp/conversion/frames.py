@@ -1,4 +1,4 @@
-"""A network of still images on the frames of a recording, one by one."""
+"""Networks of still images, applied to each frame of a recording."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 
 def stills(x: Tensor) -> Tensor:
-    """All frames of recordings [N, F, ...], any dtype, as images [N F, ...]."""
+    """Return all frames of recordings [N, F, ...], any dtype, as images [N F, ...]."""
     return x.flatten(0, 1).to(torch.get_default_dtype())
 
 
 class PerFrame(nn.Module):
-    """`network`, an ANN or a `Converted`, on each frame, every time from its start, and the mean of its answers:
-    [N, F, ...] -> [N, K]. As an SNN it takes F times the steps of one frame."""
+    """A network that is run on each frame from its start, and whose outputs are averaged: [N, F, ...] -> [N, K].
+
+    `network` is an ANN, or a `Converted`, which takes F times the steps of one frame.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -26,7 +28,7 @@ class PerFrame(nn.Module):
         return self._mean(self.network(stills(x)), x)
 
     def at(self, x: Tensor, steps: Sequence[int]) -> list[Any]:
-        """As `Converted.at`, for so many `steps` a frame."""
+        """Do what `Converted.at` does, for `steps` per frame."""
         return [self._mean(y, x) for y in self.network.at(stills(x), steps)]  # type: ignore[operator]
 
     @staticmethod

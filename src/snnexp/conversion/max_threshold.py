@@ -1,4 +1,4 @@
-"""Threshold balancing, `conversion=max_threshold`: theta is the largest activation of the layer on calibration data.
+"""Threshold balancing, `conversion=max_threshold`: theta is the largest activation of the layer on calibration images.
 
 Diehl et al., "Fast-Classifying, High-Accuracy Spiking Deep Networks Through Weight and Threshold Balancing", IJCNN
 2015; a percentile in place of the maximum: Rueckauer et al., Frontiers in Neuroscience 2017; a share of the maximum:
@@ -16,7 +16,7 @@ from snnexp.errors import number
 class MaxThreshold(Placing):
     """theta = `scale` x the `percentile` (0 to 100) of the ANN's activations, of the layer or `per_channel`.
 
-    `start` in [0, 1]: v(0) in units of theta. `maxpool`: see `snnexp.conversion.graph`. Raises InvalidValue.
+    `start` in [0, 1]: v(0) in units of theta. `maxpool`: see `snnexp.conversion.rewrite`. Raises InvalidValue.
     """
 
     def __init__(

@@ -1,21 +1,23 @@
-"""What a converted network is worth: accuracy at several T from one simulation, spikes and energy, errors by layer."""
+"""Measurements on converted networks: accuracy at several T from one simulation, spikes, energy, errors by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from snnexp.conversion.flow import Flow
 from snnexp.conversion.frames import PerFrame
-from snnexp.conversion.graph import CONVS, Flow
-from snnexp.conversion.network import Converted
-from snnexp.conversion.neuron import ScaledIF
-from snnexp.conversion.walk import ROWS
+from snnexp.conversion.vocabulary import CONVS
+from snnexp.conversion.walk import CALIBRATION_ROWS
 from snnexp.dataset.base import Split
 from snnexp.timefold import unfold
+
+if TYPE_CHECKING:
+    from snnexp.conversion.network import Converted
 
 MAC, AC = 4.6e-3, 0.9e-3  # nJ of a multiply-accumulate and of an accumulate, 45 nm: Horowitz, ISSCC 2014
 
@@ -28,7 +30,7 @@ def accuracies(
     device: torch.device,
     images: int | None = None,
 ) -> dict[int, float]:
-    """Accuracy after each of `steps`, from one simulation of the longest; on `images` spread over the split."""
+    """Return the accuracy after each of `steps`, from one simulation, on `images` samples spread over the split."""
     correct, order = dict.fromkeys(steps, 0), spread(split, images)
     for x, y in split.batches(batch_size, order):
         for t, answer in zip(steps, snn.at(x.to(device), steps), strict=True):
@@ -40,32 +42,33 @@ def accuracies(
 def ann_accuracy(
     ann: nn.Module, split: Split, batch_size: int, device: torch.device, images: int | None = None
 ) -> float:
-    """Accuracy of a network that answers [N, K], on the same images as `accuracies`."""
+    """Return the accuracy of a network with outputs [N, K], on the same images as `accuracies`."""
     order = spread(split, images)
     right = sum(int((ann(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in split.batches(batch_size, order))
     return right / len(order)
 
 
 def spread(split: Split, images: int | None) -> Tensor:
-    """Positions of `images` samples (None: all) at equal distances: splits may be sorted by class."""
+    """Return the positions of `images` samples (None: all) at equal distances, since splits may be sorted by class."""
     n = min(len(split), images or len(split))
     return torch.arange(n) * len(split) // n
 
 
 @dataclass
 class LayerError:
-    """One site over some images: means over images and neurons, and mean squares of the parts of its error.
+    """The errors of one site: means over images and neurons, and mean squares of the parts of the error.
 
     phi - a = unevenness + quantisation + clipping + propagated, exactly and for each neuron and image (Bu et al.,
-    ICLR 2022), where CF* is the output that evenly arriving input would have had, c the mean input, z the ANN's:
+    ICLR 2022), where CF* is the output for evenly arriving input, c the mean input, and z the ANN's input:
 
         unevenness = phi - CF*;  quantisation = CF* - clip(c, 0, theta);  clipping = clip(c, 0, theta) - f(c);
         propagated = f(c) - f(z)
 
     (clipped and QCFS sources: quantisation = CF* - f(c), clipping = 0). `over`: share of neurons that fired too often
     (v(T) < 0 after a spike), `under`: too seldom (v(T) >= theta, with a step to spare); `over_spikes` and
-    `under_spikes`: by how many spikes, a mean over all neurons. `zeros` and `saturated`: shares outside [0, theta)
-    without an error (v(T) < 0 and no spike; v(T) >= theta and a spike at each step).
+    `under_spikes`: by how many spikes, as means over all neurons. `zeros` and `saturated`: shares of neurons outside
+    [0, theta) without an error (v(T) < 0 and no spike; v(T) >= theta and a spike at each step). Columns that a code
+    does not have are 0 (see `Placed.traits`).
     """
 
     layer: str
@@ -87,70 +90,77 @@ class LayerError:
     zeros: float = 0.0
     saturated: float = 0.0
 
+    def add(self, traits: Mapping[str, Tensor], share: float) -> None:
+        """Add the means of `traits` over one batch, `share` of all inputs."""
+        for name, value in traits.items():
+            setattr(self, name, getattr(self, name) + share * float(value.mean()))
+
 
 @dataclass
 class Account:
-    """What one inference costs, on average: `spikes` in all, per neuron, synaptic operations (a spike times the layers
-    it reaches), and energy in nJ, with what is computed once per input counted as multiply-accumulates. Rehearsals are
-    counted in all of them; `latency`: steps until the answer."""
+    """The mean cost of one inference: `spikes` in all and per neuron, synaptic operations (one for each synapse that a
+    spike reaches), and energy in nJ, where layers computed once per input count as multiply-accumulates. Rehearsals
+    count in all of them. `latency`: steps until the answer. `more`: further numbers of a kind of network."""
 
     neurons: int
     spikes: float
-    spikes_per_neuron: float
     synaptic_operations: float
-    energy_nj: float
+    macs: float  # multiply-accumulates of the layers that are computed once per input
     latency: int
     ann_macs: float
-    ann_energy_nj: float
-    more: dict[str, float] = field(default_factory=dict)  # what a kind of network has to tell besides
+    more: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def spikes_per_neuron(self) -> float:
+        return self.spikes / self.neurons
+
+    @property
+    def energy_nj(self) -> float:
+        return self.macs * MAC + self.synaptic_operations * AC
+
+    @property
+    def ann_energy_nj(self) -> float:
+        return self.ann_macs * MAC
 
 
 @torch.no_grad()
-def examine(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) -> tuple[list[LayerError], Account]:
-    """Errors by layer and the cost of an inference, both over the inputs x [N, ...], after T steps."""
+def examine_trains(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) -> tuple[list[LayerError], Account]:
+    """Return the errors by layer and the cost of an inference over the inputs x [N, ...], after T steps of trains."""
     ann, flow = Flow(source), snn.flow
     layers = {site: LayerError(str(site.target), T) for site in flow.sites}
-    neurons = spikes = operations = macs = analog = 0.0
+    neurons, spikes, operations, macs, analog = 0, 0.0, 0.0, 0.0, 0.0
     device = next(snn.buffers()).device
-    for part in torch.split(x, max(1, ROWS[device.type] // T)):
+    for part in torch.split(x, max(1, CALIBRATION_ROWS[device.type] // T)):
         share = len(part) / len(x)
         values: dict[fx.Node, Any] = {ann.placeholder: part.to(device)}
         ann.run(ann.nodes[1:-1], values)
         env, state, before = snn.simulated(part.to(device), T)
-        neurons = 0.0
+        neurons = 0
         for site, twin in zip(flow.sites, ann.sites, strict=True):
-            seen = _parts(flow, site, ann, twin, env, values, state, T)
-            neurons += seen.count[0].numel()
+            neuron, heard, phi = flow.neuron(site), site.args[0], unfold(env[site], T).mean(0)
+            current = unfold(env[heard], T).mean(0) if heard in flow.timed else env[heard]
+            c, z, f = current + neuron.bias, values[twin.args[0]], ann.modules[str(twin.target)]
+            layers[site].add(neuron.traits(c, z, phi, state[site], T, f), share)
+            neurons += phi[0].numel()
             spikes += sum(float((train[site] != 0).sum()) for train in (env, *before)) / len(x)
-            _add(layers[site], seen, share)
         for node in flow.nodes:
             module = flow.module(node)
             if isinstance(module, (nn.Linear, *CONVS)):
                 cost = macs_of_row(module, env[node], len(part) * (T if node in flow.timed else 1))
                 macs += cost * share
                 if node in flow.timed:
-                    heard = [train[node.args[0]] for train in (env, *(before if node in flow.body else ()))]
-                    operations += cost * sum(len(h) * float((h != 0).float().mean()) for h in heard) / len(x)
+                    trains = [train[node.args[0]] for train in (env, *(before if node in flow.body else ()))]
+                    operations += cost * sum(len(h) * float((h != 0).float().mean()) for h in trains) / len(x)
                 else:
                     analog += cost * share
-    account = Account(
-        int(neurons),
-        spikes,
-        spikes / neurons,
-        operations,
-        analog * MAC + operations * AC,
-        snn.latency(T),
-        macs,
-        macs * MAC,
-    )
-    return list(layers.values()), account
+    return list(layers.values()), Account(neurons, spikes, operations, analog, snn.latency(T), macs)
 
 
 def split_error(
     c: Tensor, z: Tensor, v: Tensor, count: Tensor, theta: Tensor, T: int, f: nn.Module
 ) -> dict[str, Tensor]:
-    """The parts of phi - a (see `LayerError`) by neuron: from mean input c [N, ...], the ANN's input z, the potential v
-    after the last reset, the spike count, and the source's activation f."""
+    """Return the parts of phi - a (see `LayerError`) by neuron, from the mean input c [N, ...], the ANN's input z, the
+    potential v after the last reset, the spike count, and the ANN's activation f."""
     even = theta / T * even_count(count, v, theta, T)
     phi, reached = theta / T * count, f(c)
     clipped = c.clamp(min=0).minimum(theta) if type(f) is nn.ReLU else reached
@@ -164,68 +174,12 @@ def split_error(
 
 
 def even_count(count: Tensor, v: Tensor, theta: Tensor, T: int) -> Tensor:
-    """Spikes for the same input arriving evenly, from the count and the potential that is left: T/theta CF*."""
+    """Return the spike count for the same input arriving evenly, T/theta CF*, from the count and the potential left."""
     return (count + torch.floor(v / theta)).clamp(0, T)
 
 
-@dataclass
-class _Seen:
-    a: Tensor
-    phi: Tensor
-    count: Tensor
-    v: Tensor
-    theta: Tensor
-    parts: dict[str, Tensor]
-
-
-def _parts(
-    flow: Flow,
-    site: fx.Node,
-    ann: Flow,
-    twin: fx.Node,
-    env: dict[fx.Node, Any],
-    values: dict[fx.Node, Any],
-    state: dict[fx.Node, Any],
-    T: int,
-) -> _Seen:
-    neuron, f = flow.module(site), ann.module(twin)
-    assert isinstance(neuron, ScaledIF)
-    assert f is not None
-    before: fx.Node = site.args[0]  # type: ignore[assignment]
-    current = unfold(env[before], T).mean(0) if before in flow.timed else env[before]
-    phi = unfold(env[site], T).mean(0)
-    count = (phi * T / neuron.theta).round()
-    v = neuron.residual(state[site])
-    parts = split_error(current + neuron.bias, values[twin.args[0]], v, count, neuron.theta, T, f)  # type: ignore[index]
-    return _Seen(values[twin], phi, count, v, neuron.theta, parts)
-
-
-def _add(layer: LayerError, seen: _Seen, share: float) -> None:
-    """Add the means over one batch, `share` of all images."""
-    v, count, theta = seen.v, seen.count, seen.theta
-    over, under = (v < 0) & (count > 0), (v >= theta) & (count < layer.T)
-    spikes = seen.parts["unevenness"] * layer.T / theta
-    means = {
-        "ann_mean": seen.a,
-        "snn_mean": seen.phi,
-        "threshold": theta,
-        "firing_rate": count / layer.T,
-        "silent": count == 0,
-        "over": over,
-        "under": under,
-        "over_spikes": spikes.clamp(min=0),
-        "under_spikes": -spikes.clamp(max=0),
-        "zeros": (v < 0) & ~over,
-        "saturated": (v >= theta) & ~under,
-    }
-    for name, value in means.items():
-        setattr(layer, name, getattr(layer, name) + share * float(value.float().mean()))
-    for name, value in seen.parts.items():
-        setattr(layer, name, getattr(layer, name) + share * float(value.square().mean()))
-
-
 def macs_of_row(module: nn.Module, output: Tensor, rows: int) -> float:
-    """Multiply-accumulates of one row: each output of a convolution or linear layer has a fan-in of its own."""
+    """Return the multiply-accumulates of one row: outputs times fan-in of a convolution or linear layer."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
     fan_in = weight[:, 0].numel() if transposed else weight[0].numel()
@@ -233,5 +187,5 @@ def macs_of_row(module: nn.Module, output: Tensor, rows: int) -> float:
 
 
 def columns() -> list[str]:
-    """Names of the columns of the table by layer."""
+    """Return the names of the columns of the table by layer."""
     return [f.name for f in fields(LayerError)]

@@ -1,4 +1,4 @@
-"""The converted network as an ordinary module, and `convert`, which makes one."""
+"""Converted networks as ordinary modules, and `convert`, which makes one."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from snnexp.conversion.graph import Flow, prepare
-from snnexp.conversion.neuron import FewSpike
+from snnexp.conversion.flow import Flow
+from snnexp.conversion.measure import Account, LayerError, examine_trains
+from snnexp.conversion.placed import Placed
+from snnexp.conversion.rewrite import rewrite
+from snnexp.conversion.slots import coefficients, examine_slots
 from snnexp.conversion.walk import Correction, Method, Record, Report, walk
 from snnexp.errors import integer, require
 from snnexp.timefold import unfold
 
-ROWS = defaultdict(lambda: 8192, cpu=128)  # images x steps in flight: on a CPU what the caches hold is fastest
+INFERENCE_ROWS = defaultdict(lambda: 8192, cpu=128)  # images x steps at a time; on a CPU, as many as the caches hold
 
 
 class Simulation(NamedTuple):
-    """Every node's value (`env`; trains are folded, [T*N, ...]) and every site's state after T steps; `before`: what
-    the nodes up to the sites carried in rehearsals, which costs and does not count."""
+    """The value of every node (`env`; trains are folded, [T*N, ...]) and the state of every site after T steps.
+
+    `before`: values of nodes during rehearsals, which add to the cost but not to the output.
+    """
 
     env: dict[fx.Node, Any]
     state: dict[fx.Node, Any]
@@ -30,11 +35,11 @@ class Simulation(NamedTuple):
 
 class Converted(nn.Module):
     """A spiking network made from an ANN: `snn(x)`, or `snn(x, T)`, is the mean of its output over T steps, in the
-    ANN's units and shape; `T` is by default that for which it was made.
+    ANN's units and shape; the default T is the one for which it was made.
 
-    What does not vary in time (everything before the first site) is computed once per input; what follows the last
-    site is linear, and computed from the mean. `rows`: images x steps computed at a time, which bounds memory: about
-    rows x the network's largest activations (None: 128 on a CPU, 8192 on a GPU). Raises InvalidValue for T or rows < 1.
+    Layers before the first site do not vary in time and are computed once per input; layers after the last site are
+    linear and are computed from the mean. `rows`: images x steps computed at a time, which bounds memory to about rows
+    x the network's largest activations (None: 128 on a CPU, 8192 on a GPU). Raises InvalidValue for T or rows < 1.
     """
 
     def __init__(self, network: fx.GraphModule, T: int, rows: int | None = None) -> None:
@@ -48,7 +53,7 @@ class Converted(nn.Module):
 
     @property
     def flow(self) -> Flow:
-        """The network's nodes in order of execution; made anew after loading or copying."""
+        """The network's nodes in order of execution; built again after loading or copying."""
         if self._flow is None or self._flow.graph is not self.network:
             self._flow = Flow(self.network)
         return self._flow
@@ -58,11 +63,11 @@ class Converted(nn.Module):
         return super()._apply(*arguments, **keywords)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, T: int | None = None) -> Any:
-        """Inputs [N, ...] to the mean output over T steps."""
+        """Return the mean output over T steps for inputs [N, ...]."""
         return self.at(x, [self.T if T is None else T])[0]
 
     def at(self, x: Tensor, steps: Sequence[int]) -> list[Any]:
-        """Mean outputs after each of `steps`, from one simulation of the longest."""
+        """Return the mean outputs after each of `steps`, from one simulation of the longest."""
         require(len(steps) > 0, "steps", list(steps), "at least one number of steps")
         ends = sorted({integer("T", t, at_least=1) for t in steps})
         block, images = self._parts(ends[-1])
@@ -73,16 +78,29 @@ class Converted(nn.Module):
         return [joined(parts) for parts in zip(*found, strict=True)]
 
     def stream(self, x: Tensor) -> Iterator[Any]:
-        """Step by step without end: after the t-th step the mean output so far, `snn(x, t)`. All of `x` at a time."""
+        """Yield without end, after each step t, the mean output so far, `snn(x, t)`, for all of `x` at a time."""
         return (y for _, y in self._running(x, iter(lambda: 1, 0)))
 
     def latency(self, T: int) -> int:
-        """Steps until the mean over T steps is there."""
+        """Return the number of steps until the mean over T steps is known."""
         return T
+
+    def examine(self, source: fx.GraphModule, x: Tensor, T: int) -> tuple[list[LayerError], Account]:
+        """Return the errors by layer against `source` and the cost of an inference of T steps, for inputs [N, ...]."""
+        return examine_trains(source, self, x, T)
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Return tables that describe the network, as lists of rows by name."""
+        return {}
+
+    @property
+    def integrates(self) -> bool:
+        """Whether all neurons are plain integrate-and-fire neurons."""
+        return all(self.flow.neuron(site).integrates for site in self.flow.sites)
 
     @torch.no_grad()
     def simulated(self, x: Tensor, T: int) -> Simulation:
-        """T steps for inputs [N, ...], in one piece."""
+        """Run T steps for inputs [N, ...], all at a time."""
         flow = self.flow
         state: dict[fx.Node, Any] = {}
         env: dict[fx.Node, Any] = {flow.placeholder: x}
@@ -91,15 +109,15 @@ class Converted(nn.Module):
         return Simulation(env, state, [])
 
     def _parts(self, T: int) -> tuple[int, int]:
-        """(steps, images) computed at a time."""
+        """Return the (steps, images) to compute at a time."""
         device = next((t.device.type for t in (*self.parameters(), *self.buffers())), "cpu")
-        rows = self.rows or ROWS[device]
+        rows = self.rows or INFERENCE_ROWS[device]
         block = min(T, rows)
         return block, max(1, rows // block)
 
     @torch.no_grad()
     def _running(self, x: Tensor, blocks: Iterable[int]) -> Iterator[tuple[int, Any]]:
-        """(t, mean output over the first t steps) after each of `blocks` of steps."""
+        """Yield (t, mean output over the first t steps) after each of `blocks` of steps."""
         flow, t = self.flow, 0
         still: dict[fx.Node, Any] = {flow.placeholder: x}
         flow.run(flow.head, still)
@@ -118,16 +136,16 @@ class Converted(nn.Module):
 
 
 class Decoded(Converted):
-    """A network of few-spike neurons, one slot of K = T steps a layer: `snn(x)` is its answer, and K is part of it.
+    """A network of few-spike neurons, with one slot of K = T steps a layer: K belongs to the network.
 
-    A layer needs all spikes of those below before it fires its first, so layers hand on what K spikes mean, and this
-    is what is computed for a batch. `stream` runs the layers side by side, step by step.
+    A layer needs all spikes of the layers below before its first own spike. So layers pass on the numbers that K spikes
+    encode, and batches are computed with these numbers. `stream` runs all layers at the same time, slot by slot.
     """
 
     def at(self, x: Tensor, steps: Sequence[int]) -> list[Any]:
-        """The answer, for each of `steps`; InvalidValue for another than K."""
+        """Return the answer for each of `steps`. Raises InvalidValue for a number of steps other than K."""
         for t in steps:
-            require(t == self.T, "T", t, f"{self.T}, the steps of the neurons placed (another K is another network)")
+            self._check(t)
         _, images = self._parts(1)
         with torch.no_grad():
             answer = joined([self.network(part) for part in torch.split(x, images)])
@@ -135,11 +153,13 @@ class Decoded(Converted):
 
     @torch.no_grad()
     def stream(self, x: Tensor) -> Iterator[Any]:
-        """A pipeline: the inputs x [N, ...] enter one a slot of K steps, and while one is in a layer, those before it
-        are in the layers above. The answers [1, ...] in the same order, the first after `depth` slots."""
+        """Yield the answers [1, ...] to x [N, ...] in order, from a pipeline; the first comes after `depth` slots.
+
+        One input enters per slot of K steps; while it is in a layer, the inputs before it are in the layers above.
+        """
         flow, levels = self.flow, self.flow.levels
         stages = [[n for n in flow.nodes[1:-1] if max(levels[n], 1) == k + 1] for k in range(self.depth)]
-        inside: list[tuple[int, dict[fx.Node, Any]]] = []  # (layers passed, values), those that came first at the front
+        inside: list[tuple[int, dict[fx.Node, Any]]] = []  # (layers passed, values), the earliest input first
         for new in chain(torch.split(x, 1), repeat(None)):
             if new is not None:
                 inside.append((0, {flow.placeholder: new}))
@@ -153,8 +173,18 @@ class Decoded(Converted):
 
     @property
     def depth(self) -> int:
-        """Sites on the longest way to the output: an answer takes `depth` slots."""
+        """The number of sites on the longest path to the output: an answer takes `depth` slots."""
         return self.flow.levels[self.flow.output]
+
+    def examine(self, source: fx.GraphModule, x: Tensor, T: int) -> tuple[list[LayerError], Account]:
+        self._check(T)
+        return examine_slots(source, self, x)
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        return {"coefficients": coefficients(self)}
+
+    def _check(self, T: int) -> None:
+        require(T == self.T, "T", T, f"{self.T}, the steps of the neurons placed (another K is another network)")
 
 
 def convert(
@@ -165,27 +195,27 @@ def convert(
     corrections: Sequence[Correction] = (),
     report: Report | None = None,
 ) -> tuple[Converted, list[Record]]:
-    """The spiking network of `ann` by `method` for T steps, calibrated on `images` [N, ...], and what was done where.
+    """Return the spiking network of `ann` by `method` for T steps, calibrated on `images` [N, ...], and a record of
+    each layer.
 
-    The caller's network is not touched, and shares nothing with the result. Raises UserError (`graph.prepare`) for
-    what cannot be converted faithfully, InvalidValue for T < 1 and images that are none or not finite, and what the
-    method refuses.
+    The caller's network is not changed and shares nothing with the result. Raises UserError (see `rewrite`) for what
+    cannot be converted faithfully, InvalidValue for T < 1 and for no or non-finite images, and errors of the method.
     """
     integer("T", T, at_least=1)
     require(len(images) > 0 and bool(images.isfinite().all()), "images", list(images.shape), "at least one, and finite")
-    source, network = prepare(ann, images[:2], method.maxpool, method.decoded)
+    source, network = rewrite(ann, images[:2], method.maxpool, method.neuron.vocabulary)
     records = walk(source, network, images, T, method, corrections, report)
     return converted(network, T), records
 
 
 def converted(network: fx.GraphModule, T: int) -> Converted:
-    """The network that the walk has made as a module that runs it."""
-    few_spike = any(isinstance(module, FewSpike) for module in network.modules())
-    return Decoded(network, T) if few_spike else Converted(network, T)
+    """Return the module that runs `network`, in which the walk has placed neurons, for T steps."""
+    placed = next(module for module in network.modules() if isinstance(module, Placed))
+    return placed.network(network, T)
 
 
 def _blocks(ends: Sequence[int], block: int) -> Iterator[int]:
-    """Lengths of at most `block` that stop at each of `ends`."""
+    """Yield lengths of at most `block` steps that stop at each of `ends`."""
     t = 0
     for end in ends:
         while t < end:
@@ -195,7 +225,7 @@ def _blocks(ends: Sequence[int], block: int) -> Iterator[int]:
 
 
 def joined(parts: Sequence[Any]) -> Any:
-    """Batches, or (nested) tuples, lists and dicts of batches, one after the other."""
+    """Concatenate batches, or (nested) tuples, lists and dicts of batches."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(list(parts))

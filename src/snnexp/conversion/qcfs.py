@@ -1,7 +1,7 @@
-"""QCFS conversion, `conversion=qcfs`: a network trained with quantised activations becomes its IF network as it is.
+"""QCFS conversion, `conversion=qcfs`: a network trained with quantised activations, with its learnt thresholds.
 
 Bu et al., "Optimal ANN-SNN Conversion for High-accuracy and Ultra-low-latency Spiking Neural Networks", ICLR 2022:
-theta = lam, v(0) = theta/2. With T = L and evenly arriving inputs it equals the ANN; T need not equal L.
+theta = lam, v(0) = theta/2. With T = L and evenly arriving inputs the network equals the ANN; T need not equal L.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from snnexp.errors import UserError
 from snnexp.neuron.clip import Bounded
 
 
-class QCFS(Placing):
-    """theta is the activation's learnt bound. Raises UserError at a site whose activation has none (ReLU)."""
+class QCFSConversion(Placing):
+    """theta is the learnt bound of the activation. Raises UserError at a site whose activation has no bound (ReLU)."""
 
     def __init__(self, maxpool: str | None = None) -> None:
         super().__init__(False, 0.5, maxpool)

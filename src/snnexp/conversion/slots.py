@@ -1,35 +1,36 @@
-"""What a few-spike network costs, and how far its layers are from the ANN's: `examine` for `conversion=few_spike`."""
+"""Measurements on networks of few-spike neurons: errors by layer, the cost of an inference, and the coefficients."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
-from snnexp.conversion.graph import CONVS, MAX_POOLS, PRODUCTS, Flow, function_name
-from snnexp.conversion.measure import AC, MAC, Account, LayerError, macs_of_row, spread
-from snnexp.conversion.network import Decoded
-from snnexp.conversion.neuron import FewSpike
+from snnexp.conversion.flow import Flow
+from snnexp.conversion.measure import Account, LayerError, macs_of_row, spread
+from snnexp.conversion.vocabulary import CONVS, MAX_POOLS, PRODUCTS, function_name
 from snnexp.dataset.base import Split
+
+if TYPE_CHECKING:
+    from snnexp.conversion.network import Decoded
+    from snnexp.conversion.neuron import FewSpike
 
 FEW = 2  # spikes
 
 
 @torch.no_grad()
-def examine(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list[LayerError], Account]:
-    """Errors by layer and the cost of an inference, both over the inputs x [N, ...].
+def examine_slots(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list[LayerError], Account]:
+    """Return the errors by layer and the cost of an inference over the inputs x [N, ...].
 
-    A layer's error is phi - a = [phi - f(c)] quantisation, what is out of the neuron's range with it, + [f(c) - f(z)]
-    propagated. Each spike costs an operation in every synapse it reaches: a layer's multiply-accumulates per input,
-    times the spikes of the sites that lead to it. What a layer, product or maximum has made of numbers arrives as one
-    number, which costs a multiply-accumulate.
-    In steps, the latency is that of an answer, L K, and `interval`, 2K, lies between two (gather for K steps, fire for
-    K), as the paper has them. `more`: parameters, layers L, `at_most_two` (share of neurons with at most two spikes).
+    A layer's error is phi - a = [phi - f(c)] quantisation, inputs outside of the neuron's range included, + [f(c) -
+    f(z)] propagated. Each spike costs an operation in every synapse that it reaches: a layer's multiply-accumulates per
+    input, times the spikes of the sites that lead to it. A number that a layer, product or maximum computed from
+    numbers costs a multiply-accumulate.
+    The latency of an answer is L K steps, and `interval`, 2K, is the time between two answers (K steps to gather, K to
+    fire), as in the paper. `more`: parameters, layers L, `at_most_two` (share of neurons with at most two spikes).
     """
     ann, flow, K = Flow(source), snn.flow, snn.T
     layers = {site: LayerError(str(site.target), K) for site in flow.sites}
@@ -42,12 +43,11 @@ def examine(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list[Layer
         flow.run(flow.nodes[1:-1], env)
         fired: dict[fx.Node, Tensor] = {}
         for site, twin in zip(flow.sites, ann.sites, strict=True):
-            neuron, f = flow.module(site), ann.module(twin)
-            assert isinstance(neuron, FewSpike)
-            assert f is not None
-            c = env[site.args[0]] + neuron.bias
-            fired[site] = neuron.spikes(env[site.args[0]]).sum(0)
-            _add(layers[site], neuron, fired[site], env[site], f(c), values[twin], share)
+            neuron, f = _neuron(snn, site), ann.modules[str(twin.target)]
+            current, z = env[site.args[0]], values[twin.args[0]]
+            fired[site] = neuron.spikes(current).sum(0)
+            traits = neuron.traits(current + neuron.bias, z, env[site], fired[site], K, f)
+            layers[site].add(traits, share)
         neurons = sum(count[0].numel() for count in fired.values())
         spikes += sum(float(count.sum()) for count in fired.values()) / len(x)
         few += sum(float((count <= FEW).sum()) for count in fired.values()) / len(x)
@@ -63,33 +63,20 @@ def examine(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list[Layer
                     operations, analog = operations + each * heard, analog + each * told
                 else:
                     analog += cost
-    parameters = sum(p.numel() for p in snn.parameters())
-    length = snn.depth + 1
+    parameters, length = sum(p.numel() for p in snn.parameters()), snn.depth + 1
     more = {"at_most_two": few / neurons, "parameters": parameters, "layers": length, "interval": 2 * K}
-    return list(layers.values()), Account(
-        neurons,
-        spikes,
-        spikes / neurons,
-        operations,
-        analog * MAC + operations * AC,
-        length * K,
-        macs,
-        macs * MAC,
-        more,
-    )
+    return list(layers.values()), Account(neurons, spikes, operations, analog, length * K, macs, more)
 
 
 @torch.no_grad()
 def counts(snn: Decoded, x: Tensor) -> Tensor:
-    """Share of neurons that fire 0, 1, .. K times for inputs x [N, ...]: [K + 1]."""
+    """Return the shares of neurons that fire 0, 1, .. K times for inputs x [N, ...]: [K + 1]."""
     flow, found = snn.flow, torch.zeros(snn.T + 1, dtype=torch.float64)
     for part in torch.split(x, snn.rows or 128):
         env: dict[fx.Node, Any] = {flow.placeholder: part}
         flow.run(flow.nodes[1:-1], env)
         for site in flow.sites:
-            neuron = flow.module(site)
-            assert isinstance(neuron, FewSpike)
-            count = neuron.spikes(env[site.args[0]]).sum(0)
+            count = _neuron(snn, site).spikes(env[site.args[0]]).sum(0)
             found += torch.bincount(count.flatten().long().cpu(), minlength=len(found))
     return found / found.sum()
 
@@ -103,7 +90,10 @@ def top(
     device: torch.device,
     images: int | None = None,
 ) -> dict[int, float]:
-    """Share of samples whose class is among the `ranks` highest answers, on `images` spread over the split."""
+    """Return for each r in `ranks` the share of samples whose class is among the r highest outputs.
+
+    Measured on `images` samples spread over the split (None: all).
+    """
     order, hits = spread(split, images), dict.fromkeys(ranks, 0)
     for x, y in split.batches(batch_size, order):
         best = network(x.to(device)).topk(max(ranks)).indices.cpu()
@@ -112,44 +102,31 @@ def top(
     return {rank: right / len(order) for rank, right in hits.items()}
 
 
-def export(snn: Decoded, path: Path) -> None:
-    """Write what the neurons of each layer need to know as CSV: a line for each step, and channel where they differ."""
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["layer", "channel", "step", "T", "h", "d"])
-        for site in snn.flow.sites:
-            neuron = snn.flow.module(site)
-            assert isinstance(neuron, FewSpike)
-            shifted = neuron.T - neuron.bias if bool(neuron.bias.any()) else neuron.T  # a bias that no layer could take
-            C = shifted[0].numel()
-            T, h, d = (part.flatten(1).expand(-1, C).tolist() for part in (shifted, neuron.h, neuron.d))
-            for t, c in product(range(len(T)), range(len(T[0]))):
-                out.writerow([site.target, "all" if len(T[0]) == 1 else c, t + 1, T[t][c], h[t][c], d[t][c]])
+def coefficients(snn: Decoded) -> list[dict[str, Any]]:
+    """Return the coefficients of each layer, a row for each step, and for each channel where channels differ."""
+    rows = []
+    for site in snn.flow.sites:
+        neuron = _neuron(snn, site)
+        shifted = neuron.T - neuron.bias if bool(neuron.bias.any()) else neuron.T  # a bias that no layer could take
+        C = shifted[0].numel()
+        T, h, d = (part.flatten(1).expand(-1, C).tolist() for part in (shifted, neuron.h, neuron.d))
+        for t, c in product(range(len(T)), range(C)):
+            channel = "all" if C == 1 else c
+            row = {"layer": site.target, "channel": channel, "step": t + 1, "T": T[t][c], "h": h[t][c], "d": d[t][c]}
+            rows.append(row)
+    return rows
 
 
-def _add(
-    layer: LayerError, neuron: FewSpike, count: Tensor, phi: Tensor, reached: Tensor, a: Tensor, share: float
-) -> None:
-    """Add the means over one batch, `share` of all inputs."""
-    means = {
-        "ann_mean": a,
-        "snn_mean": phi,
-        "threshold": neuron.T.amax(0),
-        "firing_rate": count / layer.T,
-        "silent": (count == 0).float(),
-        "error": (phi - a).square(),
-        "quantisation": (phi - reached).square(),
-        "propagated": (reached - a).square(),
-    }
-    for name, value in means.items():
-        setattr(layer, name, getattr(layer, name) + share * float(value.mean()))
+def _neuron(snn: Decoded, site: fx.Node) -> FewSpike:
+    return cast("FewSpike", snn.flow.module(site))
 
 
 def _arriving(flow: Flow, node: fx.Node, env: dict[fx.Node, Any], fired: dict[fx.Node, Tensor]) -> tuple[float, float]:
-    """Per input, the spikes that reach `node`, of the sites that lead there, and the numbers other than 0: those that
-    layers, products and maxima have made on the way, or that no spikes lead to. Of a part of a signal they are taken to
-    be in proportion to its size."""
+    """Return (spikes, numbers other than 0) per input that reach `node`.
+
+    Spikes come from the sites that lead to it; numbers are computed on the way by layers, products and maxima, or do
+    not come from spikes at all. A part of a signal gets a share in proportion to its size.
+    """
     if node in fired:
         return float(fired[node].sum()) / len(fired[node]), 0.0
     timed = [n for n in node.all_input_nodes if n in flow.timed and not isinstance(env[n], int | torch.Size)]

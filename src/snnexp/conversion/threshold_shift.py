@@ -1,9 +1,10 @@
-"""Threshold shift, `conversion=threshold_shift`: half a threshold more than threshold balancing gives, over T steps.
+"""Threshold shift, `conversion=threshold_shift`: threshold balancing, plus half a threshold of input over T steps.
 
 Deng and Gu, "Optimal Conversion of Conventional Artificial Neural Networks to Spiking Neural Networks", ICLR 2021: an
-SNN neuron floors, so its mean output is theta/(2T) too low on inputs that are uniformly distributed. Adding theta/(2T)
-to the input of each step removes that; so does v(0) = theta/2, with the same count after T steps of constant input,
-and that serves every T at once. Made for sources with a clipped activation (`neuron=clip`), whose bound is theta.
+spiking neuron rounds down, so its mean output is theta/(2T) too low for uniformly distributed inputs. Adding theta/(2T)
+to the input of each step removes this error. So does v(0) = theta/2, which gives the same count after T steps of
+constant input and serves every T at once. Made for sources with a clipped activation (`neuron=clip`), whose bound is
+theta.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from snnexp.neuron.clip import Bounded
 class ThresholdShift(Placing):
     """theta is the bound of a clipped source, else the `percentile` of its activations, of the layer or `per_channel`.
 
-    `form`: `potential` starts at theta/2, `bias` adds theta/(2T) to each step's input and starts at 0. InvalidValue.
+    `form`: `potential` starts at theta/2; `bias` adds theta/(2T) to the input of each step and starts at 0. Raises
+    InvalidValue.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the conversion methods share: their common options, and how activations are distributed."""
+"""Common parts of the conversion methods: their options, the largest activations, and histograms."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snnexp.conversion.graph import MAXPOOL
 from snnexp.conversion.neuron import ScaledIF
-from snnexp.conversion.walk import Layer, along
+from snnexp.conversion.placed import Placed
+from snnexp.conversion.trains import along
+from snnexp.conversion.vocabulary import MAXPOOL
+from snnexp.conversion.walk import Layer
 from snnexp.errors import choice, number, require
 from snnexp.neuron.clip import Bounded
 
 BINS = 2**12  # of a histogram; a quarter of it by channel
-VALUES = 2**16  # of a channel that go into a histogram
+VALUES = 2**16  # of one channel, at most, in a histogram
 SMALLEST = 1e-6  # threshold of a layer or channel that is never active
 
 
 class Placing:
-    """Options of every method: thresholds `per_channel` or per layer, `start` v(0)/theta in [0, 1], `maxpool`."""
+    """The base class of methods that place integrate-and-fire neurons, with their common options: thresholds
+    `per_channel` or per layer, `start` v(0)/theta in [0, 1], `maxpool`. Raises InvalidValue."""
 
-    decoded = False
+    neuron: type[Placed] = ScaledIF
 
     def __init__(self, per_channel: bool, start: float, maxpool: str | None) -> None:
         require(isinstance(per_channel, bool), "per_channel", per_channel, "true or false")
@@ -31,17 +34,17 @@ class Placing:
 
     @property
     def per_T(self) -> bool:
-        """Whether what is placed depends on T."""
+        """Whether the neurons placed depend on T."""
         return False
 
     def place(self, layer: Layer) -> ScaledIF:
-        """The neuron for a site."""
+        """Return the neuron for a site."""
         raise NotImplementedError
 
 
 class Histogram(NamedTuple):
-    """By channel, or [1, B] for all together: `x` [C, B], the bins' centres, `counts` [C, B], and `target` [C, B], the
-    mean of the activation in each bin."""
+    """A histogram of each channel, or one [1, B] of all: `x` [C, B], the centres of the bins, `counts` [C, B], and
+    `target` [C, B], the mean of the activation in each bin."""
 
     x: Tensor
     counts: Tensor
@@ -49,15 +52,15 @@ class Histogram(NamedTuple):
 
 
 def bound(layer: Layer, activation: Bounded) -> Tensor:
-    """The bound of a site's activation, [1, C, 1, ...]."""
+    """Return the bound of a site's activation, [1, C, 1, ...]."""
     _, a = next(layer.activations())
     return along(activation.threshold.to(a).expand(a.shape[1]), a.dim()).clone()
 
 
 def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) -> Tensor:
-    """The percentile of the ANN's activations, [1, C, 1, ...]; of the layer, or by channel. At least 1e-6.
+    """Return a percentile of the ANN's activations, [1, C, 1, ...], of the layer or by channel; at least 1e-6.
 
-    Below 100 it is read from a histogram of 4096 bins of (0, maximum].
+    A percentile below 100 is read from a histogram of 4096 bins of (0, maximum].
     """
     top, dims = None, 2
     for _, a in layer.activations():
@@ -79,10 +82,10 @@ def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) 
 
 
 def histogram(layer: Layer, inputs: str, top: Tensor, per_channel: bool) -> Histogram:
-    """Of what a site gets, from -top/2 to 3/2 top (what is outside counts in the last bins), and what is wanted there.
+    """Return the histogram of a site's inputs from -top/2 to 3/2 top (values outside count in the outermost bins).
 
-    `inputs`: `ann`, the ANN's; `snn`: the mean inputs that the spiking network below gives. Channels with more
-    than 65,536 values are sampled evenly.
+    `inputs`: `ann`, the ANN's inputs; `snn`, the mean inputs from the spiking network below. Channels with more than
+    65,536 values are sampled evenly.
     """
     top = top.flatten()
     bins = BINS // 4 if per_channel else BINS
@@ -102,7 +105,7 @@ def histogram(layer: Layer, inputs: str, top: Tensor, per_channel: bool) -> Hist
 
 
 def counted(x: Tensor, low: Tensor, width: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
-    """How many values of x [N, C, ...] fall into each of a channel's bins, or the sum of their `weights`: [C, bins]."""
+    """Return the number of values x [N, C, ...], or the sum of `weights`, in each bin of a channel: [C, bins]."""
     at = ((x - along(low, x.dim())) / along(width, x.dim())).clamp_(0, bins - 1).to(torch.int64)
     at += along(torch.arange(len(low), device=x.device) * bins, x.dim())
     flat = torch.bincount(at.flatten(), None if weights is None else weights.flatten(), len(low) * bins)

@@ -1,10 +1,12 @@
-"""Every conversion is one walk: sites in graph order, each placed and corrected on what the network below it emits.
+"""The walk, one for every conversion: each site in graph order is placed and corrected on the output of those below.
 
-The walk carries, for every site that a later one still needs, the ANN's activation and the spike train of the same
-calibration images in lock step: activations as float32, trains with one bit per step. What lies between two sites is
-computed anew, a few images at a time; the input of the site at work is kept as far as 2 GiB go. Arrays above a quarter
-of a gigabyte are files that are mapped (in the system's folder for temporary files), so memory is bounded whatever the
-number of images and steps.
+To write a conversion, read `Method` and the docstring of `Layer` here, `Placing` in thresholds.py, and max_threshold.py
+as an example (under 150 lines in all). To write a correction, read `Correction` and snnexp/calibration/bias.py.
+
+For every site that a later one still needs, the walk stores the ANN's activations and the spike trains of the same
+calibration images: activations in the network's precision, rate-coded trains with one bit a step. Everything between
+two sites is computed again, a few images at a time; the input of the current site is kept up to 2 GiB. Arrays above a
+quarter of a GiB are memory-mapped temporary files, so memory is bounded for any number of images and steps.
 """
 
 from __future__ import annotations
@@ -20,20 +22,22 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from snnexp.conversion.graph import CONVS, NORMS, Flow, is_addition
-from snnexp.conversion.neuron import FewSpike, Readout, ScaledIF
+from snnexp.conversion.flow import Flow
+from snnexp.conversion.placed import Placed, Readout
+from snnexp.conversion.trains import along, channels_last, per_channel
+from snnexp.conversion.vocabulary import CONVS, NORMS, is_addition
 from snnexp.timefold import unfold
 
 IN_MEMORY = 2**28  # bytes of one array; larger ones are mapped files
-KEPT = 2**31  # bytes of the input of one site that are kept from one correction to the next
-ROWS = defaultdict(lambda: 8192, cpu=256)  # images x steps computed at a time, by device
+KEPT = 2**31  # bytes of one site's input that are kept between corrections
+CALIBRATION_ROWS = defaultdict(lambda: 8192, cpu=256)  # images x steps computed at a time, by device
 Mode = Literal["ann", "mean", "train"]
-Report = Callable[[int, int, str], None]  # (layers done, layers in all, the layer begun)
+Report = Callable[[int, int, str], None]  # (layers done, layers in all, name of the next layer)
 
 
 @dataclass
 class Stats:
-    """How far a site's mean output phi is from the ANN's activation a on the calibration images, e = a - phi.
+    """The error e = a - phi of a site's mean output phi against the ANN's activation a, on the calibration images.
 
     `error` [1, C, ...]: mean of e over images; `square` [C]: mean of e^2 over images and space.
     """
@@ -43,22 +47,25 @@ class Stats:
 
     @property
     def channel(self) -> Tensor:
-        """Mean of e over images and space, [C]."""
+        """The mean of e over images and space, [C]."""
         return per_channel(self.error)
 
 
 @dataclass
 class Proposal:
-    """What a correction would change: the neuron, or the weights before it; kept where `score` [C] becomes lower."""
+    """A change that a correction proposes, of the neuron, of the weights before it, or of both (None: no change).
+
+    It is kept in the channels where `score`, [C] from the statistics of the layer, becomes lower.
+    """
 
     score: Callable[[Stats], Tensor]
-    neuron: ScaledIF | FewSpike | Readout | None = None
+    neuron: Placed | None = None
     weight: Tensor | None = None
 
 
 @dataclass
 class Kept:
-    """One correction at one layer: the mean of its objective over channels before and after, and the share kept."""
+    """One correction at one layer: its objective, averaged over channels, before and after; the share kept."""
 
     correction: str
     before: float
@@ -68,7 +75,7 @@ class Kept:
 
 @dataclass
 class Record:
-    """What was placed at a site, and what became of each correction."""
+    """The outcome at one site: the mean threshold of the neuron placed (or None), and the result of each correction."""
 
     name: str
     theta: float | None
@@ -76,24 +83,39 @@ class Record:
 
 
 class Method(Protocol):
-    """A conversion: which neuron stands for a site. `per_T`: what it places depends on T; `decoded`: its neurons are
-    few-spike ones, whose T steps are their own, so that layers hand on numbers."""
+    """A conversion: it chooses the neuron for each site. Built from `conf/conversion/<name>.yaml`.
 
-    maxpool: str | None
-    decoded: bool
+    `neuron`: the class that `place` returns, which says how the network is rewritten, run and examined. `maxpool`: the
+    replacement of max pooling, `gate`, `average` or None (refused), for spike trains. `per_T`: whether the neurons
+    placed depend on T, so that each T needs a walk of its own.
+    """
+
+    @property
+    def neuron(self) -> type[Placed]: ...
+
+    @property
+    def maxpool(self) -> str | None: ...
 
     @property
     def per_T(self) -> bool: ...
 
-    def place(self, layer: Layer) -> ScaledIF | FewSpike: ...
+    def place(self, layer: Layer) -> Placed:
+        """Return the neuron for a site. May raise UserError for a layer that it cannot serve."""
+        ...
 
 
 class Correction(Protocol):
-    """One step of a calibration; `name` is shown. None: nothing to propose for this layer."""
+    """One step of a calibration. `name` appears in the record; built from an entry of `calibration.available`."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
-    def propose(self, layer: Layer) -> Proposal | None: ...
+    def propose(self, layer: Layer) -> Proposal | None:
+        """Return a change for the layer, whose `neuron` and `stats` are set; None if there is nothing to propose.
+
+        `layer.neuron.values` names what the neuron lets corrections change.
+        """
+        ...
 
 
 def walk(
@@ -105,10 +127,10 @@ def walk(
     corrections: Sequence[Correction] = (),
     report: Report | None = None,
 ) -> list[Record]:
-    """Turn `network` (see `prepare`) into the spiking network of `method` for T steps, in place.
+    """Turn `network` (see `rewrite`) into the spiking network of `method` for T steps, in place.
 
     `images` [N, ...] calibrate. Each of `corrections`, in order, is proposed at each site and at the output, and kept
-    per channel where its objective on `images` becomes lower. Raises what `method.place` refuses.
+    per channel where its objective on `images` becomes lower. Raises the errors of `method.place`.
     """
     with torch.no_grad():
         state = _Walk(Flow(source), Flow(network), images, T)
@@ -135,8 +157,7 @@ def _finished(layer: Layer, corrections: Sequence[Correction]) -> Record:
     layer.simulate()
     kept = [k for correction in corrections if (k := layer.correct(correction))]
     layer.settle()
-    theta = float(layer.neuron.theta.mean()) if isinstance(layer.neuron, ScaledIF) else None
-    return Record(layer.name, theta, kept)
+    return Record(layer.name, layer.neuron.threshold, kept)
 
 
 class Layer:
@@ -147,7 +168,7 @@ class Layer:
     alone, or None.
     """
 
-    neuron: ScaledIF | FewSpike | Readout
+    neuron: Placed
     stats: Stats
 
     def __init__(self, state: _Walk, current: fx.Node, site: fx.Node | None) -> None:
@@ -165,32 +186,38 @@ class Layer:
         return module if isinstance(module, (nn.Linear, *CONVS)) else None
 
     def activations(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(z, a) [n, ...] a batch at a time: the ANN's input and output at this site."""
+        """Yield (z, a) [n, ...] a batch at a time: the ANN's input and output at this site."""
         for rows in self._walk.batches(1):
             (z,) = self._walk.values("ann", [self._current], rows)
             yield z, self.activation(z)
 
     def means(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(a, c) [n, ...] a batch at a time: the ANN's output, and the mean input that the spiking network gives, the
-        neuron's bias not included."""
+        """Yield (a, c) [n, ...] a batch at a time: the ANN's output, and the mean input from the spiking network,
+        without the neuron's bias."""
         for rows in self._walk.batches(1):
             (z,) = self._walk.values("ann", [self._current], rows)
             (c,) = self._walk.values("mean", [self._current], rows)
             yield self.activation(z), c
 
     def answers(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(x, a, phi) [n, ...] a few images at a time: the mean input of the synapse, the ANN's activation, and the
-        simulated mean output."""
+        """Yield (x, a, phi) [n, ...] a few images at a time: the mean input of the synapse, the ANN's activation, and
+        the simulated mean output."""
         assert self._synapse is not None
         before: fx.Node = self._synapse.args[0]  # type: ignore[assignment]
-        batches = self._walk.batches(self.T if isinstance(self.neuron, ScaledIF) else 1)
-        for rows, (a, phi, _) in zip(batches, self._responses(self.neuron), strict=True):
+        batches = self._walk.batches(self.T if self.neuron.stepwise else 1)
+        for rows, (a, current) in zip(batches, self.inputs(), strict=True):
             (x,) = self._walk.values("mean", [before], rows)
-            yield x, a, phi
+            yield x, a, self.neuron.answer(current)[0]
+
+    def inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (a, current) as the neuron hears its input: `trains` if it hears it step by step, else `means`."""
+        return self.trains() if self.neuron.stepwise else self.means()
 
     def trains(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(a [n, ...], current [T, n, ...]) a few images at a time, not to be written to; the neuron's bias not
-        included."""
+        """Yield (a [n, ...], current [T, n, ...]) a few images at a time, without the neuron's bias.
+
+        The tensors are kept for the next correction and must not be written to.
+        """
         for done, rows in enumerate(self._walk.batches(self.T)):
             if done < len(self._kept):
                 yield self._kept[done]
@@ -203,11 +230,11 @@ class Layer:
             yield pair
 
     def simulate(self) -> None:
-        """Run the layer as it is: `stats`, and its train for the layers above."""
+        """Run the layer as it is: set its `stats`, and its train for the layers above."""
         self.stats, self._train = self._simulated(self.neuron)
 
     def correct(self, correction: Correction) -> Kept | None:
-        """Propose, simulate, and keep per channel what lowers the correction's objective."""
+        """Simulate what the correction proposes, and keep it in the channels where it lowers the objective."""
         if (proposal := correction.propose(self)) is None:
             return None
         before, neuron = proposal.score(self.stats), proposal.neuron or self.neuron
@@ -227,61 +254,45 @@ class Layer:
         )
         if train is not None and self._train is not None:
             _take_over(better, train, self._train)
-        return Kept(
-            correction.name,
-            float(before.mean()),
-            float(torch.where(better, after, before).mean()),
-            float(better.float().mean()),
-        )
+        means = (float(part.mean()) for part in (before, torch.where(better, after, before), better.float()))
+        return Kept(correction.name, *means)
 
     def settle(self) -> None:
-        """Put what was found into the network, and make the layer's output available to the layers above."""
-        if not isinstance(self.neuron, Readout):
-            assert self._site is not None
-            assert self._train is not None
-            self._walk.store(self._site, self._current, self.activation, self.neuron, self._train)
-        else:
+        """Put the result into the network, and make the layer's output available to the layers above."""
+        if self._site is None:
             assert self._synapse is not None
             add_bias(self._walk.snn.module(self._synapse), self.neuron.bias)  # type: ignore[arg-type]
+        else:
+            assert self._train is not None
+            self._walk.store(self._site, self._current, self.activation, self.neuron, self._train)
 
     def _weigh(self, weight: Tensor) -> None:
         assert self.synapse is not None
         self.synapse.weight = nn.Parameter(weight, requires_grad=False)
         self._kept = []
 
-    def _simulated(self, neuron: ScaledIF | FewSpike | Readout) -> tuple[Stats, Tensor | None]:
+    def _simulated(self, neuron: Placed) -> tuple[Stats, Tensor | None]:
+        """Return the statistics of `neuron` at this site and its packed output; None for that of the network."""
         error: Tensor | None = None
         square, train, start, n = torch.zeros(()), None, 0, self._walk.n
-        for a, phi, bits in self._responses(neuron):
+        for a, current in self.inputs():
+            phi, emitted = neuron.answer(current)
             e = a - phi
             if error is None:
                 error, square = torch.zeros_like(e[:1]), e.new_zeros(e.shape[1])
-                train = _room((len(bits), n, *bits.shape[2:]), bits.dtype) if bits is not None else None
             error += e.sum(0, keepdim=True)
             square += per_channel(e.square()) * len(e)
-            if train is not None and bits is not None:
-                train[:, start : start + len(a)] = bits.cpu()
+            if self._site is not None:
+                part = neuron.packed(emitted)
+                train = _room((len(part), n, *part.shape[2:]), part.dtype) if train is None else train
+                train[:, start : start + len(a)] = part.cpu()
             start += len(a)
         assert error is not None
         return Stats(error / n, square / n), train
 
-    def _responses(self, neuron: ScaledIF | FewSpike | Readout) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """(a, phi, bits) a few images at a time; the output's phi is its mean current, a few-spike layer hands on phi
-        itself, [1, n, ...]."""
-        if isinstance(neuron, Readout):
-            for a, c in self.means():
-                yield a, c + neuron.bias, None
-        elif isinstance(neuron, FewSpike):
-            for a, c in self.means():
-                yield a, (phi := neuron(c)), phi.unsqueeze(0)
-        else:
-            for a, current in self.trains():
-                out, _ = neuron.scan(current, None)
-                yield a, mean_over_time(out), _packed(out)
-
 
 class _Walk:
-    """The values of the calibration images on their way through both networks."""
+    """The values of the calibration images in both networks, as far as the walk has come."""
 
     def __init__(self, ann: Flow, snn: Flow, images: Tensor, T: int) -> None:
         self.ann, self.snn, self.images, self.T, self.n = ann, snn, images, T, len(images)
@@ -292,13 +303,14 @@ class _Walk:
         self.trains: dict[fx.Node, Tensor] = {}
 
     def batches(self, steps: int) -> Iterator[slice]:
-        size = max(1, ROWS[self.device.type] // steps)
+        """Return slices of the images, small enough to run for `steps` steps at a time."""
+        size = max(1, CALIBRATION_ROWS[self.device.type] // steps)
         return (slice(i, min(i + size, self.n)) for i in range(0, self.n, size))
 
     def values(self, mode: Mode, wanted: Sequence[fx.Node], rows: slice) -> list[Tensor]:
-        """Values of `wanted` (nodes of the spiking network) for the images `rows`.
+        """Return the values of `wanted`, nodes of the spiking network, for the images `rows`.
 
-        `ann`: the ANN's; `mean`: time means of the spiking network, both [n, ...]; `train`: [T, n, ...].
+        `ann`: values of the ANN [n, ...]; `mean`: time means of the spiking network [n, ...]; `train`: [T, n, ...].
         """
         inside, known = self.snn.segment(wanted, [*self.trains, self.snn.placeholder])
         flow, steps = (self.ann, None) if mode == "ann" else (self.snn, self.T if mode == "train" else None)
@@ -320,20 +332,17 @@ class _Walk:
             return self.images[rows].to(self.device)
         if mode == "ann":
             return self.activations[node][rows].to(self.device)
-        if isinstance(self.snn.module(node), FewSpike):
-            return self.trains[node][0, rows].to(self.device)
-        theta = self.snn.module(node).theta  # type: ignore[union-attr]
-        train = _unpacked(self.trains[node][:, rows].to(self.device), self.T, theta.dtype)  # type: ignore[arg-type]
-        return mean_over_time(train).mul_(theta) if mode == "mean" else train.mul_(theta).flatten(0, 1)  # type: ignore[arg-type]
+        train = self.trains[node][:, rows].to(self.device)
+        return self.snn.neuron(node).recalled(train, self.T, mode == "mean")
 
-    def store(
-        self, site: fx.Node, current: fx.Node, activation: nn.Module, neuron: ScaledIF | FewSpike, train: Tensor
-    ) -> None:
-        """Place `neuron` at `site` with what it and the ANN emit there, and forget what nobody needs any more."""
-        activations = _room((1, *train.shape[1:]), neuron.theta.dtype)[0]
+    def store(self, site: fx.Node, current: fx.Node, activation: nn.Module, neuron: Placed, train: Tensor) -> None:
+        """Place `neuron` at `site`, store its output and the ANN's, and drop values that no later site needs."""
+        activations = torch.empty(0)
         for rows in self.batches(1):
             (z,) = self.values("ann", [current], rows)
-            activations[rows] = activation(z).cpu()
+            a = activation(z)
+            activations = _room((1, self.n, *a.shape[1:]), a.dtype)[0] if rows.start == 0 else activations
+            activations[rows] = a.cpu()
         self.snn.replace(site, neuron)
         self.activations[site], self.trains[site] = activations, train
         to_come = [n for n in self.snn.sites if n not in self.trains]
@@ -344,10 +353,10 @@ class _Walk:
 
 
 def fold_biases(flow: Flow) -> None:
-    """What corrections added to a site's input, into the layer before it, where that layer serves this site alone."""
+    """Move the biases of neurons into the layer before them, where that layer serves this site alone."""
     for site in flow.sites:
-        neuron, node = flow.module(site), carrier(flow, site.args[0])
-        if isinstance(neuron, ScaledIF | FewSpike) and bool(neuron.bias.any()) and node is not None:
+        neuron, node = flow.neuron(site), carrier(flow, site.args[0])
+        if "bias" in neuron.values and bool(neuron.bias.any()) and node is not None:
             add_bias(flow.module(node), neuron.bias)  # type: ignore[arg-type]
             neuron.bias = torch.zeros_like(neuron.bias)
 
@@ -357,79 +366,35 @@ def add_bias(module: nn.Module, bias: Tensor) -> None:
     module.bias = nn.Parameter(module.bias.data + bias.flatten(), requires_grad=False)  # type: ignore[operator]
 
 
-def per_channel(x: Tensor) -> Tensor:
-    """Mean over everything but dimension 1: [N, C, ...] -> [C]."""
-    return x.mean(dim=[d for d in range(x.dim()) if d != 1])
-
-
-def mean_over_time(train: Tensor) -> Tensor:
-    """[T, ...] -> [...]; step by step: a reduction over the first axis is slow where channels come last."""
-    total = train[0].clone()
-    for step in train[1:]:
-        total += step
-    return total / len(train)
-
-
-def along(values: Tensor, dims: int, at: int = 1) -> Tensor:
-    """[C] as a tensor of `dims` dimensions that varies along dimension `at`."""
-    return values.view([-1 if d == at else 1 for d in range(dims)])
-
-
 def carrier(flow: Flow, current: fx.Node) -> fx.Node | None:
-    """The layer whose weights and bias act on `current` alone, directly or through additions, and whose outputs are its
-    channels; None if there is none."""
+    """Return the layer whose weights and bias act on `current` alone, directly or through additions, and whose outputs
+    are its channels; None if there is none."""
     if len(current.users) != 1:
         return None
     module = flow.module(current)
-    if isinstance(module, nn.Linear) and len(current.meta["shape"]) > 1:  # [N, L, D]: axis 1 are not the outputs
+    if isinstance(module, nn.Linear) and len(current.meta["shape"]) > 1:  # [N, L, D]: axis 1 is not that of the outputs
         return None
     if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *NORMS)):
         once = sum(n.op == "call_module" and n.target == current.target for n in flow.nodes) == 1
         return current if once and module.weight is not None else None
     if is_addition(current) and current.args[0] is not current.args[1]:
         found = [c for n in reversed(current.args) if isinstance(n, fx.Node) and (c := carrier(flow, n)) is not None]
-        found = [c for c in found if c.meta["shape"] == current.meta["shape"]]  # others are broadcast
+        found = [c for c in found if c.meta["shape"] == current.meta["shape"]]  # other shapes are broadcast
         return found[0] if found else None
     return None
 
 
 def _room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An empty CPU tensor [bytes, N, C, ...], channels last; in memory or, if large, in a file that goes with it."""
+    """Return an empty CPU tensor [k, N, C, ...], channels last; if it is large, in a file that is deleted with it."""
     if math.prod(shape) * dtype.itemsize <= IN_MEMORY:
-        return _channels_last(shape, dtype)
+        return channels_last(shape, dtype)
     kind = torch.empty(0, dtype=dtype).numpy().dtype
     with tempfile.TemporaryFile() as file:
         return torch.from_numpy(np.memmap(file, kind, "w+", shape=(*shape[:2], *shape[3:], shape[2]))).movedim(-1, 2)
 
 
-def _channels_last(shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """Empty, [T, N, C, ...], in the layout that convolutions work in."""
-    return torch.empty(*shape[:2], *shape[3:], shape[2], dtype=dtype, device=device).movedim(-1, 2)
-
-
-def _packed(out: Tensor) -> Tensor:
-    """[T, n, ...] of 0 or theta -> bits uint8 [ceil(T/8), n, ...], step t in bit t % 8 of byte t // 8."""
-    bits = torch.empty_like(out[: -(-len(out) // 8)], dtype=torch.uint8)
-    spike = torch.empty_like(out[0])
-    for byte, steps in zip(bits, torch.split(out, 8), strict=True):
-        value = torch.zeros_like(spike)
-        for emitted in reversed(steps.unbind()):
-            torch.gt(emitted, 0, out=spike)  # as floats, which is far faster than a comparison to bool
-            torch.add(spike, value, alpha=2, out=value)
-        byte.copy_(value)
-    return bits
-
-
-def _unpacked(bits: Tensor, T: int, dtype: torch.dtype) -> Tensor:
-    """The inverse: [T, n, ...] of 0 or 1."""
-    train = _channels_last((T, *bits.shape[1:]), dtype, bits.device)
-    for t in range(T):
-        train[t] = (bits[t // 8] >> t % 8) & 1
-    return train
-
-
 def _take_over(better: Tensor, new: Tensor, old: Tensor) -> None:
-    """Take the better channels of `new` over into `old`, both [bytes, N, C, ...]."""
+    """Copy the better channels of `new` into `old`, both [k, N, C, ...]."""
     channels = better.nonzero().flatten().cpu()
     for start in range(0, old.shape[1], 256):
         rows = slice(start, start + 256)

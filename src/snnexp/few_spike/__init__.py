@@ -1,1 +1,1 @@
-"""Few-spike neurons: a value as one or two spikes whose weight depends on their time, for any activation."""
+"""Few-spike neurons: one or two spikes, weighted by their time, encode a number, for any activation."""

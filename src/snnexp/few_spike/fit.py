@@ -1,13 +1,12 @@
-"""Fitting few-spike coefficients to a function: a search over thresholds and resets, in which the output weights are
-always the best ones.
+"""The fit of few-spike coefficients to a function: a search over thresholds and resets with optimal output weights.
 
-With T and h given, the spikes z(t; x) are given, and y = sum d(t) z(t) is linear in d: d is a least-squares solution
-(variable projection). What is left, the error as a function of (T, h), is rough: a step function of T. It is searched
-by a few chains at once, which take the best of many mutants a round, or one a little worse while it is hot:
+T and h determine the spikes z(t; x), and y = sum d(t) z(t) is linear in d: d is a least-squares solution (variable
+projection). The remaining error is a rough function of (T, h), constant in pieces along T. A few chains search it at
+the same time; in each round a chain takes the best of many mutants, or, while it is hot, one that is a little worse:
 
-1. grow: from one step to K; of many random new steps the best is put in;
-2. renew: take a step out that is missed little, put the best of many new ones in, search around; kept if better;
-3. refine the best chains with ever smaller moves on finer grids of inputs.
+1. grow: from one step to K; the best of many random new steps is inserted;
+2. renew: remove a step that contributes little, insert the best of many new ones, search nearby; kept if better;
+3. refine the best chains with smaller and smaller moves on finer grids of inputs.
 """
 
 from __future__ import annotations
@@ -20,26 +19,27 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from snnexp.few_spike.table import FUNCTIONS, Fitted, Table, measured
+from snnexp.activations import Interval, named
+from snnexp.few_spike.table import Fitted, Table, measured
 
-Density = Callable[[Tensor], Tensor]  # of the inputs; needs no norm
+Density = Callable[[Tensor], Tensor]  # weight of each input; need not be normalised
 POINTS = (500, 1500, 4000)  # of the grids
 GROWING, RENEWING, REFINING = 0.15, 0.45, (0.1, 0.3)  # shares of the rounds
-CHAINS, MUTANTS, NEW = 8, 128, 1024  # candidates a round, and for a new step, of all chains together
+CHAINS, MUTANTS, NEW = 8, 128, 1024  # candidates per round, and for a new step, in all chains together
 CYCLE = 6  # rounds after a renewed step
-TOGETHER = 2**17  # candidates x points simulated at a time: what the caches hold
+TOGETHER = 2**17  # candidates x points simulated at a time, as many as the caches hold
 RIDGE = 1e-6
-SMALLEST_MOVE, LARGEST_MOVE = 5e-5, 0.5  # of the interval; the largest shrinks as the search cools
-SLACK = 0.2  # log error by which a hot chain may become worse by a move
-RENEWED_SLACK = 0.3  # and by a renewed step
-EXCHANGE = 12  # renewals after which the best chain takes the place of the worst
-TOO_MANY = 6.0  # log error that a spike beyond the limit costs
-Report = Callable[[int, int], None]  # (rounds done, rounds in all)
+SMALLEST_MOVE, LARGEST_MOVE = 5e-5, 0.5  # shares of the interval; the largest move shrinks as the search cools
+SLACK = 0.2  # by which a move may raise the log error of a hot chain
+RENEWED_SLACK = 0.3  # by which a renewed step may raise it
+EXCHANGE = 12  # renewals after which the best chain replaces the worst
+TOO_MANY = 6.0  # increase of the log error for each spike beyond the limit
+Report = Callable[[int, int], None]  # (rounds done, total rounds)
 
 
 @dataclass(frozen=True)
 class Target:
-    """The function's values y [n] on a grid x [n], with weights w [n] that sum to 1, and the most spikes on average."""
+    """The function's values y [n] on a grid x [n], with weights w [n] that sum to 1, and the limit of mean spikes."""
 
     x: Tensor
     y: Tensor
@@ -48,16 +48,17 @@ class Target:
 
     @staticmethod
     def on(
-        f: Callable[[Tensor], Tensor], interval: tuple[float, float], points: int, limit: float, density: Density | None
+        f: Callable[[Tensor], Tensor], interval: Interval, points: int, limit: float, density: Density | None
     ) -> Target:
+        """Return the target on a grid of `points` in the interval."""
         low, high = interval
         x = low + (high - low) * (torch.arange(points) + 0.5) / points
         w = torch.ones_like(x) if density is None else density(x)
         return Target(x, f(x), w / w.sum(), limit)
 
     def project(self, T: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The best d [B, K] for each of B pairs T, h [B, K], and their costs [B]: log mean squared error, and more
-        where there are too many spikes."""
+        """Return the best d [B, K] for each of B pairs T, h [B, K], and their costs [B]: the log mean squared error,
+        plus a penalty for too many spikes."""
         size = max(1, TOGETHER // len(self.x))
         parts = [self._moments(*pair) for pair in zip(torch.split(T, size), torch.split(h, size), strict=True)]
         gram, moment = (torch.cat(part).double() for part in zip(*parts, strict=True))
@@ -69,18 +70,19 @@ class Target:
         return d, (mse.clamp(min=1e-12).log() + TOO_MANY * over.clamp(min=0)).nan_to_num(nan=torch.inf)
 
     def chains(self, T: Tensor, h: Tensor) -> _Chains:
+        """Return the chains with these thresholds and resets, with their costs."""
         return _Chains(T, h, self.project(T, h)[1])
 
     def _moments(self, T: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of z z' [B, K, K] and of z y [B, K] over the inputs."""
+        """Return the means of z z' [B, K, K] and of z y [B, K] over the inputs."""
         z = _trains(self.x, T, h)
         weighted = z * self.w
         return torch.bmm(weighted, z.transpose(1, 2)), weighted @ self.y
 
 
-def fit(
+def fit_table(
     activation: str,
-    interval: tuple[float, float],
+    interval: Interval,
     K: int,
     limit: float,
     *,
@@ -89,11 +91,12 @@ def fit(
     density: Density | None = None,
     report: Report | None = None,
 ) -> Fitted:
-    """Coefficients of `activation` on `interval` in K steps, with at most `limit` spikes on average.
+    """Return coefficients of `activation` on `interval` for K steps, with at most `limit` spikes on average.
 
-    Inputs count by `density` (None: uniformly). `rounds` of the search; a function of `seed`.
+    Inputs are weighted by `density` (None: uniformly). The search has `rounds` rounds and is determined by `seed`.
+    Raises InvalidValue for an unknown activation.
     """
-    f = FUNCTIONS[activation]
+    f = named(activation).function
     coarse, middle, fine = (Target.on(f, interval, points, limit, density) for points in POINTS)
     search = _Search(interval, torch.Generator().manual_seed(seed), rounds, report)
     T = interval[1] * torch.rand(CHAINS, 1, generator=search.generator)
@@ -122,33 +125,32 @@ class _Chains(NamedTuple):
     cost: Tensor
 
     def or_better(self, other: _Chains, slack: float | Tensor = 0.0) -> _Chains:
-        """Each chain, or the other one where that is better, or worse by less than `slack`."""
+        """Return each chain, or the other one where it is better, or worse by less than `slack`."""
         better = other.cost < self.cost + slack
-        return _Chains(
-            *(
-                torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old)
-                for new, old in zip(other, self, strict=True)
-            )
-        )
+        pairs = zip(other, self, strict=True)
+        return _Chains(*(torch.where(better.view(-1, *[1] * (new.dim() - 1)), new, old) for new, old in pairs))
 
     def rows(self, row: Tensor) -> _Chains:
+        """Return the chains with these indices."""
         return _Chains(*(part[row] for part in self))
 
     def without_worst(self) -> _Chains:
-        """The best once more in place of the worst."""
+        """Return the chains with a second copy of the best in place of the worst."""
         row = torch.arange(len(self.cost))
         row[self.cost.argmax()] = self.cost.argmin()
         return self.rows(row)
 
     def best(self, target: Target, count: int) -> _Chains:
-        """The best by `target`."""
+        """Return the best `count` chains on `target`."""
         chains = target.chains(self.T, self.h)
         return chains.rows(chains.cost.argsort()[:count])
 
 
 @dataclass
 class _Search:
-    interval: tuple[float, float]
+    """The random moves of the search, and its progress in rounds."""
+
+    interval: Interval
     generator: torch.Generator
     rounds: int
     report: Report | None
@@ -159,7 +161,7 @@ class _Search:
         return self.interval[1] - self.interval[0]
 
     def around(self, target: Target, chains: _Chains, rounds: int, heat: float) -> _Chains:
-        """The best that each chain has met in some rounds; `heat` in [0, 1] cools down to 0."""
+        """Return the best state of each chain in some rounds of search; `heat` in [0, 1] cools down to 0."""
         best, mutants = chains, MUTANTS // len(chains.T)
         for turn in range(rounds):
             hot = heat * (1 - turn / rounds)
@@ -173,7 +175,7 @@ class _Search:
         return best
 
     def grown(self, target: Target, chains: _Chains) -> _Chains:
-        """[I, K + 1]: each with the best of many random steps put in somewhere."""
+        """Return chains [I, K + 1], each with the best of many random steps inserted somewhere."""
         T, h = (part.repeat_interleave(NEW // len(part), 0) for part in chains[:2])
         B, k = T.shape
         at, model = (torch.randint(0, high, (B, 1), generator=self.generator) for high in (k + 1, k))
@@ -185,7 +187,7 @@ class _Search:
         return self._best_of(target.chains(T, h), B // len(chains.T))
 
     def shrunk(self, target: Target, chains: _Chains) -> _Chains:
-        """[I, K - 1]: each without a step that is missed little, drawn by how little."""
+        """Return chains [I, K - 1], each without a step, drawn at random in favour of steps that contribute little."""
         K = chains.T.shape[1]
         others = torch.stack([torch.arange(K - 1) + (torch.arange(K - 1) >= i) for i in range(K)])  # [K, K - 1]
         T, h = (part.repeat_interleave(K, 0).gather(1, others.repeat(len(part), 1)) for part in chains[:2])
@@ -193,7 +195,7 @@ class _Search:
         return self._best_of(without._replace(cost=without.cost + self._normal(len(without.cost))), K)
 
     def _best_of(self, candidates: _Chains, each: int) -> _Chains:
-        """The best of every `each` candidates in a row."""
+        """Return the best of every `each` consecutive candidates."""
         which = candidates.cost.view(-1, each).argmin(1)
         return candidates.rows(torch.arange(len(which)) * each + which)
 
@@ -201,9 +203,11 @@ class _Search:
         return torch.randn(*shape, generator=self.generator)
 
     def _mutated(self, chains: _Chains, mutants: int, hot: float) -> tuple[Tensor, Tensor]:
-        """`mutants` of each chain [I, K]: [I * mutants, K], each changed by one move: of a threshold, of a reset, of
-        both at a step (apart or together), of a threshold here and a reset there, or of what fires at a step against
-        all thresholds after it."""
+        """Return T and h [I * mutants, K], `mutants` of each chain [I, K], each changed by one random move.
+
+        A move changes a threshold, a reset, both at one step (independently or by the same amount), a threshold at one
+        step and a reset at another, or, by the same amount, a reset downwards and all later thresholds upwards.
+        """
         T, h = (part.repeat_interleave(mutants, 0) for part in chains[:2])
         B, K = T.shape
         move = torch.randint(0, 6, (B, 1), generator=self.generator)
@@ -218,7 +222,7 @@ class _Search:
 
 
 def _trains(x: Tensor, T: Tensor, h: Tensor) -> Tensor:
-    """z [B, K, n] of inputs x [n] for each of B tables."""
+    """Return the spikes z [B, K, n] for inputs x [n] and each of B tables."""
     z = torch.empty(*T.shape, len(x))
     v = x.expand(len(T), -1).clone()
     for t in range(T.shape[1]):

@@ -1,62 +1,34 @@
-"""Coefficients of few-spike neurons, and what a neuron with them does.
+"""The coefficients of few-spike neurons, and the neuron's equations.
 
 Stoeckl and Maass, "Optimized spiking neurons can classify images with high accuracy through temporal coding with two
 spikes", Nature Machine Intelligence 2021. A neuron gets its input x once, and then for t = 1..K
 
-    z(t) = 1 where v(t) >= T(t), else 0,    v(1) = x                fire, at equality too       (1)
+    z(t) = 1 where v(t) >= T(t), else 0,    v(1) = x                fire, also at equality      (1)
     v(t+1) = v(t) - h(t) z(t)                                       reset                       (2)
-    y = sum over t of d(t) z(t)                                     what the spikes mean        (3)
+    y = sum over t of d(t) z(t)                                     the number encoded          (3)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
+from snnexp.activations import Interval, named
 from snnexp.dynamics import fires
-from snnexp.errors import InvalidValue, UserError
+from snnexp.errors import UserError
 
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
-    "hardswish": F.hardswish,
-    "hardsigmoid": F.hardsigmoid,
-    "elu": F.elu,
-    "leaky_relu": F.leaky_relu,
-    "mish": F.mish,
-    "softplus": F.softplus,
-    "selu": F.selu,
-    "celu": F.celu,
-    "softsign": F.softsign,
-    "tanhshrink": F.tanhshrink,
-    "logsigmoid": F.logsigmoid,
-    "hardtanh": F.hardtanh,
-}
-RANGES: dict[str, tuple[tuple[float, float], ...]] = {  # of the shipped coefficients; the first is the talk's
-    "relu": ((0.0, 25.0),),
-    "silu": ((-8.0, 12.0), (-6.0, 6.0), (-4.0, 3.0), (-1.0, 1.0)),
-    "sigmoid": ((-10.0, 10.0), (-5.0, 5.0)),
-    "gelu": ((-4.0, 10.0), (-4.0, 4.0)),
-    "tanh": ((-4.0, 4.0), (-2.0, 2.0)),
-    "hardswish": ((-4.0, 10.0), (-4.0, 4.0)),
-    "hardsigmoid": ((-4.0, 4.0),),
-}
 SHIPPED = Path(__file__).parent / "coefficients"
-POINTS = 10**6  # uniformly spaced, at which errors are measured
+POINTS = 10**6  # uniformly spaced inputs at which errors are measured
 
 
 class Table(NamedTuple):
-    """`T`, `h`, `d` as above: [K], or [K, 1, C, 1, ...] with coefficients for each channel of inputs [N, C, ...]."""
+    """The coefficients `T`, `h`, `d`: [K], or [K, 1, C, 1, ...] for each channel of inputs [N, C, ...]."""
 
     T: Tensor
     h: Tensor
@@ -69,11 +41,11 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A table for `activation` on `range`, with its mean squared and largest error and mean spikes, measured at a
-    million uniformly spaced points in float64."""
+    """A table for `activation` on `range`, with its mean squared error, largest error and mean number of spikes,
+    measured in float64 at a million uniformly spaced inputs."""
 
     activation: str
-    range: tuple[float, float]
+    range: Interval
     table: Table
     mse: float
     largest: float
@@ -81,7 +53,7 @@ class Fitted:
 
 
 def spikes(x: Tensor, table: Table) -> Iterable[Tensor]:
-    """z(t) for t = 1..K, each in the shape and dtype of x [N, ...]."""
+    """Yield the spikes z(t) for t = 1..K, each in the shape and dtype of x [N, ...]."""
     v = x.clone()
     for T, h in zip(table.T, table.h, strict=True):
         z = fires(v, T)  # Eq. (1)
@@ -89,8 +61,8 @@ def spikes(x: Tensor, table: Table) -> Iterable[Tensor]:
         yield z
 
 
-def decoded(x: Tensor, table: Table) -> Tensor:
-    """y of Eq. (3), shape of x."""
+def decode(x: Tensor, table: Table) -> Tensor:
+    """Return y of Eq. (3) for inputs x, in the shape of x."""
     y = torch.zeros_like(x)
     for z, d in zip(spikes(x, table), table.d, strict=True):
         y += d * z
@@ -98,32 +70,33 @@ def decoded(x: Tensor, table: Table) -> Tensor:
 
 
 def relu(K: int, top: float | Tensor) -> Table:
-    """ReLU on [0, top), in closed form: h = d = top 2^-t, so the spikes are the binary digits of x / (top 2^-K).
+    """Return the table of ReLU on [0, top), in closed form.
 
-    The thresholds lie half a step, top 2^-(K+1), below h: it rounds to the grid where the talk's T = h cuts off, which
-    halves the largest error and leaves no mean error. `top`: a number, or [1, C, 1, ...] for each channel.
+    h = d = top 2^-t, so the spikes are the binary digits of x / (top 2^-K). The thresholds are half a step, top
+    2^-(K+1), below h: the neuron rounds to the grid, where the paper's T = h rounds down. This halves the largest error
+    and removes the mean error. `top`: a number, or [1, C, 1, ...] for each channel.
     """
     top = torch.as_tensor(top)
     h = 2.0 ** -torch.arange(1, K + 1, dtype=top.dtype, device=top.device).view(-1, *[1] * top.dim()) * top
     return Table(h - h[-1:] / 2, h, h)
 
 
-def measured(activation: str, interval: tuple[float, float], table: Table, points: int = POINTS) -> Fitted:
-    """`table` with its errors at so many uniformly spaced points."""
+def measured(activation: str, interval: Interval, table: Table, points: int = POINTS) -> Fitted:
+    """Return `table` with its errors at `points` uniformly spaced inputs."""
     table = Table(*(part.double() for part in table))
     x = torch.linspace(*interval, points, dtype=torch.float64)
     y, count = torch.zeros_like(x), torch.zeros_like(x)
     for z, d in zip(spikes(x, table), table.d, strict=True):
         y += d * z
         count += z
-    error = y - FUNCTIONS[activation](x)
+    error = y - named(activation).function(x)
     return Fitted(
         activation, interval, table, float(error.square().mean()), float(error.abs().max()), float(count.mean())
     )
 
 
-def save(tables: Sequence[Fitted], path: Path) -> None:
-    """Write tables of one activation as YAML, a table a line."""
+def save_tables(tables: Sequence[Fitted], path: Path) -> None:
+    """Write the tables of one activation as YAML, one table a line."""
     lines = [f"activation: {tables[0].activation}", "tables:"]
     for fit in tables:
         numbers = {name: [float(f"{v:.9g}") for v in part.tolist()] for name, part in fit.table._asdict().items()}
@@ -136,10 +109,10 @@ def save(tables: Sequence[Fitted], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def load(activation: str, folder: Path | None = None) -> list[Fitted]:
-    """The tables of `activation` in `folder`/<activation>.yaml, or those shipped; none if there is no such file.
+def load_tables(activation: str, folder: Path | None = None) -> list[Fitted]:
+    """Return the tables of `activation` in `folder`/<activation>.yaml (None: the shipped ones); [] without such a file.
 
-    Raises UserError for a file that holds something else.
+    Raises UserError for a file with other content.
     """
     path = (folder or SHIPPED) / f"{activation}.yaml"
     if not path.exists():
@@ -165,10 +138,3 @@ def load(activation: str, folder: Path | None = None) -> list[Fitted]:
         ):
             raise UserError(f"{path}: T, h and d must be lists of K finite numbers each")
     return found
-
-
-def known(activation: str) -> Callable[[Tensor], Tensor]:
-    """The function of that name. Raises InvalidValue."""
-    if activation not in FUNCTIONS:
-        raise InvalidValue("activation", activation, "one of " + ", ".join(FUNCTIONS))
-    return FUNCTIONS[activation]

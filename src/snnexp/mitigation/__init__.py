@@ -1,1 +1,1 @@
-"""What can be done against unevenness, `mitigation=`, on top of any conversion: one module an option."""
+"""Mitigations of the unevenness error, `mitigation=`, on top of a conversion: one module for each option."""

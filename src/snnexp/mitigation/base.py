@@ -1,25 +1,25 @@
-"""What `mitigation=` builds, and a converted network that has one."""
+"""`Mitigation`, which `mitigation=` builds, and `Mitigated`, a converted network that has one."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
 from snnexp.conversion.network import Converted, Simulation, joined
-from snnexp.conversion.neuron import ScaledIF
+from snnexp.conversion.neuron import ScaledIF, integrator
 from snnexp.errors import UserError, integer, require
 from snnexp.timefold import unfold
 
 
 class Mitigation:
-    """Nothing, `mitigation=none`: what the others change.
+    """No mitigation, `mitigation=none`, and the base class of the others.
 
-    `before`: steps that the whole network runs ahead of those that count. `again`: how many of its first inputs a site
-    hears before them, `rounds` times. `whole`: a site answers when it has heard everything.
+    `before`: steps that the whole network runs before the steps that count. `again`: the number of first steps that
+    each site rehearses before the steps that count, `rounds` times. `whole`: a site answers after its whole input.
     """
 
     before = 0
@@ -33,43 +33,53 @@ class Mitigation:
         return type(self) is Mitigation
 
     def neuron(self, placed: ScaledIF) -> ScaledIF:
-        """What stands for the neuron that a conversion has placed."""
+        """Return the neuron that replaces the one placed by a conversion."""
         return placed
 
     def rehearsed(self, neuron: ScaledIF, state: Any) -> Any:
-        """State with which the steps that count begin, from that after the `before` steps."""
+        """Return the state in which the steps that count begin, from the state after the `before` steps."""
         raise NotImplementedError
 
     def applied(self, snn: Converted) -> Converted:
-        """A network with it; `snn` stays as it is, and shares nothing. Raises UserError at other neurons than ours."""
+        """Return a network with the mitigation, which shares nothing with `snn`.
+
+        Raises UserError, naming the layer, for neurons that are no plain integrate-and-fire neurons.
+        """
         return snn if self.idle else Mitigated(snn, self)
 
     def check(self, T: int) -> None:
-        """Raises InvalidValue for a T that is too short."""
+        """Raise InvalidValue for a T that is too short."""
         require(self.again <= T, "rehearse", self.again, f"at most T = {T}: the first of the T steps are rehearsed")
 
     def steps(self, T: int) -> int:
-        """Steps for which each neuron works, T of which count."""
+        """Return the number of steps that each neuron runs so that T steps count."""
         return self.before + self.rounds * self.again + T
 
     def latency(self, T: int, depth: int) -> int:
-        """Steps until the answer is there, in a network of `depth` sites one after the other."""
+        """Return the number of steps until the answer, in a network of `depth` sites one after the other."""
         return depth * T if self.whole else self.before + depth * self.rounds * self.again + T
 
 
+class Replaced(ScaledIF):
+    """An integrate-and-fire neuron that a mitigation changes: its state is a tuple that begins with v."""
+
+    integrates = False
+
+    def __init__(self, placed: ScaledIF) -> None:
+        super().__init__(placed.theta, placed.v_init, placed.bias)
+
+    def residual(self, state: tuple[Tensor, Tensor]) -> Tensor:
+        return state[0]
+
+
 class Mitigated(Converted):
-    """A converted network with a mitigation; as `Converted`, but that it has no `stream`."""
+    """A converted network with a mitigation: a `Converted` without `stream`."""
 
     def __init__(self, snn: Converted, mitigation: Mitigation) -> None:
         super().__init__(copy.deepcopy(snn.network), snn.T, snn.rows)
         self.mitigation = mitigation
         for site in self.flow.sites:
-            placed = self.flow.module(site)
-            if type(placed) is not ScaledIF:
-                raise UserError(
-                    f"mitigation= takes integrate-and-fire neurons, and layer {site.target} has a "
-                    f"{type(placed).__name__}: choose mitigation=none, or another conversion"
-                )
+            placed = integrator(self.flow, site, "mitigation= (other than none)")
             self.flow.replace(site, mitigation.neuron(placed))
 
     def latency(self, T: int) -> int:
@@ -77,7 +87,7 @@ class Mitigated(Converted):
 
     @torch.no_grad()
     def at(self, x: Tensor, steps: Sequence[int]) -> list[Any]:
-        if self.mitigation.whole and len(steps) > 1:  # what it emits depends on T
+        if self.mitigation.whole and len(steps) > 1:  # the trains depend on T
             return [self.at(x, [t])[0] for t in steps]
         T = max(integer("T", t, at_least=1) for t in steps)
         _, images = self._parts(T)
@@ -104,7 +114,7 @@ class Mitigated(Converted):
         return simulation
 
     def _simulated(self, x: Tensor, T: int, free: bool = False) -> tuple[dict[fx.Node, Any], Simulation]:
-        """Values up to the last sites; with `free`, of what the tail needs alone."""
+        """Return the values of all nodes up to the last sites; with `free`, only those that the tail needs."""
         flow, mitigation = self.flow, self.mitigation
         mitigation.check(T)
         env: dict[fx.Node, Any] = {flow.placeholder: x}
@@ -116,14 +126,12 @@ class Mitigated(Converted):
             flow.run(flow.body, rehearsal, mitigation.before, after, free)
             before.append(rehearsal)
             for site in flow.sites:
-                neuron = flow.module(site)
-                assert isinstance(neuron, ScaledIF)
-                state[site] = mitigation.rehearsed(neuron, after[site])
+                state[site] = mitigation.rehearsed(cast(ScaledIF, flow.neuron(site)), after[site])
         flow.run(flow.body, env, T, state, free)
         return env, Simulation(env, state, before)
 
     def _answer(self, env: dict[fx.Node, Any], t: int, T: int) -> Any:
-        """The output from the means over the first t of T steps."""
+        """Return the output computed from the means over the first t of T steps."""
         flow = self.flow
         means = {n: env[n] for n in (flow.placeholder, *flow.head)} | {
             n: unfold(env[n], T)[:t].mean(0) for n in flow.emitting

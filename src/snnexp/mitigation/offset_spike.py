@@ -1,14 +1,14 @@
-"""Offset spikes (COS): a rehearsal finds the neurons that fire too often or too seldom, and moves their start.
+"""Offset spikes (COS): a rehearsal finds the neurons that fire too often or too seldom, and moves their start v(0).
 
-Hao et al., "Bridging the Gap between ANNs and SNNs by Calibrating Offset Spikes", ICLR 2023: site by site, each hears
-the first `rehearse` steps of its input. Where v >= theta is left, v(0) rises; where v < 0 is left after a spike, it
-falls, by the smallest distance, at least theta, that adds or removes exactly one spike:
+Hao et al., "Bridging the Gap between ANNs and SNNs by Calibrating Offset Spikes", ICLR 2023: site by site, the first
+`rehearse` steps of the input are run. Where v >= theta remains, v(0) is raised, and where v < 0 remains after a spike,
+v(0) is lowered, by the smallest distance, at least theta, that adds or removes exactly one spike:
 
     up   = max(theta, theta - max of v over steps without a spike),
     down = max(theta, min of v before the reset over steps with a spike, less theta, and a little more)
 
-then the site runs from there. Sites below are done already: so the answer comes after depth x rehearse + T steps.
-Neurons that fired at each step stay as they are (the authors' code moves them, to no effect while T = rehearse).
+Then the site runs from there. The sites below have already finished, so the answer comes after depth x rehearse + T
+steps. Neurons that fired at each step are unchanged (the authors' code moves them, to no effect while T = rehearse).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 
 from snnexp.conversion.neuron import ScaledIF
 from snnexp.errors import integer
-from snnexp.mitigation.base import Mitigation
+from snnexp.mitigation.base import Mitigation, Replaced
 
-MARGIN = 2**-10  # of theta: beyond the distance at which a spike goes; a power of 2 adds no rounding
-State = tuple[Tensor, Tensor]  # v [N, ...], and how far v(0) was moved
+MARGIN = 2**-10  # of theta, added to the distance that removes a spike; a power of 2 adds no rounding
+State = tuple[Tensor, Tensor]  # v [N, ...], and the shift of v(0)
 
 
 class OffsetSpike(Mitigation):
-    """`rehearse` >= 1 of the T >= rehearse steps, `rounds` >= 1 times, each for one more spike. Raises InvalidValue."""
+    """Rehearses `rehearse` >= 1 of T >= rehearse steps `rounds` >= 1 times, each for one spike. Raises InvalidValue."""
 
     def __init__(self, rehearse: int, rounds: int = 1) -> None:
         self.again = integer("rehearse", rehearse, at_least=1)
@@ -35,11 +35,11 @@ class OffsetSpike(Mitigation):
         return Offset(placed, self.again, self.rounds)
 
 
-class Offset(ScaledIF):
-    """Integrate-and-fire whose start is moved, for each input, by what a rehearsal shows."""
+class Offset(Replaced):
+    """Integrate-and-fire neuron whose start is moved, for each input, according to a rehearsal."""
 
     def __init__(self, placed: ScaledIF, rehearse: int, rounds: int) -> None:
-        super().__init__(placed.theta, placed.v_init, placed.bias)
+        super().__init__(placed)
         self.rehearse, self.rounds = rehearse, rounds
 
     def scan(self, x: Tensor, state: State | None, out: Tensor | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
@@ -56,7 +56,7 @@ class Offset(ScaledIF):
         return state[0] - state[1]
 
     def _shift(self, x: Tensor, moved: Tensor) -> Tensor:
-        """How far v(0) moves further, [N, ...], for the input x [rehearse, N, ...]."""
+        """Return the further shift of v(0), [N, ...], for the input x [rehearse, N, ...]."""
         start = self.start(x[0]) + moved
         out, left = super().scan(x, start.clone())
         fired, theta = out > 0, self.theta

@@ -1,8 +1,8 @@
 """Signed spikes: a neuron that has fired too often takes a spike back.
 
-Wang et al., "Signed Neuron with Memory", IJCAI 2022: where v is down at -theta after charging, and there are spikes
-to take back, it emits -theta and v rises by theta. Here the level is -`level` theta, and v below it: `level=0` takes a
-spike back as soon as v < 0, so that v ends in [0, theta) wherever there is time enough.
+Wang et al., "Signed Neuron with Memory", IJCAI 2022: where v has reached -theta after charging, and there are spikes to
+take back, the neuron emits -theta and v rises by theta. Here v must be below -`level` theta: `level=0` takes a spike
+back as soon as v < 0, so that v ends in [0, theta) wherever there is enough time.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from snnexp.conversion.neuron import ScaledIF
 from snnexp.errors import number
-from snnexp.mitigation.base import Mitigation
+from snnexp.mitigation.base import Mitigation, Replaced
 
-State = tuple[Tensor, Tensor]  # v [N, ...], and the spikes that can be taken back
+State = tuple[Tensor, Tensor]  # v [N, ...], and the number of spikes that can be taken back
 
 
 class Signed(Mitigation):
-    """`level` >= 0, in units of theta. Raises InvalidValue."""
+    """Takes spikes back below -`level`, >= 0 and in units of theta. Raises InvalidValue."""
 
     def __init__(self, level: float) -> None:
         self.level = number("level", level, "a number >= 0, in units of the threshold", at_least=0)
@@ -27,11 +27,11 @@ class Signed(Mitigation):
         return SignedIF(placed, self.level)
 
 
-class SignedIF(ScaledIF):
-    """Integrate-and-fire that emits theta, 0 or -theta, and never less than 0 in total."""
+class SignedIF(Replaced):
+    """Integrate-and-fire neuron that emits theta, 0 or -theta, and never less than 0 in total."""
 
     def __init__(self, placed: ScaledIF, level: float) -> None:
-        super().__init__(placed.theta, placed.v_init, placed.bias)
+        super().__init__(placed)
         self.level = level
 
     def scan(self, x: Tensor, state: State | None, out: Tensor | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
@@ -44,6 +44,3 @@ class SignedIF(ScaledIF):
             torch.mul(spike, self.theta, out=s)
             v = v - s
         return out, (v, total)
-
-    def residual(self, state: State) -> Tensor:
-        return state[0]

@@ -1,7 +1,7 @@
-"""Waiting, the control: a site fires when all its input is there, as often as evenly arriving input would make it.
+"""Waiting, the control: a site fires after its whole input, as often as it would for evenly arriving input.
 
-So there is no unevenness: the network is its source with activations of T levels, exactly. The answer comes after
-depth x T steps, and what it has to wait for must be summed somewhere.
+So there is no unevenness error: the network equals its source with activations of T levels. The answer comes after
+depth x T steps, and the input has to be summed while a site waits.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from snnexp.conversion.neuron import ScaledIF
-from snnexp.mitigation.base import Mitigation
+from snnexp.mitigation.base import Mitigation, Replaced
 
 
 class Waiting(Mitigation):
-    """No options."""
+    """Makes each site wait for its whole input. It has no options."""
 
     whole = True
 
     def neuron(self, placed: ScaledIF) -> ScaledIF:
-        return Patient(placed.theta, placed.v_init, placed.bias)
+        return Patient(placed)
 
 
-class Patient(ScaledIF):
-    """Emits n = clip(floor(v/theta), 0, T) spikes, evenly spread, for the potential v that the T inputs add up to."""
+class Patient(Replaced):
+    """Neuron that emits n = clip(floor(v/theta), 0, T) spikes, evenly spread; v: the potential after all T inputs."""
 
     def scan(self, x: Tensor, state: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         assert state is None, "it answers once"
@@ -39,3 +39,6 @@ class Patient(ScaledIF):
             torch.mul(by_now - given, theta, out=out[t - 1])
             given = by_now
         return out, v - n * theta
+
+    def residual(self, state: Tensor) -> Tensor:  # type: ignore[override]
+        return state

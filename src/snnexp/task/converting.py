@@ -17,9 +17,9 @@ from snnexp.analysis.style import GREY, panels, plain, styles
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
 from snnexp.conversion.frames import PerFrame, stills
-from snnexp.conversion.graph import prepare
 from snnexp.conversion.measure import Account, LayerError, accuracies, ann_accuracy, spread
 from snnexp.conversion.network import Converted, converted
+from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.walk import Method, walk
 from snnexp.conversion.walk import Record as LayerRecord
 from snnexp.dataset.prepare import digest
@@ -91,8 +91,8 @@ class Conversion:
             turn = torch.arange(len(self.images))
             self.images = self.images[turn, turn % self.images.shape[1]].float()
         x = self.images[:2]
-        for T in self.steps if self.method.decoded else [1]:
-            source, network = prepare(still(net), x, self.method.maxpool, self.method.decoded)
+        for T in [1] if self.method.neuron.stepwise else self.steps:
+            source, network = rewrite(still(net), x, self.method.maxpool, self.method.neuron.vocabulary)
             walk(source, network, x, T, self.method)
             self.mitigation.applied(converted(network, T))
         try:
@@ -113,7 +113,7 @@ class Conversion:
 
     def integrating(self, what: str) -> None:
         """Raise UserError unless the conversion places integrate-and-fire neurons."""
-        if self.method.decoded:
+        if not self.method.neuron.integrates:
             raise UserError(
                 f"{what} takes integrate-and-fire neurons: choose another conversion than "
                 f"conversion={self.session.choices['conversion']}"
@@ -162,7 +162,7 @@ class Conversion:
     def converted(self, T: int, *, calibrated: bool) -> tuple[Converted, fx.GraphModule, list[LayerRecord]]:
         """Return the SNN for T steps with its mitigation, its source, and what was done at each layer."""
         corrections = self.calibration.corrections if calibrated else []
-        source, network = prepare(self.ann, self.images[:2], self.method.maxpool, self.method.decoded)
+        source, network = rewrite(self.ann, self.images[:2], self.method.maxpool, self.method.neuron.vocabulary)
         with LayerBar(f"{self.session.choices['task']} T={T}{'' if calibrated else ' (before)'}") as bar:
             records = walk(source, network, self.images, T, self.method, corrections, bar.report)
         return self.mitigation.applied(converted(network, T)), source, records

@@ -19,10 +19,10 @@ from torch import Tensor, fx, nn
 
 from snnexp.analysis.style import distinct, plain, styles
 from snnexp.conversion.frames import PerFrame, stills
-from snnexp.conversion.graph import prepare
 from snnexp.conversion.measure import AC, accuracies, ann_accuracy, spread
 from snnexp.conversion.network import Converted
-from snnexp.conversion.qcfs import QCFS
+from snnexp.conversion.qcfs import QCFSConversion
+from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.walk import walk
 from snnexp.dataset.base import Data
 from snnexp.errors import InvalidValue, UserError, integer
@@ -216,8 +216,8 @@ def _fitted(fabric: Fabric, session: Session, folder: Path) -> dict[str, Any]:
 
 def by_qcfs(ann: nn.Module, x: Tensor, T: int) -> tuple[fx.GraphModule, Converted]:
     """Return the source and its SNN by QCFS for T steps; `x` [N, ...] is shown to both."""
-    source, network = prepare(ann, x[:2])
-    walk(source, network, x, T, QCFS())
+    source, network = rewrite(ann, x[:2])
+    walk(source, network, x, T, QCFSConversion())
     return source, Converted(network, T)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, fx
 
 from snnexp.analysis.style import distinct, plain, shades
 from snnexp.conversion.network import Converted
-from snnexp.conversion.neuron import Frames, ScaledIF
-from snnexp.conversion.walk import ROWS
+from snnexp.conversion.neuron import integrator
+from snnexp.conversion.stateful import Frames
+from snnexp.conversion.walk import CALIBRATION_ROWS
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.task.base import CONVERTING
@@ -83,13 +84,12 @@ def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
         for site in flow.sites
     }
     ended = dict.fromkeys(flow.sites, 0.0)
-    for part in torch.split(x, max(1, ROWS[x.device.type] // T)):
+    for part in torch.split(x, max(1, CALIBRATION_ROWS[x.device.type] // T)):
         env, state, _ = snn.simulated(part, T)
         shown = [n for n in flow.nodes if isinstance(flow.module(n), Frames)]
         phi = {n: unfold(env[n], T).mean(0) for n in (*flow.sites, *shown)}
         for site, row in found.items():
-            neuron, current = flow.module(site), site.args[0]
-            assert isinstance(neuron, ScaledIF)
+            neuron, current = integrator(flow, site, "task=dynamics"), site.args[0]
             assert isinstance(current, fx.Node)
             between, known = flow.segment([current], [n for n in (*flow.sites, *shown, *flow.head) if n is not site])
             values = {n: phi[n] if n in phi else env[n] for n in known}

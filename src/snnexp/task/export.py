@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
-from snnexp.conversion.graph import Flow, drop_dropout, finish, fold_norms, function_name, prepare, where
+from snnexp.conversion.flow import Flow
+from snnexp.conversion.rewrite import drop_dropout, finish, fold_norms, rewrite
+from snnexp.conversion.vocabulary import function_name, where
 from snnexp.errors import UserError, number
 from snnexp.neuron.base import SpikingSite
 from snnexp.neuron.integrate_fire import IF
@@ -131,7 +133,7 @@ def _node(site: SpikingSite) -> nn.Module:
 
 def _converted(network: nn.Module, x: Tensor) -> str:
     """Return the refusal of a network without spikes, whose conversion could not be written either."""
-    source, _ = prepare(network, x, "gate")
+    source, _ = rewrite(network, x, "gate")
     names = ", ".join(str(n.target) for n in Flow(source).sites)
     return (
         "task=export writes spiking networks, and this one has none: train it with neuron=if, lif or plif and "

@@ -45,7 +45,7 @@ class FewSpikeTable(Converting):
         except InvalidValue as error:
             raise error.told(error.name) from error
         conversions = {name: self.conversion(each, record) for name, each in self._networks(session).items()}
-        if any(not conversion.method.decoded for conversion in conversions.values()):
+        if any(not issubclass(conversion.method.neuron.network, Decoded) for conversion in conversions.values()):
             raise UserError(f"task=few_spike needs conversion=few_spike, not {session.choices['conversion']}")
         return record.tracked(lambda: _measured(conversions, record))
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from snnexp.activations import named
 from snnexp.analysis import few_spike as drawn
 from snnexp.errors import InvalidValue, integer, number, require
-from snnexp.few_spike.fit import Density, fit
-from snnexp.few_spike.table import RANGES, Fitted, known, measured, relu, save
+from snnexp.few_spike.fit import Density, fit_table
+from snnexp.few_spike.table import Fitted, measured, relu, save_tables
 from snnexp.record import Record, Rows
 from snnexp.session import Session
 from snnexp.task.base import Task
@@ -38,11 +39,11 @@ class FitFewSpike(Task):
         distribution: str,
         rounds: int,
     ) -> None:
-        known(activation)
         require(K != [], "K", K, "an integer >= 1, or a list of them")
         self.activation = self.subject = activation
         self.steps = [integer("K", k, at_least=1) for k in (K if isinstance(K, list) else [K])]
-        self.intervals = RANGES.get(activation, ((-8.0, 8.0),)) if range is None else (_interval(range),)
+        shipped = named(activation).ranges or ((-8.0, 8.0),)
+        self.intervals = shipped if range is None else (_interval(range),)
         self.limit = None if spikes is None else number("spikes", spikes, "a number > 0, or null", above=0)
         self.rounds = integer("rounds", rounds, at_least=10)
         self.density = _density(distribution)
@@ -59,7 +60,7 @@ class FitFewSpike(Task):
         if self.activation == "relu":
             return measured(self.activation, interval, relu(K, torch.tensor(interval[1], dtype=torch.float64)))
         title = f"{self.activation} K={K} on {list(interval)}"
-        return fit(
+        return fit_table(
             self.activation,
             interval,
             K,
@@ -73,7 +74,7 @@ class FitFewSpike(Task):
 
 def _reported(record: Record, fits: list[Fitted]) -> Metrics:
     activation = fits[0].activation
-    save(fits, record.folder / f"{activation}.yaml")
+    save_tables(fits, record.folder / f"{activation}.yaml")
     record.artifact(f"{activation}.yaml")
     fitted = [
         {

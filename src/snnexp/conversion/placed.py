@@ -1,0 +1,115 @@
+"""`Placed`: the neuron that a conversion places at a site. A code (rate, few-spike, ...) is a subclass of it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from snnexp.conversion.stateful import Stateful
+from snnexp.conversion.trains import along, mean_over_time
+from snnexp.conversion.vocabulary import TRAINS, Vocabulary
+from snnexp.timefold import fold
+
+if TYPE_CHECKING:
+    from snnexp.conversion.network import Converted
+
+
+class Placed(Stateful):
+    """A neuron at a site, whose output approximates the ANN's activation in the mean over T steps, in the ANN's units.
+
+    Everything that depends on the code is answered here. A subclass sets `network` and defines `scan` (`stepwise`), or
+    else `forward`, from the mean input [N, C, ...] to the output. `bias` [1, C, 1, ...] is added to the input of every
+    step; it and all `values` are buffers.
+    """
+
+    network: ClassVar[type[Converted]]  # the class that runs a network of these neurons
+    vocabulary: ClassVar[Vocabulary] = TRAINS  # the operations that may stand between them
+    values: ClassVar[tuple[str, ...]] = ("bias",)  # the buffers that corrections may change
+    stepwise: ClassVar[bool] = True  # hears T steps of input one by one; False: hears the whole input at once
+    integrates: ClassVar[bool] = False  # is a plain `ScaledIF`, whose state is its membrane potential
+    bias: Tensor
+
+    @property
+    def threshold(self) -> float | None:
+        """The mean threshold for the record of a conversion; None where one number says nothing."""
+        return None
+
+    def check(self) -> None:
+        """Raise InvalidValue if a buffer holds a value that is not allowed."""
+
+    def changed(self, **values: Tensor) -> Self:
+        """Return a copy in which some of `values` are others, also of another shape. Raises what `check` raises."""
+        if unknown := values.keys() - set(self.values):
+            raise TypeError(f"corrections may change {', '.join(self.values)} of {type(self).__name__}, not {unknown}")
+        made = copy.copy(self)
+        made._buffers = {**self._buffers, **values}
+        made.check()
+        return made
+
+    def mixed(self, better: Tensor, other: Placed) -> Self:
+        """Return a copy with the values of `other` in the channels where `better` [C] is true."""
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.values}
+        return self.changed(
+            **{
+                name: torch.where(along(better, max(old.dim(), new.dim())), new, old)
+                for name, (old, new) in pairs.items()
+                if new is not old
+            }
+        )
+
+    def answer(self, current: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (mean output [n, ...], what is emitted [k, n, C, ...]) for calibration inputs, not written to.
+
+        `current`: [T, n, C, ...] from the start if `stepwise`, else the mean input [n, C, ...].
+        """
+        if self.stepwise:
+            out, _ = self.scan(current, None)
+            return mean_over_time(out), out
+        phi = self(current)
+        return phi, phi.unsqueeze(0)
+
+    def packed(self, emitted: Tensor) -> Tensor:
+        """Return what `answer` emits in the form [k, n, C, ...] in which the walk stores it."""
+        return emitted
+
+    def recalled(self, stored: Tensor, T: int, mean: bool) -> Tensor:
+        """Return what was `packed`, for the layers above: its `mean` over time [n, ...], or the train [T*n, ...]."""
+        if not self.stepwise:
+            return stored[0]
+        return mean_over_time(stored) if mean else fold(stored)
+
+    def correctable(self, a: Tensor, phi: Tensor) -> Tensor:
+        """Return the error a - phi, activation less mean output, with 0 where weights cannot reduce it."""
+        return a - phi
+
+    def traits(self, c: Tensor, z: Tensor, phi: Tensor, state: Any, T: int, f: nn.Module) -> dict[str, Tensor]:
+        """Return columns of `measure.LayerError` as tensors over neurons and inputs, whose means are reported.
+
+        `c`: the mean input, bias included; `z`: the ANN's input; `phi`: the mean output; `state`: that after T steps;
+        `f`: the ANN's activation.
+        """
+        reached, a = f(c), f(z)
+        return {
+            "ann_mean": a,
+            "snn_mean": phi,
+            "silent": (phi == 0).to(phi),
+            "error": (phi - a).square(),
+            "quantisation": (phi - reached).square(),
+            "propagated": (reached - a).square(),
+        }
+
+
+class Readout(Placed):
+    """The stand-in for a neuron at the network's output, where nothing fires: it adds `bias` to the mean."""
+
+    stepwise = False
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias

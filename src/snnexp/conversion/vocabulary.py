@@ -1,0 +1,170 @@
+"""The vocabulary of operations: what stands between the sites of a network, and what a code makes of it.
+
+A mean over time passes through linear and affine operations unchanged; everything else needs a rule. `Vocabulary` has
+the rules for spike trains, `Numbers` those for codes whose layers pass on numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from snnexp.activations import of_module
+from snnexp.conversion.stateful import MaxGate
+from snnexp.errors import UserError
+from snnexp.neuron.clip import Bounded
+from snnexp.timefold import Dropout, Normalize
+
+
+def _each(*kinds: str) -> tuple[type[nn.Module], ...]:
+    """Return the modules of these kinds for one, two and three dimensions."""
+    return tuple(getattr(nn, f"{kind}{d}d") for kind in kinds for d in (1, 2, 3))
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, Dropout)
+MAX_POOLS = _each("MaxPool", "AdaptiveMaxPool")
+MAX_POOL_FUNCTIONS = {kind.__name__.replace("MaxPool", "_max_pool").lower().lstrip("_"): kind for kind in MAX_POOLS}
+# Modules that commute with the time mean: linear, or affine with a constant that is added once per step.
+AFFINE = (
+    *(nn.Linear, *CONVS, *NORMS, Normalize, nn.Flatten, nn.Unflatten, nn.Identity),
+    *_each("AvgPool", "AdaptiveAvgPool", "ZeroPad", "ReflectionPad", "ReplicationPad"),
+    *(nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+)
+# Names of functions and methods that do the same.
+LINEAR = _names(
+    "add sub rsub neg pos cat concat concatenate stack chunk split unbind flatten reshape view permute transpose "
+    "swapaxes movedim squeeze unsqueeze unflatten contiguous clone detach to float double expand repeat flip roll "
+    "narrow select getitem getattr size dim mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d pixel_shuffle pixel_unshuffle channel_shuffle pad interpolate upsample"
+)
+LINEAR_IN_ONE = _names(  # linear in one of their arguments
+    "mul multiply truediv div matmul bmm conv1d conv2d conv3d linear conv_transpose1d conv_transpose2d conv_transpose3d"
+)
+COMMUTING = _names("mul multiply matmul")  # those that are linear in either argument
+PRODUCTS = _names("mul multiply matmul bmm")  # of two signals: possible for numbers, not for trains
+CONSTANT = _names("ones_like zeros_like full_like")  # their result depends on the shape of their input alone
+READOUTS = _names("sigmoid Sigmoid tanh Tanh softmax Softmax log_softmax LogSoftmax")  # at the end: of the time mean
+MAXPOOL = ("average", "gate")
+
+
+class Curve(nn.Sequential):
+    """An elementwise activation that is no rectifier: a site for codes that pass on numbers."""
+
+
+class Vocabulary:
+    """The operations between neurons that pass on spike trains, whose means over time stand for the ANN's numbers."""
+
+    products: frozenset[str] = frozenset()  # functions of two signals that are allowed
+
+    def site(self, module: nn.Module) -> nn.Module | None:
+        """Return the activation that a neuron can replace where `module` stands; None for another module."""
+        return rectifier(module)
+
+    def max_pool(self, pool: nn.Module, layer: str, maxpool: str | None) -> nn.Module:
+        """Return what replaces max pooling. Raises UserError, naming the layer, where nothing can."""
+        if maxpool is None:
+            raise UserError(
+                f"layer {layer} is max pooling, which does not commute with the mean over time; choose "
+                "conversion.maxpool=gate (spikes pass that raise the window's largest count) or "
+                "conversion.maxpool=average (another network: check its accuracy)"
+            )
+        return MaxGate(pool) if maxpool == "gate" else _average(pool, layer)
+
+    def refusal(self, layer: str, kind: str) -> UserError:
+        """Return the error for an operation of this kind, which is not part of the vocabulary."""
+        return UserError(
+            f"layer {layer} ({kind}) cannot be converted: it is neither linear nor a ReLU, clipped or QCFS "
+            "activation, so it does not commute with the mean over time. Ways out: train the network with one of "
+            "these (neuron=relu, clip or qcfs for networks that take a neuron), or another conversion"
+        )
+
+
+class Numbers(Vocabulary):
+    """The operations between neurons that pass on numbers: any activation, max pooling and products as well."""
+
+    products = PRODUCTS
+
+    def site(self, module: nn.Module) -> nn.Module | None:
+        return rectifier(module) or (Curve(module) if of_module(module) else None)
+
+    def max_pool(self, pool: nn.Module, layer: str, maxpool: str | None) -> nn.Module:
+        return pool
+
+    def refusal(self, layer: str, kind: str) -> UserError:
+        return UserError(
+            f"layer {layer} ({kind}) cannot be converted: few-spike neurons replace elementwise activations, and "
+            "between them only linear layers, pooling and products are possible"
+        )
+
+
+TRAINS, NUMBERS = Vocabulary(), Numbers()
+
+
+def rectifier(module: nn.Module) -> nn.Module | None:
+    """Return the ReLU, clipped or QCFS activation that `module` is; None for another module."""
+    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
+        return nn.Hardtanh(0.0, float(module.max_val)) if module.min_val == 0 else None
+    return module if isinstance(module, (nn.ReLU, Bounded)) else None
+
+
+def is_linear(node: fx.Node, timed: list[fx.Node]) -> bool:
+    """Return whether a function or method is linear in its inputs that vary in time, `timed`."""
+    if node.op == "call_module" or node.kwargs.get("rounding_mode"):
+        return False
+    name = function_name(node)
+    return name in LINEAR or (
+        name in LINEAR_IN_ONE and len(timed) == 1 and (name in COMMUTING or node.args[0] in timed)
+    )
+
+
+def is_addition(node: fx.Node) -> bool:
+    """Return whether `node` is x + y of two nodes."""
+    return (
+        node.op in ("call_function", "call_method")
+        and function_name(node) == "add"
+        and not node.kwargs
+        and len(node.args) == 2
+        and all(isinstance(n, fx.Node) for n in node.args)
+    )
+
+
+def where(node: fx.Node) -> str:
+    """Return the name of a layer for messages: a module's name, or which function is called in which module."""
+    if node.op == "call_module":
+        return str(node.target)
+    owner = owner_name(node)
+    return f"{function_name(node)} in {owner}" if owner else f"{function_name(node)} in the network's forward"
+
+
+def owner_name(node: fx.Node) -> str:
+    """Return the name of the module in whose forward `node` is called; empty for the network's own."""
+    stack = node.meta.get("nn_module_stack")
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def function_name(node: fx.Node) -> str:
+    """Return the name of the function or method that `node` calls, without the underscore of an in-place one."""
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
+    return name if name.startswith("_") else name.rstrip("_")
+
+
+def _average(pool: nn.Module, layer: str) -> nn.Module:
+    """Return average pooling over the windows of a max pooling."""
+    average: Any = getattr(nn, type(pool).__name__.replace("Max", "Avg"))
+    if hasattr(pool, "output_size"):
+        return average(pool.output_size)  # type: ignore[no-any-return]
+    if pool.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
+        raise UserError(
+            f"layer {layer} is max pooling with dilation, for which there is no average pooling: choose "
+            "conversion.maxpool=gate"
+        )
+    return average(  # type: ignore[no-any-return]
+        pool.kernel_size, pool.stride, pool.padding, ceil_mode=pool.ceil_mode, count_include_pad=False
+    )
