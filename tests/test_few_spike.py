@@ -366,7 +366,7 @@ def seq(activation: nn.Module) -> nn.Module:
     ("net", "K", "words"),
     [
         (Normed, 8, ["layer norm (LayerNorm)", "elementwise"]),
-        (lambda: seq(nn.Softsign()), 8, ["layer 1 (Softsign)", "K = 8", "task=fit_few_spike activation=softsign"]),
+        (lambda: seq(nn.Softsign()), 8, ["layer 1 (Softsign)", "K = 8", "task=fit_few_spike task.activation=softsign"]),
         (
             lambda: seq(nn.LeakyReLU(0.5)),
             8,
@@ -390,11 +390,11 @@ def test_fitting_from_the_command_line(snnexp: Callable[..., Done], tmp_path: Pa
     (tmp_path / "inputs.csv").write_text("x,weight\n-3,1\n0,3\n3,1\n")
     done = snnexp(
         "task=fit_few_spike",
-        "activation=softplus",
-        "K=[3,4]",
-        "range=[-3,3]",
+        "task.activation=softplus",
+        "task.K=[3,4]",
+        "task.range=[-3,3]",
         "task.rounds=20",
-        f"distribution={tmp_path / 'inputs.csv'}",
+        f"task.distribution={tmp_path / 'inputs.csv'}",
         "tracking=none",
     )
     assert done.code == 0, done.err
@@ -449,12 +449,12 @@ def test_conversion_from_the_command_line(snnexp: Callable[..., Done]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["task=fit_few_spike", "activation=nonsense"], ["activation=nonsense", "silu"]),
-        (["task=fit_few_spike", "K=0"], ["K=0", ">= 1"]),
-        (["task=fit_few_spike", "K=[]"], ["K=[]", ">= 1"]),
-        (["task=fit_few_spike", "range=5"], ["range=5", "two numbers"]),
-        (["task=fit_few_spike", "range=[3,1]"], ["range=[3, 1]", "low < high"]),
-        (["task=fit_few_spike", "distribution=nowhere.csv"], ["distribution=nowhere.csv", "columns x"]),
+        (["task=fit_few_spike", "task.activation=nonsense"], ["task.activation=nonsense", "silu"]),
+        (["task=fit_few_spike", "task.K=0"], ["task.K=0", ">= 1"]),
+        (["task=fit_few_spike", "task.K=[]"], ["task.K=[]", ">= 1"]),
+        (["task=fit_few_spike", "task.range=5"], ["task.range=5", "two numbers"]),
+        (["task=fit_few_spike", "task.range=[3,1]"], ["task.range=[3, 1]", "low < high"]),
+        (["task=fit_few_spike", "task.distribution=nowhere.csv"], ["task.distribution=nowhere.csv", "columns x"]),
         (
             ["task=convert", "model=convnet", *TINY, "conversion.tables=/nowhere", "timesteps=4"],
             ["conversion.tables=/nowhere", "a folder"],

@@ -24,7 +24,7 @@ def test_the_command_line_sends_what_was_kept_back(snnexp: Callable[..., Done]) 
     client = MlflowClient(f"sqlite:///{done.outputs / 'mlflow.db'}")
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == 1, "sent twice, stored once"
-    refused = snnexp("task=sync", f"run_dir={done.outputs}")
+    refused = snnexp("task=sync", f"task.run_dir={done.outputs}")
     assert refused.code == 1
     assert "nothing was tracked in that folder" in refused.err
 

@@ -258,7 +258,7 @@ def test_a_store_that_goes_away_is_reported_once_and_not_asked_all_the_time(
             send_kept(outputs, None, MLflow(outputs=outputs))
     away, rest = (record.getMessage() for record in caplog.records)
     assert "MLflow is unavailable (gone)" in away
-    assert f"snnexp task=sync run_dir='{folder}'" in rest
+    assert f"snnexp task=sync task.run_dir='{folder}'" in rest
     assert send_kept(outputs, None, MLflow(outputs=outputs)) == {"runs": 1, "records": 101}
     (run,) = stored(database(outputs))
     assert run.info.status == "FAILED"

@@ -66,8 +66,8 @@ class FewSpikeConversion:
             have = ", ".join(str(K) for K in sorted({fit.table.K for fit in fitted})) or "none"
             raise UserError(
                 f"layer {layer.name} ({activation.module.__name__}) has no few-spike coefficients for K = {layer.T} "
-                f"(timesteps; there are: {have}). Fit them with task=fit_few_spike activation={activation.name} "
-                f"K=[{layer.T}], and give the folder with conversion.tables=FOLDER"
+                f"(timesteps; there are: {have}). Fit them with task=fit_few_spike task.activation={activation.name} "
+                f"task.K=[{layer.T}], and give the folder with conversion.tables=FOLDER"
             )
         return found
 

@@ -69,6 +69,7 @@ def _measured(conversions: dict[str, Conversion], record: Record) -> Metrics:
         (K,) = conversion.steps
         conversion.load_ann()
         snn, source, _ = conversion.converted(K, calibrated=True)
+        assert isinstance(snn, Decoded)
         last, account = snn.examine(source, conversion.seen(), K)
         layers += [{"network": name, **asdict(error)} for error in last]
         shares[name] = slots.counts(snn, conversion.seen())
@@ -107,7 +108,7 @@ def _accuracies(conversion: Conversion, snn: Decoded) -> dict[str, float]:
     """Return top-1, and with many classes top-5, test accuracies of ANN and SNN."""
     ranks = (1, 5) if len(conversion.source.data.classes) >= MANY else (1,)
     size, split = conversion.session.trainer.eval_batch_size, conversion.splits["test"]
-    found = {}
+    found = dict[str, float]()
     for what, network in (("ann", conversion.ann), ("snn", snn)):
         top = slots.top(network, split, ranks, size, conversion.device, conversion.limits["test"])
         found |= {f"{what}_top{rank}": top[rank] for rank in ranks}

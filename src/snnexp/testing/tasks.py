@@ -22,7 +22,7 @@ SMALL = ("trainer.epochs=1", "model.hidden=16", "timesteps=2", "trainer.threads=
 
 
 class TaskContract:
-    """`command`: overrides that run the task, small; `config_dir`: a folder of YAML groups beside snnexp's own, or None.
+    """`command`: overrides that run a small task; `config_dir`: a folder of YAML groups beside snnexp's own, or None.
 
     The task is run in a temporary folder, without MLflow.
     """

@@ -140,7 +140,7 @@ class MLflow:
         if not self._try_to_send(journal):
             log.warning(
                 "Not everything reached MLflow; nothing is lost. When it is available again, send the rest with\n"
-                "  snnexp task=sync run_dir='%s'",
+                "  snnexp task=sync task.run_dir='%s'",
                 journal.folder,
             )
 
