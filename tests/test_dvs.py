@@ -176,18 +176,21 @@ def test_constants_out_of_range_are_refused_by_name(name, value) -> None:
 # datasets
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def dvs_files(root: Path) -> Path:
     """A small CIFAR10-DVS: 12 recordings of each of three classes, of random events from 5 s on."""
     draw = np.random.default_rng(0)
     for name in CLASSES[:3]:
-        folder = tmp_path / "dvs" / name
-        folder.mkdir(parents=True)
+        (root / name).mkdir(parents=True)
         for k in range(12):
             x, y = draw.integers(0, 128, (2, EVENTS))
             t = 5_000_000 + np.sort(draw.integers(0, 1_300_000, EVENTS))
-            aedat.write(folder / f"cifar10_{name}_{k}.aedat", Events(t, x, y, draw.integers(0, 2, EVENTS)))
-    return tmp_path / "dvs"
+            aedat.write(root / name / f"cifar10_{name}_{k}.aedat", Events(t, x, y, draw.integers(0, 2, EVENTS)))
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return dvs_files(tmp_path / "dvs")
 
 
 def read(root: Path, cache: Path, **options: object):
