@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
