@@ -1,4 +1,4 @@
-# Every target sets up what it needs: a fresh clone, Python >= 3.11 and make are enough.
+# Every target sets up what it needs: a fresh clone needs only Python >= 3.11 and make.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,13 +7,13 @@ ARGS   ?=
 DATA   ?= embedded
 IMAGES ?= dataset=cifar10 data_dir=$(DATA_DIR)
 
-# `make labs` runs these, one after another, and ends with a report on all of them.
+# `make labs` runs these targets one after another and ends with a report on all of them.
 LABS := lab1-surrogates lab1-sweep lab1-sparsity \
         lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet lab2-dvs few-spike
 comma := ,
 $(if $(filter tracking=none,$(ARGS)),$(if $(filter labs $(LABS),$(MAKECMDGOALS)),\
   $(error $(filter labs $(LABS),$(MAKECMDGOALS)) ends with a report on what MLflow has: leave tracking=none out of ARGS)))
-# the last line of a target whose runs go to the MLflow experiment of its name: $(call report,$@)
+# The last line of a target whose runs are logged to the MLflow experiment of its name: $(call report,$@)
 report = $(BIN)/snnexp task=report task.experiments=[$(1)] $(filter outputs_dir=% tracking.%,$(ARGS))
 
 .DEFAULT_GOAL := help
@@ -34,25 +34,25 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-run: $(READY)  ## the main job: two-layer SNN on the embedded event data (ARGS='key=value ...' for overrides)
+run: $(READY)  ## run the main job: a two-layer SNN on the embedded event data (ARGS='key=value ...' for overrides)
 	$(BIN)/snnexp $(ARGS)
 
-ui: $(READY)  ## open the MLflow UI on http://127.0.0.1:5000 over what was logged (PORT=...)
+ui: $(READY)  ## open the MLflow UI over what was logged, on http://127.0.0.1:5000 (PORT=...)
 	$(BIN)/snnexp task=ui $(if $(PORT),task.port=$(PORT)) $(ARGS)
 
-report: $(READY)  ## outputs/reports/*.html and .md from what was logged (ARGS='task.experiments=[NAME]' chooses)
+report: $(READY)  ## write outputs/reports/*.html and .md from what was logged (ARGS='task.experiments=[NAME]' chooses)
 	$(BIN)/snnexp task=report $(ARGS)
 
-labs: $(LABS)  ## every lab target on the embedded data, then one report: outputs/reports/labs.html (under 30 minutes)
+labs: $(LABS)  ## run every lab target on the embedded data and report on all: outputs/reports/labs.html (under 30 minutes)
 	$(call report,$(subst $() $(),$(comma),$(LABS))) task.name=labs
 
-sweep-alpha: $(READY)  ## a small Optuna sweep over the surrogate's alpha on the embedded data (minutes)
+sweep-alpha: $(READY)  ## search the surrogate's alpha with Optuna on the embedded data (minutes)
 	$(BIN)/snnexp -m +sweep=surrogate_alpha hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
 
-sweep-threshold: $(READY)  ## the same over the neuron's threshold
+sweep-threshold: $(READY)  ## search the neuron's threshold in the same way
 	$(BIN)/snnexp -m +sweep=neuron_threshold hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
 
-# The computer lab, part I (docs/lab1.md). RUN=<that of an earlier call> goes on with it.
+# The computer lab, part I (docs/lab1.md). RUN=<value of an earlier call> resumes that call.
 RUN  := $(or $(RUN),$(shell date +%Y-%m-%d-%H%M%S))
 lab1_real   = dataset=nmnist dataset.root=$(DATA_DIR)/nmnist
 lab1_data   = $(if $(filter real,$(DATA)),$(lab1_real),model.hidden=128 trainer.epochs=8 trainer.threads=1)
@@ -61,42 +61,42 @@ lab1_runs   = tracking.experiment=$@ resume=true 'hydra.sweep.dir=$${outputs_dir
 lab1_study  = $(lab1_runs) 'hydra.sweeper.storage=sqlite:///$${hydra.sweep.dir}/optuna.db' hydra.sweeper.parallel=2
 lab1_report = task=compare_surrogates 'task.sweep=$${outputs_dir}/$(lab1_folder)' tracking.experiment=$@ $(lab1_data) $(ARGS)
 
-lab1-surrogates: $(READY)  ## the lab's S(x) and P(x) beside Sigmoid (DATA=real DATA_DIR=folder with nmnist/: real N-MNIST)
+lab1-surrogates: $(READY)  ## compare the lab's S(x) and P(x) with Sigmoid (DATA=real DATA_DIR=folder with nmnist/: the real N-MNIST)
 	$(BIN)/snnexp -m surrogate=sigmoid,sine,power seed=0,1,2,3,4 $(lab1_runs)
 	$(BIN)/snnexp $(lab1_report)
 	$(call report,$@)
 
-lab1-sweep: $(READY)  ## surrogates x values of their parameter x seeds: accuracy, ranking, what correlates with it
+lab1-sweep: $(READY)  ## run surrogates x values of their parameter x seeds: accuracy, ranking, correlations
 	$(BIN)/snnexp -m +sweep=surrogate_values$(if $(filter real,$(DATA)),_all) $(lab1_study)
 	$(BIN)/snnexp $(lab1_report)
 	$(call report,$@)
 
-lab1-sparsity: $(READY)  ## how narrow may a surrogate be: shares of exactly zero gradients, accuracy, speed of learning
+lab1-sparsity: $(READY)  ## narrow a surrogate: shares of exactly zero gradients, accuracy, speed of learning
 	$(BIN)/snnexp -m +sweep=surrogate_width task=gradient_sparsity model.readout=potential loss=cross_entropy $(lab1_study)
 	$(BIN)/snnexp $(lab1_report)
 	$(call report,$@)
 
-# The computer lab, part II (docs/lab2.md, docs/lab2_dvs.md). IMAGES: real images for DATA=real; ARGS='checkpoint=FILE' spares the training.
+# The computer lab, part II (docs/lab2.md, docs/lab2_dvs.md). IMAGES: the images of DATA=real; ARGS='checkpoint=FILE' skips the training.
 lab2_of  = $(if $(filter real,$(DATA)),experiment=cifar10_$(1)_qcfs $(IMAGES),experiment=digits_$(2)_qcfs trainer.threads=1)
-lab2_run = conversion=qcfs calibration.images=8 tracking.experiment=$@  # its thresholds are learnt: nothing to calibrate
+lab2_run = conversion=qcfs calibration.images=8 tracking.experiment=$@  # thresholds are learnt, so nothing is calibrated
 
-lab2-dynamics: $(READY)  ## the relation of neighbouring layers' potentials on every layer (DATA=real DATA_DIR=...: CIFAR-10)
+lab2-dynamics: $(READY)  ## check the relation of layers' potentials on every layer (DATA=real DATA_DIR=...: CIFAR-10)
 	$(BIN)/snnexp task=dynamics $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,resnet20,wrn) $(ARGS)
 	$(call report,$@)
 
-lab2-unevenness: $(READY)  ## small neurons over all orders of spikes, then a network: who fires too often, too seldom
+lab2-unevenness: $(READY)  ## try small neurons on all orders of spikes, then a network: where neurons fire too often or too seldom
 	$(BIN)/snnexp task=unevenness $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,resnet20,convnet) $(ARGS)
 	$(call report,$@)
 
-lab2-mitigation: $(READY)  ## what helps against unevenness, and what it costs, at equal total steps
+lab2-mitigation: $(READY)  ## compare mitigations of unevenness, and their cost, at equal total steps
 	$(BIN)/snnexp task=mitigations $(lab2_run) 'timesteps=[4,8,16]' $(call lab2_of,resnet20,wrn) $(ARGS)
 	$(call report,$@)
 
-lab2-wideresnet: $(READY)  ## a wide residual network, trained, converted, and its unevenness layer by layer
+lab2-wideresnet: $(READY)  ## train and convert a wide residual network, and show its unevenness layer by layer
 	$(BIN)/snnexp task=unevenness $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,wrn,wrn) $(ARGS)
 	$(call report,$@)
 
-lab2-dvs: $(READY)  ## QCFS on event recordings, beside a directly trained SNN (DATA=real DATA_DIR=folder with cifar10_dvs/)
+lab2-dvs: $(READY)  ## train QCFS on event recordings, beside a directly trained SNN (DATA=real DATA_DIR=folder with cifar10_dvs/)
 	$(BIN)/snnexp experiment=lab2_dvs$(if $(filter real,$(DATA)),_real dataset.root=$(DATA_DIR)/cifar10_dvs) tracking.experiment=$@ $(ARGS)
 	$(call report,$@)
 
@@ -104,7 +104,7 @@ FEW_SPIKE = tracking.experiment=few-spike $(ARGS)
 FEW_SPIKE_embedded = dataset=digits dataset.augment.crop=1 optimizer.lr=0.05 trainer.epochs=15
 FEW_SPIKE_real = $(IMAGES) dataset.augment.crop=4 dataset.augment.flip=true optimizer.lr=0.1 trainer.epochs=100
 
-few-spike: $(READY)  ## few-spike neurons: coefficients, figures and the paper's table (DATA=real DATA_DIR=... for CIFAR-10)
+few-spike: $(READY)  ## fit few-spike neurons and make the paper's table (DATA=real DATA_DIR=... for CIFAR-10)
 	$(BIN)/snnexp task=fit_few_spike task.activation=relu 'task.K=[2,4,6,8,10]' $(FEW_SPIKE)
 	$(BIN)/snnexp task=fit_few_spike task.activation=silu 'task.K=[6,8,10,12,16]' 'task.range=[-8,12]' task.rounds=400 $(FEW_SPIKE)
 	$(BIN)/snnexp task=fit_few_spike task.activation=sigmoid 'task.K=[6,8,10,12]' 'task.range=[-10,10]' task.rounds=400 $(FEW_SPIKE)
@@ -112,7 +112,7 @@ few-spike: $(READY)  ## few-spike neurons: coefficients, figures and the paper's
 	  loss=cross_entropy optimizer=sgd optimizer.weight_decay=1e-4 scheduler=cosine $(FEW_SPIKE_$(DATA)) $(FEW_SPIKE)
 	$(call report,$@)
 
-few-spike-coefficients: $(READY)  ## fit the shipped coefficients of few-spike neurons anew, with their seeds (minutes)
+few-spike-coefficients: $(READY)  ## fit the shipped coefficients of few-spike neurons again, with their seeds (minutes)
 	$(BIN)/python bench/few_spike_coefficients.py $(ARGS)
 
 tables: $(READY)  ## write the tables of options and the figure in README.md and docs/ from their sources
@@ -126,7 +126,7 @@ test-slow: $(READY)  ## run the tests that take minutes each: kills, servers, br
 	-tests/browser/install.sh
 	$(BIN)/pytest -m slow $(ARGS)
 
-test-cluster: $(READY)  ## run sweeps on SLURM and PostgreSQL, started here (Debian; installs them if it is root)
+test-cluster: $(READY)  ## run sweeps on SLURM and PostgreSQL, started here (Debian; installs them as root)
 	tests/cluster/install.sh
 	$(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
@@ -134,7 +134,7 @@ format: $(READY)  ## lay the code out and sort its imports with ruff
 	$(BIN)/ruff check --quiet --select I --fix src tests bench docs
 	$(BIN)/ruff format src tests bench docs
 
-lint: $(READY)  ## ruff (rules and layout) and mypy (strict on src/)
+lint: $(READY)  ## check the code with ruff (rules and layout) and mypy (strict on src/)
 	$(BIN)/ruff check src tests bench docs
 	$(BIN)/ruff format --check src tests bench docs
 	$(BIN)/mypy

@@ -72,7 +72,7 @@ def test_model_loads_through_mlflow_and_gives_the_tested_accuracy(done: Done) ->
     mlflow.set_tracking_uri(f"sqlite:///{done.outputs / 'mlflow.db'}")
     model = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/model")
     config = json.loads((folder / "run.json").read_text())["config"]
-    data = Session(config, {}, folder).data
+    data = Session(config, {}).data
     again = evaluate(model, data.test, MSERate(), 256, torch.device("cpu"), 10)
     assert again.accuracy == done.result()["test/accuracy"]
     assert int(again.confusion.sum()) == len(data.test)
