@@ -15,6 +15,8 @@ from torch import nn
 from conftest import Done
 from snnexp.activations import ACTIVATIONS, Activation, named, of_module
 from snnexp.analysis.few_spike import codes, error_against_steps
+from snnexp.calibration.bias import Bias
+from snnexp.calibration.weights import Weights
 from snnexp.conversion import slots
 from snnexp.conversion.few_spike import FewSpikeConversion
 from snnexp.conversion.flow import Flow
@@ -27,6 +29,7 @@ from snnexp.errors import InvalidValue, UserError
 from snnexp.few_spike.fit import fit_table
 from snnexp.few_spike.table import SHIPPED, Table, decode, load_tables, measured, relu, save_tables, spikes
 from snnexp.model.resnet import cifar_resnet
+from snnexp.testing import ConversionContract, CorrectionContract
 from snnexp.timefold import TimeMean
 
 
@@ -195,6 +198,31 @@ def squeezed() -> tuple[nn.Module, torch.Tensor]:
     return net, torch.randn(64, 3, 8, 8)
 
 
+class TestSmoothActivations(ConversionContract):
+    T = 16
+
+    @pytest.fixture(autouse=True, params=[nn.SiLU, nn.Sigmoid])
+    def _option(self, request: pytest.FixtureRequest) -> None:
+        self.kind = request.param
+
+    def make(self) -> FewSpikeConversion:
+        return FewSpikeConversion()
+
+    def activation(self) -> nn.Module:
+        return self.kind()
+
+
+class TestCorrectionsOfNumbers(CorrectionContract):
+    T = 3
+
+    @pytest.fixture(autouse=True, params=[Bias, Weights])
+    def _option(self, request: pytest.FixtureRequest) -> None:
+        self.make = request.param
+
+    def method(self) -> FewSpikeConversion:
+        return FewSpikeConversion()
+
+
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_logits_of_a_network_with_silu_and_squeeze_and_excitation(
     squeezed: tuple[nn.Module, torch.Tensor], per_channel: bool
@@ -338,9 +366,6 @@ def test_torchvisions_efficientnet_converts() -> None:
 
 
 def test_calibration_lowers_the_error_of_few_steps() -> None:
-    from snnexp.calibration.bias import Bias
-    from snnexp.calibration.weights import Weights
-
     net = cifar_resnet((3, 8, 8), 10, nn.ReLU, depth=8, width=4, shortcut="B", readout="current").eval()
     x = torch.randn(64, 3, 8, 8)
     plain, better = (

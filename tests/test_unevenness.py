@@ -30,6 +30,7 @@ from snnexp.mitigation.waiting import Waiting
 from snnexp.model.resnet import cifar_resnet
 from snnexp.neuron.qcfs import QCFS
 from snnexp.task.dynamics import residuals
+from snnexp.testing import MitigationContract
 
 MITIGATIONS = sorted(p.stem for p in (ROOT / "conf" / "mitigation").glob("*.yaml"))
 ACTIVE = [ResidualMembrane(2), OffsetSpike(4), OffsetSpike(3, rounds=2), Signed(1.0), Signed(0.0), Waiting()]
@@ -341,25 +342,33 @@ def test_rehearsals_are_counted() -> None:
     assert [m.steps(4) for m in ACTIVE] == [6, 8, 10, 4, 4, 4]
 
 
-@pytest.mark.parametrize("mitigation", ACTIVE, ids=lambda m: type(m).__name__)
-def test_each_lowers_the_error_and_leaves_the_network_alone(mitigation: Mitigation) -> None:
-    net, x, T = network(), images(60), 6
-    source, spiking = rewrite(net, x)
-    walk(source, spiking, x, 1, QCFSConversion())
-    plain = Converted(spiking, T)
-    before = plain(x)
-    snn = mitigation.applied(plain)
-    layers, _ = snn.examine(source, x, T)
-    old, _ = plain.examine(source, x, T)
-    off, was = (sum(layer.over_spikes for layer in found) for found in (layers, old))
-    assert off < was, "spikes too many"
-    assert torch.equal(plain(x), before)
-    torch.testing.assert_close(snn.at(x[:7], [T])[0], snn(x)[:7])
-    small = mitigation.applied(Converted(spiking, T, rows=8))
-    torch.testing.assert_close(small(x), snn(x), msg="however it is cut into pieces")
-    for layer in layers:
-        parts = torch.tensor([layer.unevenness, layer.quantisation, layer.clipping, layer.propagated])
-        assert parts.isfinite().all()
+class TestEveryMitigation(MitigationContract):
+    """On a residual network; the options of the group."""
+
+    @pytest.fixture(autouse=True, params=MITIGATIONS)
+    def _option(self, request: pytest.FixtureRequest) -> None:
+        self.name = request.param
+
+    def make(self) -> Mitigation:
+        return made(self.name)
+
+
+class TestSettingsOfMitigations(MitigationContract):
+    """On a network whose arithmetic is exact."""
+
+    T = 6
+    tolerance = 1.0
+
+    @pytest.fixture(autouse=True, params=ACTIVE, ids=lambda m: type(m).__name__)
+    def _option(self, request: pytest.FixtureRequest) -> None:
+        self.mitigation = request.param
+
+    def make(self) -> Mitigation:
+        return self.mitigation
+
+    def sample(self) -> tuple[nn.Module, Tensor]:
+        torch.manual_seed(0)
+        return network(), images(60)
 
 
 def test_other_neurons_and_short_runs_are_refused() -> None:

@@ -126,6 +126,7 @@ class DatasetContract:
         for split in (data.train, data.val, data.test):
             assert len(split) > 0
             x, y = next(split.batches(2))
+            x = data.augment(x, 0) if data.augment and split is data.train else x  # it may cut samples to their shape
             assert tuple(x.shape[2 if data.temporal or data.averaged else 1 :]) == tuple(data.shape)
             assert y.dtype == torch.int64
             labels = split.y[split.index]
@@ -145,13 +146,12 @@ class DatasetContract:
             for a, b in zip(next(one.batches(8)), next(other.batches(8)), strict=True):
                 assert torch.equal(a, b)
 
-    def test_augmentation_and_normalisation_fit_the_samples(self) -> None:
+    def test_augmentation_and_normalisation(self) -> None:
         data = self.make()
         x, _ = next(data.train.batches(4))
         if data.augment:
-            changed = data.augment(x.clone(), 1)
-            assert changed.shape == x.shape
-            assert torch.equal(data.augment(x.clone(), 1), changed), "it depends on more than the batch and the seed"
+            first, again = data.augment(x.clone(), 1), data.augment(x.clone(), 1)
+            assert torch.equal(first, again), "the augmentation depends on more than the batch and the seed"
         if data.normalize:
             assert len(data.normalize[0]) == data.shape[0]
             assert Normalize(*data.normalize)(x).isfinite().all()
