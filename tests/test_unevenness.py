@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from snnexp.mitigation.waiting import Waiting
 from snnexp.model.resnet import cifar_resnet
 from snnexp.neuron.qcfs import QCFS
 from snnexp.task.dynamics import residuals
-from snnexp.testing import MitigationContract
+from snnexp.testing import MitigationContract, TaskContract
 
 MITIGATIONS = sorted(p.stem for p in (ROOT / "conf" / "mitigation").glob("*.yaml"))
 ACTIVE = [ResidualMembrane(2), OffsetSpike(4), OffsetSpike(3, rounds=2), Signed(1.0), Signed(0.0), Waiting()]
@@ -450,47 +451,55 @@ TINY = (
 BOUND = ("task.val_images=40", "task.test_images=40")
 
 
-def table(done: Done, name: str) -> list[dict[str, str]]:
-    run = max(done.runs(), key=lambda path: path.stat().st_mtime)
+def table(run: Path, name: str) -> list[dict[str, str]]:
     with (run / "tables" / f"{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def test_the_three_tasks_write_their_tables_and_figures(snnexp: Callable[..., Done]) -> None:
-    done = snnexp("task=unevenness", *TINY, *BOUND, "tracking=none", "timesteps=[2,4]", "task.T=[2]")
-    assert done.code == 0, done.err
-    (run,) = done.runs()
-    assert {p.stem for p in (run / "figures").iterdir()} == {"orders", "kinds", "accuracy", "arrivals"}
-    assert {row["kind"] for row in table(done, "cases")} == {"over-firing", "under-firing", "correct zero", "saturated"}
-    shares = [
-        sum(float(row[k]) for k in ("inside", "over", "under", "zeros", "saturated")) for row in table(done, "kinds")
-    ]
-    assert shares == pytest.approx([1.0] * len(shares), abs=1e-4)
-    assert {row["T"] for row in table(done, "arrivals")} == {"2", "4"}
-    result = done.result()
-    assert {"val/over_T4", "test/snn_accuracy_T4", "val/latency_T4"} <= set(result)
+@pytest.mark.usefixtures("environment")
+class TestUnevennessTask(TaskContract):
+    command = ("task=unevenness", *TINY, *BOUND, "timesteps=[2,4]", "task.T=[2]")
 
-    done = snnexp("task=dynamics", *TINY, "tracking=none", "timesteps=[1,4]")
-    assert done.code == 0, done.err
-    assert max(float(row["residual"]) for row in table(done, "dynamics")) < 1e-5
+    def kept(self, run: Path, result: dict[str, float]) -> None:
+        assert {p.stem for p in (run / "figures").iterdir()} == {"orders", "kinds", "accuracy", "arrivals"}
+        kinds = {row["kind"] for row in table(run, "cases")}
+        assert kinds == {"over-firing", "under-firing", "correct zero", "saturated"}
+        parts = ("inside", "over", "under", "zeros", "saturated")
+        shares = [sum(float(row[part]) for part in parts) for row in table(run, "kinds")]
+        assert shares == pytest.approx([1.0] * len(shares), abs=1e-4)
+        assert {row["T"] for row in table(run, "arrivals")} == {"2", "4"}
+        assert {"val/over_T4", "test/snn_accuracy_T4", "val/latency_T4"} <= set(result)
 
-    done = snnexp("task=mitigations", *TINY, *BOUND, "tracking=none", "timesteps=[4]")
-    assert done.code == 0, done.err
-    rows = {row["mitigation"]: row for row in table(done, "mitigations")}
-    assert {name: (row["T"], row["steps"]) for name, row in rows.items()} == {
-        "none": ("4", "4"),
-        "residual_membrane": ("2", "4"),
-        "offset_spike": ("2", "4"),
-        "signed": ("4", "4"),
-        "signed_at_0": ("4", "4"),
-        "waiting": ("4", "4"),
-    }
-    assert float(rows["waiting"]["uneven"]) == 0
 
+@pytest.mark.usefixtures("environment")
+class TestDynamicsTask(TaskContract):
+    command = ("task=dynamics", *TINY, "timesteps=[1,4]")
+
+    def kept(self, run: Path, result: dict[str, float]) -> None:
+        assert max(float(row["residual"]) for row in table(run, "dynamics")) < 1e-5
+
+
+@pytest.mark.usefixtures("environment")
+class TestMitigationsTask(TaskContract):
+    command = ("task=mitigations", *TINY, *BOUND, "timesteps=[4]")
+
+    def kept(self, run: Path, result: dict[str, float]) -> None:
+        rows = {row["mitigation"]: row for row in table(run, "mitigations")}
+        assert {name: (row["T"], row["steps"]) for name, row in rows.items()} == {
+            "none": ("4", "4"),
+            "residual_membrane": ("2", "4"),
+            "offset_spike": ("2", "4"),
+            "signed": ("4", "4"),
+            "signed_at_0": ("4", "4"),
+            "waiting": ("4", "4"),
+        }
+        assert float(rows["waiting"]["uneven"]) == 0
+
+
+def test_a_mitigation_counts_in_the_latency_of_a_conversion(snnexp: Callable[..., Done]) -> None:
     done = snnexp("task=convert", *TINY, *BOUND, "tracking=none", "timesteps=[4]", "mitigation=residual_membrane")
     assert done.code == 0, done.err
-    newest = max(done.runs(), key=lambda path: path.stat().st_mtime)
-    assert '"val/latency_T4": 8' in (newest / "result.json").read_text()
+    assert done.result()["val/latency_T4"] == 8
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -175,10 +176,14 @@ class MitigationContract:
         source, plain = examinable(ann, x, QCFSConversion(), self.T)
         before, mitigation = plain(x), self.make()
         snn = mitigation.applied(plain)
-        off, was = (sum(layer.over_spikes for layer in each.examine(source, x, self.T)[0]) for each in (snn, plain))
+        layers, old = (each.examine(source, x, self.T)[0] for each in (snn, plain))
+        off, was = (sum(layer.over_spikes for layer in found) for found in (layers, old))
         assert mitigation.idle or off < was, "as many spikes too many as without it"
+        parts = ("unevenness", "quantisation", "clipping", "propagated")
+        assert all(math.isfinite(getattr(layer, part)) for layer in layers for part in parts)
         assert relative_error(snn, ann, x, self.T) <= self.tolerance
         assert torch.equal(plain(x), before), "the network it was applied to was changed"
+        torch.testing.assert_close(snn.at(x[:7], [self.T])[0], snn(x)[:7])
         small = mitigation.applied(converted(plain.network, self.T))
         small.rows = 8
         torch.testing.assert_close(small(x), snn(x), msg="the answer depends on how the images are cut into pieces")

@@ -25,7 +25,8 @@ from snnexp.task.base import Task
 class TaskContract:
     """`command`: overrides that run a small task; `config_dir`: a folder of YAML groups beside snnexp's own, or None.
 
-    The task is run in a temporary folder, without MLflow. It must keep a run (`recorded`).
+    The task is run in a temporary folder, without MLflow. It must keep a run (`recorded`). Override `kept` to check
+    more of what a run leaves.
     """
 
     command: Sequence[str]
@@ -47,6 +48,9 @@ class TaskContract:
             GlobalHydra.instance().clear()
         return 0
 
+    def kept(self, run: Path, result: dict[str, float]) -> None:
+        """Check the folder of the finished run, and its result. Does nothing unless overridden."""
+
     def test_a_run_keeps_its_result_which_has_the_objectives(self, tmp_path: Path) -> None:
         assert self.run(tmp_path / "outputs") == 0
         (run,) = (path.parent for path in tmp_path.glob("outputs/runs/*/*/run.json"))
@@ -60,6 +64,7 @@ class TaskContract:
         assert all(name.startswith("val/") for name in objectives), "a sweep must not choose by test data"
         assert objectives <= set(result), f"the result lacks {', '.join(sorted(objectives - set(result)))}"
         pickle.dumps(task)  # data-parallel ranks get the record, and with it the task
+        self.kept(run, result)
 
     def test_it_refuses_an_objective_that_it_does_not_give(
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
