@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,7 +22,7 @@ class Outputs(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the output folder, and refuse a study without -m: Hydra would run one job only. Raises SystemExit."""
         if config.hydra.sweeper.get("n_trials") is not None:
-            sys.exit("a study consists of many runs: start it with snnexp -m (hydra.sweeper.n_trials is set)")
+            _refuse("a study consists of many runs: start it with snnexp -m (hydra.sweeper.n_trials is set)")
         self._check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -31,7 +31,7 @@ class Outputs(Callback):
 
     def _check(self, config: DictConfig) -> None:
         if not isinstance(config.outputs_dir, str):
-            sys.exit(f"outputs_dir={config.outputs_dir} is not allowed: it must be the path of a folder")
+            _refuse(f"outputs_dir={config.outputs_dir} is not allowed: it must be the path of a folder")
         folder = Path(config.outputs_dir).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ class Outputs(Callback):
             probe.unlink()
         except OSError as error:
             # Hydra turns exceptions of a callback into warnings, but not SystemExit
-            sys.exit(f"cannot write to outputs_dir={folder}: {error.strerror}")
+            _refuse(f"cannot write to outputs_dir={folder}: {error.strerror}")
 
 
 class Grid(Callback):
@@ -60,7 +60,7 @@ class Grid(Callback):
         try:
             self._start(varied)
         except UserError as error:
-            sys.exit(str(error))
+            _refuse(str(error))
         basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
         parallel = not basic or (settings.get("parallel") or 1) > 1
         config.hydra.overrides.hydra.append(Job(self.parent.run_id, varied, quiet=parallel).override)
@@ -147,3 +147,8 @@ def close_grid(status: Status) -> None:
     """Close the run of a grid that failed or was interrupted."""
     if Grid.open is not None:
         Grid.open.close(status)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(1)
