@@ -19,7 +19,7 @@ report = $(BIN)/snnexp task=report task.experiments=[$(1)] $(filter outputs_dir=
 .DEFAULT_GOAL := help
 .PHONY: help setup run ui report labs sweep-alpha sweep-threshold lab1-surrogates lab1-sweep lab1-sparsity \
         lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet lab2-dvs \
-        few-spike few-spike-coefficients tables test test-slow test-cluster lint format bench wheel clean
+        few-spike few-spike-coefficients tables test test-slow test-faults test-cluster lint format bench wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -125,6 +125,9 @@ test: $(READY)  ## run the tests (minutes)
 test-slow: $(READY)  ## run the tests that take minutes each: kills, servers, browsers, the wheel
 	-tests/browser/install.sh
 	$(BIN)/pytest -m slow $(ARGS)
+
+test-faults: $(READY)  ## kill runs, fail servers, fill disks, damage files (FAULTS=10: ten times as often; FAULTS_SEED=...)
+	FAULTS=$(or $(FAULTS),1) FAULTS_SEED=$(or $(FAULTS_SEED),0) $(BIN)/pytest -m faults tests/faults $(ARGS)
 
 test-cluster: $(READY)  ## run sweeps on SLURM and PostgreSQL, started here (Debian; installs them as root)
 	tests/cluster/install.sh
