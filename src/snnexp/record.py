@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ from omegaconf import OmegaConf
 
 from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, flatten
 from snnexp.errors import Pruned, UserError
-from snnexp.rundir import RunDir, write_json
+from snnexp.rundir import RunDir, write_csv, write_json
 from snnexp.session import Session
 from snnexp.terminal import closing_table, quiet, rows_table
 from snnexp.tracking import Status
@@ -200,11 +199,3 @@ def _save(content: Any, path: Path) -> None:
         write_csv(path, content)
     else:
         content.savefig(path, dpi=120)
-
-
-def write_csv(path: Path, rows: Rows) -> None:
-    """Write rows as a CSV file with a header line."""
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,8 @@ class RunDir:
         try:
             new.mkdir(parents=True, exist_ok=True)
             run = cls.unused(new)
-            write_json(
-                new / "run.json", {"status": "RUNNING", "fingerprint": digest, "created": time.time(), "config": config}
-            )
+            record = {"status": "RUNNING", "fingerprint": digest, "created": time.time(), "config": config}
+            write_json(new / "run.json", record)
         except OSError as error:
             raise UserError(f"cannot write to outputs_dir={config['outputs_dir']}: {error.strerror} ({new})") from error
         if run is None:
@@ -97,12 +97,9 @@ class RunDir:
     @classmethod
     def _newest(cls, outputs: Path, digest: str) -> RunDir | None:
         paths = [*outputs.glob("runs/*/*/run.json"), *outputs.glob("multirun/*/*/*/run.json")]
-        same = [
-            (r["status"] != "FINISHED", r["created"], p)
-            for p in paths
-            if (r := _read(p)) and r["fingerprint"] == digest
-        ]
-        for _, _, path in sorted(same, reverse=True):
+        found = [(record, path) for path in paths if (record := _read(path)) and record["fingerprint"] == digest]
+        ranked = sorted((record["status"] != "FINISHED", record["created"], path) for record, path in found)
+        for _, _, path in reversed(ranked):
             if run := cls.unused(path.parent):
                 return run
         return None
@@ -112,6 +109,14 @@ class RunDir:
         """Return the run directory `path`, locked; None if a live process holds the lock or there is no such folder."""
         lock = try_lock(path / LOCK) if path.is_dir() else None
         return cls(path, lock) if lock else None
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` as a CSV file, with a column for every key of any row."""
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        table.writeheader()
+        table.writerows(rows)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -65,7 +65,7 @@ def sweep(
         try:
             loop.run()
         finally:  # after Ctrl-C as well
-            report_study(study, searched, fixed, parent, config, loader, objective)
+            report_study(loop, config, loader)
         loop.check()
     return study
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from torch import nn
 
-from snnexp.analysis.style import BLUE, GREY, distinct, panels, plain, styles
+from snnexp.analysis.style import BLUE, GREY, distinct, panels, styles, whole
 from snnexp.surrogate import curve
 from snnexp.training import Metrics
 
@@ -222,9 +221,8 @@ def learning_figure(curves: Mapping[str, Sequence[float]]) -> Figure:
     for (name, values), style in zip(curves.items(), styles(len(curves)), strict=True):
         axes.plot(range(1, len(values) + 1), values, **style, markersize=3, label=name)
     axes.set(xlabel="epoch", ylabel="validation accuracy", title="learning, mean over seeds")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole(axes.xaxis)
     axes.legend(frameon=False, fontsize=8)
-    plain(axes)
     return figure
 
 
@@ -241,7 +239,6 @@ def accuracy_figure(points: Mapping[str, Sequence[tuple[float, Sequence[float]]]
         axes.set(title=name, xscale="log")
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
-        plain(axes)
     figure.supylabel("test accuracy")
     figure.suptitle("every run (grey), mean and standard deviation over seeds (blue)", fontsize=10)
     return figure
@@ -281,12 +278,11 @@ def sparsity_figure(sparsity: Sequence[Row], settings: Sequence[Row]) -> Figure:
         axes.set_xscale("log")
         axes.set_xticks(sorted(ticks), [f"{value:g}" for value in sorted(ticks)])
         axes.minorticks_off()
-    over_time.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole(over_time.xaxis)
     last.set(xlabel=f"alpha of {', '.join(sparse)}", ylabel="share exactly zero", title="last epoch")
     over_time.set(xlabel="epoch", title=f"potentials of {layers[0]}, by alpha", ylim=(0, 1.3))
     accuracy.set(xlabel="peak of g'", ylabel="test accuracy", title="accuracy at equal peak")
     for axes in (last, accuracy):
         axes.legend(frameon=False, fontsize=7)
     over_time.legend(frameon=False, fontsize=7, ncols=3, loc="upper center")
-    plain(last, over_time, accuracy)
     return figure

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from snnexp.analysis.style import GREY, panels, plain, shades
+from snnexp.analysis.style import GREY, panels, shades, whole
 from snnexp.dynamics import if_step
 from snnexp.errors import integer, number, require
 
@@ -190,8 +189,7 @@ def orders_figure(found: Sequence[Orders]) -> Figure:
         axes.axvline(0, color=GREY, linewidth=0.6)
         axes.set_yscale("log")
         axes.set_title(title, size=9)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        plain(axes)
+        whole(axes.xaxis)
     axes_all[0].legend(frameon=False, fontsize=8)
     figure.supxlabel("spikes too many (above 0: over-firing, below: under-firing)")
     figure.supylabel("share of all orders")

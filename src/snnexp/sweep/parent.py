@@ -65,6 +65,15 @@ class Parent:
     def run_id(self) -> str | None:
         return self.tracker.run_id
 
+    def publish(self, text: str, *files: str) -> None:
+        """Print `text` and write it to summary.md; log it, and of the folder the experiments, figures and `files`."""
+        (self.folder / "summary.md").write_text(text)
+        self.tracker.tags({"mlflow.note.content": text})
+        for name in (*files, "summary.md", "experiment", "figures"):
+            if (self.folder / name).exists():
+                self.tracker.artifact(self.folder / name)
+        print(f"\n{text}\n  results  {self.folder}\n  tracked  {self.tracker.place}")
+
     def close_child(self, folder: Path | None) -> None:
         """Close the run of a job that died, if its folder is visible on this machine."""
         from snnexp.task.sync import send_kept

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from snnexp.analysis.style import BLUE, GREY, ORANGE, PURPLE, plain
+from snnexp.analysis.style import BLUE, GREY, ORANGE, PURPLE, panels
 from snnexp.conversion.measure import LayerError
 from snnexp.errors import UserError
-from snnexp.record import Record, write_csv
-from snnexp.rundir import write_json
+from snnexp.record import Record
+from snnexp.rundir import write_csv, write_json
 from snnexp.session import Session
 from snnexp.task.converting import Conversion, Converting, accuracy_figure
 from snnexp.training import Metrics
@@ -86,8 +86,7 @@ def layers_figure(table: Sequence[LayerError]) -> Figure:
     error.
     """
     names = [layer.layer for layer in table]
-    figure = Figure(figsize=(11, 1.6 + 0.28 * len(table)), layout="constrained")
-    means, rates, parts = figure.subplots(1, 3, sharey=True)
+    figure, (means, rates, parts) = panels(3, 3, 11 / 3, 1.6 + 0.28 * len(table), sharey=True)
     means.plot([layer.ann_mean for layer in table], names, "o", color=GREY, label="ANN")
     means.plot([layer.snn_mean for layer in table], names, "x", color=BLUE, label="SNN")
     means.set(xlabel="mean activation")
@@ -101,7 +100,6 @@ def layers_figure(table: Sequence[LayerError]) -> Figure:
     parts.set(xlabel="mean squared error / (mean ANN activation)²")
     for axes in (means, rates, parts):
         axes.legend(frameon=False, fontsize=8)
-        plain(axes)
     means.invert_yaxis()
     figure.suptitle(f"layers after T = {table[0].T} steps")
     return figure

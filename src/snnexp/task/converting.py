@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor, fx, nn
 
-from snnexp.analysis.style import GREY, panels, plain, styles
+from snnexp.analysis.style import GREY, panels, styles
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
 from snnexp.conversion.frames import PerFrame, stills
@@ -257,5 +257,4 @@ def accuracy_figure(curves: Mapping[str, Mapping[int, float]], ann: float) -> Fi
     axes.set_xticks(steps, [str(t) for t in steps])
     axes.set(xlabel="time steps T", ylabel="test accuracy")
     axes.legend(frameon=False)
-    plain(axes)
     return figure

@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor, fx, nn
 
-from snnexp.analysis.style import distinct, plain, styles
+from snnexp.analysis.style import distinct, panels, styles
 from snnexp.conversion.frames import PerFrame, stills
 from snnexp.conversion.measure import AC, accuracies, ann_accuracy, spread
 from snnexp.conversion.network import Converted
@@ -267,8 +267,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def ways_figure(table: Sequence[dict[str, Any]]) -> Figure:
     """Draw for each way accuracy against steps, and the processor time of its training."""
     names = distinct(table, "way")
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    accuracy, cost = figure.subplots(1, 2, width_ratios=(2, 1))
+    figure, (accuracy, cost) = panels(2, 2, 5, 3.8, width_ratios=(2, 1))
     for name, style in zip(names, styles(len(names)), strict=True):
         snn = [row for row in table if row["way"] == name and row["network"] == "SNN"]
         steps, means, spread = ([row[key] for row in snn] for key in ("steps", "accuracy", "sd"))
@@ -287,5 +286,4 @@ def ways_figure(table: Sequence[dict[str, Any]]) -> Figure:
     cost.invert_yaxis()
     cost.margins(x=0.15)
     cost.set(xlabel="processor time of one training, s")
-    plain(accuracy, cost)
     return figure

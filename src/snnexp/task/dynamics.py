@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, fx
 
-from snnexp.analysis.style import distinct, plain, shades
+from snnexp.analysis.style import distinct, panels, shades
 from snnexp.conversion.network import Converted
 from snnexp.conversion.neuron import integrator
 from snnexp.conversion.stateful import Frames
@@ -110,8 +110,7 @@ def residuals_figure(rows: Sequence[Row]) -> Figure:
     """Draw by layer, a line for each T, how far the two sides are apart, and the last term of the relation: over all
     neurons, and over those that end in [0, theta)."""
     names, steps = distinct(rows, "layer"), distinct(rows, "T")
-    figure = Figure(figsize=(11, 1.6 + 0.26 * len(names)), layout="constrained")
-    axes_all = figure.subplots(1, 3, sharey=True)
+    figure, axes_all = panels(3, 3, 11 / 3, 1.6 + 0.26 * len(names), sharey=True)
     labels = {
         "residual": "largest difference of the two sides / θ",
         "remainder": "(v(T) − v(0)) / (T θ), rms, all neurons",
@@ -122,7 +121,6 @@ def residuals_figure(rows: Sequence[Row]) -> Figure:
             values = [max(row[column], 1e-17) for row in rows if row["T"] == T]
             axes.plot(values, names, ".-", color=color, linewidth=0.8, label=f"T = {T}")
         axes.set(xscale="log", xlabel=label)
-        plain(axes)
     axes_all[0].invert_yaxis()
     figure.legend(*axes_all[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from snnexp.analysis.style import GREY, distinct, panels, plain, styles
+from snnexp.analysis.style import GREY, distinct, panels, styles
 from snnexp.build import unlike
 from snnexp.conversion.measure import LayerError
 from snnexp.errors import UserError, require
@@ -114,7 +114,6 @@ def mitigations_figure(rows: Sequence[Row], ann: float) -> Figure:
         if key != "energy_nj":
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
-        plain(axes)
     axes_all[0].set(ylabel="test accuracy")
     figure.legend(*axes_all[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     return figure

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from snnexp.analysis.style import BLUE, GREY, ORANGE, distinct, panels, plain, styles
+from snnexp.analysis.style import BLUE, GREY, ORANGE, distinct, panels, styles
 from snnexp.analysis.unevenness import Neuron, orders_figure, search, trace
 from snnexp.conversion.arrival import Arrival, arrivals, explanations
 from snnexp.conversion.measure import LayerError
@@ -143,15 +143,14 @@ def _kinds(layer: LayerError) -> dict[str, Any]:
 def kinds_figure(rows: Sequence[Row]) -> Figure:
     """Draw by layer, in a panel for each T, the shares of neurons whose residual lies outside [0, theta), by kind."""
     steps, names = distinct(rows, "T"), distinct(rows, "layer")
-    figure = Figure(figsize=(2.2 + 1.9 * len(steps), 1.8 + 0.24 * len(names)), layout="constrained")
-    axes_all = figure.subplots(1, len(steps), sharey=True, squeeze=False)[0]
+    count = len(steps)
+    figure, axes_all = panels(count, count, 2.2 / count + 1.9, 1.8 + 0.24 * len(names), sharey=True)
     for axes, T in zip(axes_all, steps, strict=True):
         at, left = [row for row in rows if row["T"] == T], [0.0] * len(names)
         for kind, (label, color) in KINDS.items():
             axes.barh(names, [row[kind] for row in at], left=left, color=color, label=label)
             left = [a + row[kind] for a, row in zip(left, at, strict=True)]
         axes.set(title=f"T = {T}", xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
-        plain(axes)
     axes_all[0].invert_yaxis()
     figure.supxlabel("share of neurons (the rest ends in [0, θ))")
     figure.legend(*axes_all[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
@@ -178,7 +177,6 @@ def arrivals_figure(rows: Sequence[Row]) -> Figure:
             axes.plot([row[column] for row in of], layers, **style, label=name, linewidth=0.8, markersize=3)
         axes.set(xlabel=label)
         axes.set_xlim(left=0)
-        plain(axes)
     axes_all[0].invert_yaxis()
     axes_all[0].legend(title="spikes arrive", frameon=False, fontsize=8)
     figure.suptitle(f"the same spikes in other orders, T = {T}")
