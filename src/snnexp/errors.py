@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from hydra.errors import CompactHydraException
 
 
@@ -31,6 +34,15 @@ class InvalidValue(ValueError):
         return type(self), (self.name, self.value, self.allowed)
 
 
+@contextmanager
+def told(prefix: str = "") -> Iterator[None]:
+    """Turn an InvalidValue raised in the block into a UserError under the config key `prefix` + its name."""
+    try:
+        yield
+    except InvalidValue as error:
+        raise error.told(prefix + error.name) from error
+
+
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise `InvalidValue` unless `condition` holds. `allowed` completes the sentence 'it must be ...'."""
     if not condition:
@@ -58,6 +70,17 @@ def integer(name: str, value: object, *, at_least: int) -> int:
     ok = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
     require(ok, name, value, f"an integer >= {at_least}")
     return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def integer_or_none(name: str, value: object, *, at_least: int) -> int | None:
+    """Return `value` if it is None or an int of at least `at_least`, else raise `InvalidValue`."""
+    return None if value is None else integer(name, value, at_least=at_least)
+
+
+def boolean(name: str, value: object) -> bool:
+    """Return `value` if it is a bool, else raise `InvalidValue`."""
+    require(isinstance(value, bool), name, value, "true or false")
+    return bool(value)
 
 
 def choice(name: str, value: object, options: tuple[str, ...]) -> str:

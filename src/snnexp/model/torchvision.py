@@ -9,13 +9,13 @@ from torch import nn
 
 from snnexp.checkpoint import load_weights, read
 from snnexp.errors import UserError, choice, require
-from snnexp.model import Neuron
+from snnexp.model import Neuron, Shape
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU)
 AUXILIARY = ("googlenet", "inception_v3")  # return a tuple in training
 
 
-def network(shape: tuple[int, ...], classes: int, neuron: Neuron, *, name: str, weights: str | None) -> nn.Module:
+def network(shape: Shape, classes: int, neuron: Neuron, *, name: str, weights: str | None) -> nn.Module:
     """Return torchvision's `name` (resnet50, efficientnet_b0, mobilenet_v2, ...); [T*N, 3, H, W] -> [T*N, classes].
 
     With `neuron=relu` it stays as torchvision builds it; any other neuron replaces each of its activations. `weights`:

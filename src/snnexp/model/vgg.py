@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from snnexp.errors import integer
-from snnexp.model import Neuron, at_least, conv_unit, he_init, pool2, readout_site
+from snnexp.model import Neuron, Shape, at_least, conv_unit, he_init, pool2, readout_site
 from snnexp.timefold import Dropout
 
 STAGES = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels in units of `width`; pooling after each stage
@@ -24,7 +24,7 @@ class VGG16(nn.Sequential):
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        shape: Shape,
         classes: int,
         neuron: Neuron,
         *,

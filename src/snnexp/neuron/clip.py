@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snnexp.errors import number, require
+from snnexp.errors import boolean, number
 
 SMALLEST = 1e-3  # least bound in effect: h stays defined, and its gradient can raise the bound again
 
@@ -29,8 +29,7 @@ class Bounded(nn.Module):
     def __init__(self, bound: float, trainable: bool, name: str) -> None:
         super().__init__()
         start = torch.tensor(number(name, bound, f"a number of at least {SMALLEST}", at_least=SMALLEST))
-        require(isinstance(trainable, bool), "trainable", trainable, "true or false")
-        if trainable:
+        if boolean("trainable", trainable):
             self.bound = nn.Parameter(start)
         else:
             self.register_buffer("bound", start)

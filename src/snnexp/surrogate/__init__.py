@@ -34,12 +34,8 @@ def checked_surrogate(surrogate: Any) -> Any:
     """
     from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
 
-    require(
-        isinstance(surrogate, SurrogateFunctionBase),
-        "surrogate",
-        surrogate,
-        "a surrogate function (a SurrogateFunctionBase of SpikingJelly)",
-    )
+    allowed = "a surrogate function (a SurrogateFunctionBase of SpikingJelly)"
+    require(isinstance(surrogate, SurrogateFunctionBase), "surrogate", surrogate, allowed)
     kind = type(surrogate)
     arguments = {name: getattr(surrogate, name) for name in arguments_of(kind) if hasattr(surrogate, name)}
     try:
@@ -49,12 +45,8 @@ def checked_surrogate(surrogate: Any) -> Any:
     if not surrogate.spiking:
         import torch
 
-        require(
-            primitive(surrogate, torch.zeros(1)) is not None,
-            "surrogate.spiking",
-            False,
-            f"true: {kind.__name__} has no primitive to emit in place of spikes",
-        )
+        allowed = f"true: {kind.__name__} has no primitive to emit in place of spikes"
+        require(primitive(surrogate, torch.zeros(1)) is not None, "surrogate.spiking", False, allowed)
     return surrogate
 
 

@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from snnexp.config import TRAINING
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.training import Metrics
 
-TRAINING: tuple[str, ...] = ("model", "dataset", "neuron", "surrogate", "loss", "optimizer", "scheduler", "trainer")
 CONVERTING = (*TRAINING, "conversion", "calibration", "mitigation")
 
 

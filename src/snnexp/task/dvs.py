@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, fx, nn
 
 from snnexp.analysis.style import distinct, panels, styles
+from snnexp.config import TRAINING
 from snnexp.conversion.frames import PerFrame, stills
 from snnexp.conversion.measure import AC, accuracies, ann_accuracy, spread
 from snnexp.conversion.network import Converted
@@ -30,7 +31,7 @@ from snnexp.evaluate import evaluate
 from snnexp.record import Record
 from snnexp.rundir import write_json
 from snnexp.session import Session
-from snnexp.task.base import TRAINING, Task
+from snnexp.task.base import Task
 from snnexp.task.train import train_network
 from snnexp.terminal import console
 from snnexp.timefold import TimeFold, TimeMean

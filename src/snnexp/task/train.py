@@ -13,12 +13,13 @@ from lightning_fabric import Fabric
 
 from snnexp.analysis import figures
 from snnexp.analysis.temperature import adapt, temperature
+from snnexp.config import TRAINING
 from snnexp.dataset.base import Data
 from snnexp.errors import Pruned
 from snnexp.evaluate import Evaluation, evaluate, recorded
 from snnexp.record import Record, Rows
 from snnexp.session import Session
-from snnexp.task.base import TRAINING, Task
+from snnexp.task.base import Task
 from snnexp.terminal import EpochBar, quiet
 from snnexp.timefold import TimeFold
 from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load_checkpoint
