@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,13 @@ class Data:
     averaged: bool = False
     augment: Callable[[Tensor, int], Tensor] | None = None
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    @classmethod
+    def of(cls, name: str, x: Tensor, y: Tensor, trained: int, share: float, seed: int, **settings: Any) -> Data:
+        """Return a dataset of samples x, y: the first `trained` train and validate (`split_train`), the rest test."""
+        rows = *split_train(trained, share, seed), torch.arange(trained, len(y))
+        train, val, test = (Split(x, y, index) for index in rows)
+        return cls(name, train, val, test, **settings)
 
     def to(self, device: torch.device) -> Data:
         """Return a copy with training and validation data on `device`; tensors that splits share stay shared."""

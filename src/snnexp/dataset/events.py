@@ -41,10 +41,8 @@ def decode(data: bytes, height: int = HEIGHT, width: int = WIDTH, name: str = "t
     `height` x `width` sensor, or the 23-bit clock has wrapped (after 8.4 s), which makes times ambiguous.
     """
     if len(data) % BYTES:
-        raise EventFileError(
-            f"{name}: {len(data)} bytes are not a whole number of 5-byte events; the file is truncated "
-            "or not in the N-MNIST format"
-        )
+        why = "the file is truncated or not in the N-MNIST format"
+        raise EventFileError(f"{name}: {len(data)} bytes are not a whole number of 5-byte events; {why}")
     raw = np.frombuffer(data, np.uint8).reshape(-1, BYTES).astype(np.int64)
     x, y, p = raw[:, 0], raw[:, 1], raw[:, 2] >> 7
     t = (raw[:, 2] & 0x7F) << 16 | raw[:, 3] << 8 | raw[:, 4]
@@ -57,9 +55,8 @@ def decode(data: bytes, height: int = HEIGHT, width: int = WIDTH, name: str = "t
     beyond = (x >= width) | (y >= height)
     if beyond.any():
         k = int(beyond.argmax())
-        raise EventFileError(
-            f"{name}: event {k} is at (x, y) = ({x[k]}, {y[k]}), outside the {width} x {height} sensor"
-        )
+        where = f"(x, y) = ({x[k]}, {y[k]}), outside the {width} x {height} sensor"
+        raise EventFileError(f"{name}: event {k} is at {where}")
     if (np.diff(t) < 0).any():
         order = np.argsort(t, kind="stable")
         t, x, y, p = t[order], x[order], y[order], p[order]

@@ -58,20 +58,18 @@ def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: O
         fetch(kind, root)
     for path in paths:
         if not path.exists():
-            raise UserError(
-                f"no {path.name} in {folder}: point dataset.root at the folder that holds "
-                f"{kind.base_folder}, or set dataset.download=true to let torchvision fetch it"
-            )
+            ways = f"{kind.base_folder}, or set dataset.download=true to let torchvision fetch it"
+            raise UserError(f"no {path.name} in {folder}: point dataset.root at the folder that holds {ways}")
     meta = folder / kind.meta["filename"]
 
     def parts() -> tuple[Part, Part]:
         try:  # torchvision compares checksums before it unpickles anything
             train, test = (kind(str(root), train=part) for part in (True, False))
         except (RuntimeError, OSError) as error:
-            raise UserError(
-                f"{folder} does not hold the published files ({error}): remove it and set dataset.download=true"
-            ) from error
-        return tuple(of_array(np.ascontiguousarray(p.data.transpose(0, 3, 1, 2)), p.targets) for p in (train, test))  # type: ignore[return-value]
+            advice = "remove it and set dataset.download=true"
+            raise UserError(f"{folder} does not hold the published files ({error}): {advice}") from error
+        train, test = (of_array(np.ascontiguousarray(p.data.transpose(0, 3, 1, 2)), p.targets) for p in (train, test))
+        return train, test
 
     name = kind.__name__.lower()
     return load(name, parts, [name, files([*paths, meta])], classes.split(), options)
