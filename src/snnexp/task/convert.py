@@ -35,18 +35,15 @@ class Convert(Converting):
     def check_corrections(self, session: Session) -> None:
         """Raise UserError if a calibration is chosen."""
         if session.config["calibration"]["steps"]:
-            raise UserError(
-                "task=convert places neurons and corrects nothing: "
-                f"calibration={session.choices['calibration']} belongs to task=calibrate"
-            )
+            chosen = f"calibration={session.choices['calibration']} belongs to task=calibrate"
+            raise UserError(f"task=convert places neurons and corrects nothing: {chosen}")
 
 
 def _measured(conversion: Conversion) -> Metrics:
     record = conversion.record
     conversion.load_ann()
     result = conversion.ann_accuracies()
-    layers: list[LayerError] = []
-    done: list[dict[str, Any]] = []
+    layers, done = list[LayerError](), list[dict[str, Any]]()
     for steps in conversion.groups():
         if conversion.calibration.steps:
             plain, _, _ = conversion.converted(steps[-1], calibrated=False)

@@ -34,7 +34,7 @@ from snnexp.session import Session
 from snnexp.task.base import Task
 from snnexp.task.train import train_network
 from snnexp.terminal import console
-from snnexp.timefold import TimeFold, TimeMean
+from snnexp.timefold import TimeFold, TimeMean, observed
 from snnexp.training import THREADS, Metrics, launched
 
 AVERAGE, FRAME, SEQUENCE, DIRECT = "average", "per frame", "per frame, no reset", "direct"
@@ -65,10 +65,8 @@ class DVS(Task):
 
     def run(self, session: Session, record: Record) -> Metrics:
         if "average" not in session.config["dataset"]:
-            raise UserError(
-                "task=dvs compares ways to show event recordings to a network: choose dataset=cifar10_dvs or "
-                "dataset=cifar10_saccade"
-            )
+            what = "task=dvs compares ways to show event recordings to a network"
+            raise UserError(f"{what}: choose dataset=cifar10_dvs or dataset=cifar10_saccade")
         session.check()
         comparison = Comparison(self, session, record)
         comparison.check()
@@ -100,11 +98,13 @@ class Trained:
     cost: dict[str, Any]
 
 
+@dataclass
 class Comparison:
     """One run of `task=dvs` with the settings of `task`."""
 
-    def __init__(self, task: DVS, session: Session, record: Record) -> None:
-        self.task, self.session, self.record = task, session, record
+    task: DVS
+    session: Session
+    record: Record
 
     def check(self) -> None:
         """Try everything before the run begins. Raises UserError."""
@@ -112,10 +112,8 @@ class Comparison:
         framed = self._session(FRAME, seed)
         net, x = framed.network(), stills(next(framed.data.val.batches(1))[0])
         if net.sites():
-            raise UserError(
-                f"neuron={self.session.choices['neuron']} spikes: task=dvs trains ANNs with neuron=qcfs, "
-                "and an SNN with the neuron of task.direct"
-            )
+            trains = "task=dvs trains ANNs with neuron=qcfs, and an SNN with the neuron of task.direct"
+            raise UserError(f"neuron={self.session.choices['neuron']} spikes: {trains}")
         if not self._session(DIRECT, seed).network().sites():
             raise UserError(f"task.direct={self.task.direct['_target_']} does not spike: neuron@task.direct=lif does")
         by_qcfs(net.network, x, 1)
@@ -207,12 +205,9 @@ def _fitted(fabric: Fabric, session: Session, folder: Path) -> dict[str, Any]:
     data, net = session.data, session.network()
     start = time.process_time()
     progress = train_network(fabric, session, net, folder)
-    batches = -(-len(data.train) // session.trainer.batch_size)
-    return {
-        "train_s": time.process_time() - start,
-        "updates": progress.epoch * batches,
-        "train_images": progress.epoch * len(data.train) * net.T,
-    }
+    seconds, n = time.process_time() - start, len(data.train)
+    updates = progress.epoch * -(-n // session.trainer.batch_size)
+    return {"train_s": seconds, "updates": updates, "train_images": progress.epoch * n * net.T}
 
 
 def by_qcfs(ann: nn.Module, x: Tensor, T: int) -> tuple[fx.GraphModule, Converted]:
@@ -226,19 +221,15 @@ def by_qcfs(ann: nn.Module, x: Tensor, T: int) -> tuple[fx.GraphModule, Converte
 def accumulates(net: TimeFold, x: Tensor) -> float:
     """Return the synaptic operations of an SNN for one sample of x [N, T, ...]: over all steps, each convolution's and
     linear layer's multiply-accumulates x the share of its inputs that are not 0."""
+    layers = {name: m for name, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     counts: list[float] = []
 
-    def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        weight: Tensor = layer.weight  # type: ignore[assignment]
-        counts.append(output.numel() / len(x) * weight[0].numel() * float((inputs[0] != 0).float().mean()))
+    def count(name: str, seen: Tensor, output: Tensor) -> None:
+        fan_in = layers[name].weight[0].numel()
+        counts.append(output.numel() / len(x) * fan_in * float((seen != 0).float().mean()))
 
-    layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    try:
+    with observed(layers, count):
         net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     return sum(counts)
 
 
@@ -251,17 +242,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for (way, network, steps), same in groups.items():
         accuracy = [row["accuracy"] for row in same]
         others = {key: mean(row[key] for row in same) for key in ("energy_nj", "train_s", "updates", "train_images")}
-        found.append(
-            {
-                "way": way,
-                "network": network,
-                "steps": steps,
-                "seeds": len(same),
-                "accuracy": mean(accuracy),
-                "sd": stdev(accuracy) if len(same) > 1 else 0.0,
-                **others,
-            }
-        )
+        spread = stdev(accuracy) if len(same) > 1 else 0.0
+        reached = {"seeds": len(same), "accuracy": mean(accuracy), "sd": spread}
+        found.append({"way": way, "network": network, "steps": steps} | reached | others)
     return found
 
 
