@@ -27,10 +27,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"checkpoint={path}: there is no such file") from None
     except Exception as error:  # torch raises many types
-        raise UserError(
-            f"checkpoint={path} cannot be read as weights: it must be a state_dict of tensors, as "
-            "torch.save(network.state_dict(), file) writes it"
-        ) from error
+        wanted = "it must be a state_dict of tensors, as torch.save(network.state_dict(), file) writes it"
+        raise UserError(f"checkpoint={path} cannot be read as weights: {wanted}") from error
     while isinstance(found, Mapping) and (inner := [found[k] for k in NESTED if isinstance(found.get(k), Mapping)]):
         found = inner[0]
     weights = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
@@ -63,16 +61,10 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path
     weights = {k: v for k, v in weights.items() if not k.endswith(STATE)}
     missing = [k for k in own if k not in weights and not k.endswith(OPTIONAL) and not k.startswith("front.")]
     unexpected = [k for k in weights if k not in own]
-    misshapen = [
-        f"{k} {_shape(v)} in the file, {_shape(own[k])} in the network"
-        for k, v in weights.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    if wrong := [
-        _first(what, keys)
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if keys
-    ]:
+    differ = [k for k, v in weights.items() if k in own and v.shape != own[k].shape]
+    misshapen = [f"{k} {_shape(weights[k])} in the file, {_shape(own[k])} in the network" for k in differ]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if wrong := [_first(what, keys) for what, keys in faults.items() if keys]:
         raise UserError(f"checkpoint={path} does not fit the network: {'; '.join(wrong)}")
     net.load_state_dict(dict(weights), strict=False)
 

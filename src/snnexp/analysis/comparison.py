@@ -20,6 +20,7 @@ from snnexp.training import Metrics
 
 Row = dict[str, Any]
 VAL = "val/accuracy"
+MEASURED = ("potentials", "currents", "weights", "rate", "skippable")  # by task=gradient_sparsity
 SPEED = 0.95  # an epoch's accuracy counts as learnt at this share of the best setting's
 
 
@@ -64,11 +65,8 @@ class Setting:
         x = torch.linspace(-4, 4, 8001, dtype=torch.float64)
         slope = curve(self.surrogate, x).derivative
         near, peak = x.abs() <= 2, float(slope.max())
-        return {
-            "peak": peak,
-            "area": float(torch.trapezoid(slope[near], x[near])),
-            "support": float((slope >= 0.01 * peak).double().mean()) * 8,
-        }
+        support = float((slope >= 0.01 * peak).double().mean()) * 8
+        return {"peak": peak, "area": float(torch.trapezoid(slope[near], x[near])), "support": support}
 
 
 def best_of_each(settings: Sequence[Setting]) -> list[Setting]:
@@ -88,24 +86,14 @@ def points(settings: Sequence[Setting]) -> dict[str, list[tuple[float, list[floa
 
 
 def settings_table(settings: Sequence[Setting]) -> list[Row]:
-    level = SPEED * max(s.mean(VAL) for s in settings)
-    return [
-        {
-            "surrogate": s.function,
-            "parameter": s.parameter,
-            "value": s.value,
-            "seeds": len(s.results),
-            **{
-                f"{metric}{end}": take(s.each(metric))
-                for metric in (VAL, "test/accuracy")
-                for end, take in (("", statistics.fmean), (" sd", _sd))
-            },
-            f"epochs to {level:.3f}": s.epochs_to(level),
-            "spikes per sample": s.mean("test/spikes_per_sample"),
-            **s.shape,
-        }
-        for s in settings
-    ]
+    level, rows = SPEED * max(s.mean(VAL) for s in settings), []
+    for s in settings:
+        row: Row = {"surrogate": s.function, "parameter": s.parameter, "value": s.value, "seeds": len(s.results)}
+        for metric in (VAL, "test/accuracy"):
+            row |= {metric: statistics.fmean(s.each(metric)), f"{metric} sd": _sd(s.each(metric))}
+        cost = {f"epochs to {level:.3f}": s.epochs_to(level), "spikes per sample": s.mean("test/spikes_per_sample")}
+        rows.append(row | cost | s.shape)
+    return rows
 
 
 def ranking(settings: Sequence[Setting], best: Sequence[Setting]) -> list[Row]:
@@ -119,18 +107,8 @@ def ranking(settings: Sequence[Setting], best: Sequence[Setting]) -> list[Row]:
     for rank, s in enumerate(best, 1):
         half = float(stats.t.ppf(0.975, freedom)) * pooled / math.sqrt(len(s.results)) if freedom else math.nan
         mean = s.mean("test/accuracy")
-        rows.append(
-            {
-                "rank": rank,
-                "surrogate": s.function,
-                "value": s.value,
-                "seeds": len(s.results),
-                VAL: s.mean(VAL),
-                "test/accuracy": mean,
-                "low": mean - half,
-                "high": mean + half,
-            }
-        )
+        row = {"rank": rank, "surrogate": s.function, "value": s.value, "seeds": len(s.results)}
+        rows.append(row | {VAL: s.mean(VAL), "test/accuracy": mean, "low": mean - half, "high": mean + half})
     return rows
 
 
@@ -146,16 +124,8 @@ def correlation(settings: Sequence[Setting]) -> list[Row]:
             ("epochs to learn (never: last)", [_or_last(s.epochs_to(level)) for s in settings]),
         ):
             if len(set(shape)) > 1 and len(set(values)) > 1:
-                found = stats.spearmanr(shape, values)
-                rows.append(
-                    {
-                        "shape": name,
-                        "with": what,
-                        "rho": float(found.statistic),
-                        "p": float(found.pvalue),
-                        "settings": len(settings),
-                    }
-                )
+                rho, p = map(float, stats.spearmanr(shape, values))
+                rows.append({"shape": name, "with": what, "rho": rho, "p": p, "settings": len(settings)})
     return rows
 
 
@@ -166,18 +136,10 @@ def same_peak(settings: Sequence[Setting]) -> list[Row]:
         members = [s for s in settings if round(s.shape["peak"], 3) == peak]
         if len(members) > 1:
             level = min(max(s.learning) for s in members)
-            rows += [
-                {
-                    "peak": peak,
-                    "surrogate": s.name,
-                    "equal accuracy": level,
-                    "epochs to it": s.epochs_to(level),
-                    "test/accuracy": s.mean("test/accuracy"),
-                    "test/accuracy sd": _sd(s.each("test/accuracy")),
-                    "skippable": s.mean("sparsity/skippable"),
-                }
-                for s in members
-            ]
+            for s in members:
+                row = {"peak": peak, "surrogate": s.name, "equal accuracy": level, "epochs to it": s.epochs_to(level)}
+                tested = {"test/accuracy": s.mean("test/accuracy"), "test/accuracy sd": _sd(s.each("test/accuracy"))}
+                rows.append(row | tested | {"skippable": s.mean("sparsity/skippable")})
     return rows
 
 
@@ -189,21 +151,11 @@ def sparsity_rows(settings: Sequence[Setting]) -> list[Row]:
             keys = [key for key in metrics[0] if key.startswith("sparsity/")]
             layers: dict[str, dict[str, float]] = {}
             for key in keys:
-                _, what, *layer = key.split("/", 2)
-                layers.setdefault(layer[0] if layer else "all", {})[what] = statistics.fmean(m[key] for m in metrics)
-            rows += [
-                {
-                    "surrogate": s.function,
-                    "value": s.value,
-                    "epoch": epoch,
-                    "layer": layer,
-                    **{
-                        what: shares.get(what, math.nan)
-                        for what in ("potentials", "currents", "weights", "rate", "skippable")
-                    },
-                }
-                for layer, shares in layers.items()
-            ]
+                _, what, *rest = key.split("/", 2)
+                layers.setdefault(rest[0] if rest else "all", {})[what] = statistics.fmean(m[key] for m in metrics)
+            for layer, shares in layers.items():
+                row = {"surrogate": s.function, "value": s.value, "epoch": epoch, "layer": layer}
+                rows.append(row | {what: shares.get(what, math.nan) for what in MEASURED})
     return rows
 
 

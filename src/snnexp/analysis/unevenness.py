@@ -13,7 +13,7 @@ of spikes or of spare steps. Bu et al., ICLR 2022; snnexp.conversion.measure doe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -38,12 +38,8 @@ class Neuron:
     T: int = 8
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.weights, Sequence) and bool(self.weights),
-            "weights",
-            self.weights,
-            "a list of numbers, one per input",
-        )
+        listed = isinstance(self.weights, Sequence) and bool(self.weights)
+        require(listed, "weights", self.weights, "a list of numbers, one per input")
         self.weights = [number("weights", w, "a list of numbers") for w in self.weights]
         self.theta = number("theta", self.theta, "a number > 0", above=0)
         self.start = number("start", self.start, "a share of the threshold, from 0 to 1", at_least=0, at_most=1)
@@ -89,21 +85,10 @@ class Orders:
     def row(self) -> dict[str, Any]:
         """Return the row of the table."""
         few, many = self.worst
-        return {
-            "weights": " ".join(f"{w:g}" for w in self.neuron.weights),
-            "theta": self.neuron.theta,
-            "start": self.neuron.start,
-            "T": self.neuron.T,
-            "orders": self.orders,
-            "over": self.over,
-            "under": self.under,
-            "harmless": self.harmless,
-            "most_over": many,
-            "most_under": -few,
-            "widest": self.widest,
-            "worst_over": self.worst_over,
-            "worst_under": self.worst_under,
-        }
+        row = asdict(self.neuron) | {"weights": " ".join(f"{w:g}" for w in self.neuron.weights)}
+        row |= {name: getattr(self, name) for name in ("orders", "over", "under", "harmless")}
+        row |= {"most_over": many, "most_under": -few}
+        return row | {name: getattr(self, name) for name in ("widest", "worst_over", "worst_under")}
 
 
 def search(neuron: Neuron) -> Orders:
@@ -126,17 +111,9 @@ def search(neuron: Neuron) -> Orders:
         return "" if error[order] == 0 else " ".join("".join(map(str, word)) for word in words)
 
     share = {int(e): int(c) / len(error) for e, c in zip(values, counts, strict=True)}
-    return Orders(
-        neuron,
-        len(error),
-        share,
-        float((error > 0).double().mean()),
-        float((error < 0).double().mean()),
-        float((outside & (error == 0)).double().mean()),
-        int((most - least).max()),
-        text(error.argmax()),
-        text(error.argmin()),
-    )
+    over, under, harmless = (float(kind.double().mean()) for kind in (error > 0, error < 0, outside & (error == 0)))
+    worst = text(error.argmax()), text(error.argmin())
+    return Orders(neuron, len(error), share, over, under, harmless, int((most - least).max()), *worst)
 
 
 def trace(neuron: Neuron, trains: Sequence[str]) -> list[dict[str, Any]]:
@@ -151,16 +128,8 @@ def trace(neuron: Neuron, trains: Sequence[str]) -> list[dict[str, Any]]:
         fired = int(charged >= neuron.theta)
         n += fired
         v = round(charged - fired * neuron.theta, DECIMALS)
-        rows.append(
-            {
-                "t": t + 1,
-                "input": " ".join(train[t] for train in trains),
-                "current": current,
-                "charged": charged,
-                "spike": fired,
-                "v": v,
-            }
-        )
+        word = " ".join(train[t] for train in trains)
+        rows.append({"t": t + 1, "input": word, "current": current, "charged": charged, "spike": fired, "v": v})
     even = int(neuron.expected(*torch.tensor([n, v], dtype=torch.float64)))
     return [row | {"spikes": n, "expected": even, "kind": kind(n, v, neuron)} for row in rows]
 

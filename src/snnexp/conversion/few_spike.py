@@ -19,7 +19,7 @@ from snnexp.conversion.thresholds import BINS, SMALLEST, Histogram, counted
 from snnexp.conversion.trains import along
 from snnexp.conversion.vocabulary import Curve
 from snnexp.conversion.walk import Layer
-from snnexp.errors import UserError, require
+from snnexp.errors import UserError, boolean, require
 from snnexp.few_spike.table import Table, decode, load_tables, relu, spikes
 
 GRID = 100  # ranges tried for a ReLU, up to the largest activation
@@ -41,9 +41,9 @@ class FewSpikeConversion:
     per_T = True
 
     def __init__(self, per_channel: bool = False, tables: str | None = None) -> None:
-        require(isinstance(per_channel, bool), "per_channel", per_channel, "true or false")
+        self.per_channel = boolean("per_channel", per_channel)
         require(tables is None or Path(tables).is_dir(), "tables", tables, "a folder, or null")
-        self.per_channel, self.tables = per_channel, None if tables is None else Path(tables)
+        self.tables = None if tables is None else Path(tables)
 
     def place(self, layer: Layer) -> FewSpike:
         seen = _seen(layer, self.per_channel)
@@ -77,21 +77,14 @@ def _as_fitted(activation: Activation, layer: Layer) -> None:
     x = torch.linspace(-8, 8, 1001)
     f = copy.deepcopy(layer.activation).cpu().float()
     if not torch.allclose(f(x), activation.function(x), atol=0.01):  # accepts the tanh form of GELU
-        raise UserError(
-            f"layer {layer.name} ({f[0]}) has other parameters than the {activation.name} that few-spike coefficients "  # type: ignore[index]
-            "are fitted to: there are none for it"
-        )
+        known = f"the {activation.name} that few-spike coefficients are fitted to: there are none for it"
+        raise UserError(f"layer {layer.name} ({f[0]}) has other parameters than {known}")  # type: ignore[index]
 
 
 def _seen(layer: Layer, per_channel: bool) -> Histogram:
     """Return the histogram of the inputs that arrive, by channel or of all, and the ANN's mean activation in each."""
-    low = high = None
-    for _, c in _rows(layer, per_channel):
-        least, most = c.amin((0, 2)), c.amax((0, 2))
-        low = least if low is None else torch.minimum(low, least)
-        high = most if high is None else torch.maximum(high, most)
-    assert low is not None
-    assert high is not None
+    ends = [(c.amin((0, 2)), c.amax((0, 2))) for _, c in _rows(layer, per_channel)]
+    low, high = torch.stack([least for least, _ in ends]).amin(0), torch.stack([most for _, most in ends]).amax(0)
     width = ((high - low) / BINS).clamp(min=SMALLEST / BINS)
     counts = torch.zeros(len(low), BINS, device=low.device)
     total = torch.zeros_like(counts)

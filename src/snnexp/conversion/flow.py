@@ -91,6 +91,12 @@ class Flow:
                 todo += node.all_input_nodes
         return [n for n in self.nodes if n in inside], [n for n in self.nodes if n in start]
 
+    def values(self, x: Tensor, nodes: Sequence[fx.Node] | None = None) -> dict[fx.Node, Any]:
+        """Return the values of `nodes` (None: all) for the input x, as `run` without `steps` gives them."""
+        env: dict[fx.Node, Any] = {self.placeholder: x}
+        self.run(self.nodes[1:-1] if nodes is None else nodes, env)
+        return env
+
     def run(
         self,
         nodes: Sequence[fx.Node],

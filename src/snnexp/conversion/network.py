@@ -101,10 +101,8 @@ class Converted(nn.Module):
     @torch.no_grad()
     def simulated(self, x: Tensor, T: int) -> Simulation:
         """Run T steps for inputs [N, ...], all at a time."""
-        flow = self.flow
-        state: dict[fx.Node, Any] = {}
-        env: dict[fx.Node, Any] = {flow.placeholder: x}
-        flow.run(flow.head, env)
+        flow, state = self.flow, dict[fx.Node, Any]()
+        env = flow.values(x, flow.head)
         flow.run(flow.body + flow.tail, env, T, state)
         return Simulation(env, state, [])
 
@@ -119,10 +117,7 @@ class Converted(nn.Module):
     def _running(self, x: Tensor, blocks: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """Yield (t, mean output over the first t steps) after each of `blocks` of steps."""
         flow, t = self.flow, 0
-        still: dict[fx.Node, Any] = {flow.placeholder: x}
-        flow.run(flow.head, still)
-        state: dict[fx.Node, Any] = {}
-        sums: dict[fx.Node, Tensor] = {}
+        still, state, sums = flow.values(x, flow.head), dict[fx.Node, Any](), dict[fx.Node, Tensor]()
         for steps in blocks:
             env = dict(still)
             flow.run(flow.body, env, steps, state, free=True)

@@ -21,9 +21,9 @@ class QCFSConversion(Placing):
 
     def place(self, layer: Layer) -> ScaledIF:
         if not isinstance(layer.activation, Bounded):
+            lack = f"layer {layer.name} has a {type(layer.activation).__name__} without one"
             raise UserError(
-                f"conversion=qcfs takes its thresholds from the network's activations, and layer "
-                f"{layer.name} has a {type(layer.activation).__name__} without one: train it with "
+                f"conversion=qcfs takes its thresholds from the network's activations, and {lack}: train it with "
                 "neuron=qcfs or clip, or choose another conversion"
             )
         theta = bound(layer, layer.activation)

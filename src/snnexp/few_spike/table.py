@@ -90,22 +90,17 @@ def measured(activation: str, interval: Interval, table: Table, points: int = PO
         y += d * z
         count += z
     error = y - named(activation).function(x)
-    return Fitted(
-        activation, interval, table, float(error.square().mean()), float(error.abs().max()), float(count.mean())
-    )
+    found = float(error.square().mean()), float(error.abs().max()), float(count.mean())
+    return Fitted(activation, interval, table, *found)
 
 
 def save_tables(tables: Sequence[Fitted], path: Path) -> None:
     """Write the tables of one activation as YAML, one table a line."""
     lines = [f"activation: {tables[0].activation}", "tables:"]
     for fit in tables:
-        numbers = {name: [float(f"{v:.9g}") for v in part.tolist()] for name, part in fit.table._asdict().items()}
         errors = f"mse: {fit.mse:.4g}, largest: {fit.largest:.4g}, spikes: {fit.spikes:.4g}"
-        lines.append(
-            f"- {{K: {fit.table.K}, range: {list(fit.range)}, {errors}, "
-            + ", ".join(f"{name}: {values}" for name, values in numbers.items())
-            + "}"
-        )
+        parts = [f"{name}: {[float(f'{v:.9g}') for v in part.tolist()]}" for name, part in fit.table._asdict().items()]
+        lines.append(f"- {{K: {fit.table.K}, range: {list(fit.range)}, {errors}, {', '.join(parts)}}}")
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -118,23 +113,16 @@ def load_tables(activation: str, folder: Path | None = None) -> list[Fitted]:
     if not path.exists():
         return []
     try:
-        content = yaml.safe_load(path.read_text())
-        found = [
-            Fitted(
-                content["activation"],
-                (float(t["range"][0]), float(t["range"][1])),
-                Table(*(torch.tensor(t[name], dtype=torch.float64) for name in Table._fields)),
-                float(t["mse"]),
-                float(t["largest"]),
-                float(t["spikes"]),
-            )
-            for t in content["tables"]
-        ]
+        content, found = yaml.safe_load(path.read_text()), []
+        for t in content["tables"]:
+            table = Table(*(torch.tensor(t[name], dtype=torch.float64) for name in Table._fields))
+            errors = (float(t[name]) for name in ("mse", "largest", "spikes"))
+            interval = float(t["range"][0]), float(t["range"][1])
+            found.append(Fitted(content["activation"], interval, table, *errors))
     except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{path} holds no few-spike coefficients as task=fit_few_spike writes them: {error}") from error
     for fit in found:
-        if not len(fit.table.T) == len(fit.table.h) == len(fit.table.d) > 0 or not all(
-            part.isfinite().all() for part in fit.table
-        ):
+        alike = len(fit.table.T) == len(fit.table.h) == len(fit.table.d) > 0
+        if not alike or not all(part.isfinite().all() for part in fit.table):
             raise UserError(f"{path}: T, h and d must be lists of K finite numbers each")
     return found

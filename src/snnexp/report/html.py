@@ -37,10 +37,8 @@ def written(document: Section) -> str:
 
 
 def _section(section: Section, level: int) -> list[str]:
-    lines = [
-        f'<section id="{escape(section.name)}" class="level{level}">',
-        f"<h{level}>{escape(section.title)}</h{level}>",
-    ]
+    lines = [f'<section id="{escape(section.name)}" class="level{level}">']
+    lines.append(f"<h{level}>{escape(section.title)}</h{level}>")
     for block in section.blocks:
         match block:
             case Section():
