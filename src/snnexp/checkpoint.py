@@ -17,7 +17,7 @@ STATE = ("._extra_state", ".surrogate.counts")  # the state of surrogates, which
 OPTIONAL = ("num_batches_tracked", *STATE)  # needed by no computation; files of old versions lack them
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Return the weights in `path` by key, without prefixes; they may be nested under `state_dict` or `model`.
 
     Raises UserError if the file is missing, cannot be read, or holds more than tensors and plain values.
@@ -45,7 +45,7 @@ def load_into(net: nn.Module, path: str | Path) -> None:
 
     Raises UserError, naming the first missing, unexpected and misshapen keys, unless all fit.
     """
-    weights = read(path)
+    weights = read_weights(path)
     if not any(key.startswith(OURS) for key in weights):
         weights = {OURS + key: value for key, value in weights.items()}
     load_weights(net, weights, path)

@@ -125,7 +125,7 @@ class Progress:
         return self.history[self.best_epoch] if self.best_epoch >= 0 else None
 
 
-Report = Callable[[Progress, int], None]  # called before or after each step with the epoch's number of steps
+StepHook = Callable[[Progress, int], None]  # called before or after each step with the epoch's number of steps
 Prune = Callable[[list[Metrics]], bool]  # called after each epoch with the metrics of all epochs; true stops the run
 
 
@@ -150,10 +150,10 @@ class Fit:
         *,
         seed: int,
         folder: Path,
-        on_step: Report,
+        on_step: StepHook,
         on_epoch: Callable[[Progress], None],
         prune: Prune = lambda history: False,
-        before_step: Report = lambda progress, steps: None,
+        before_step: StepHook = lambda progress, steps: None,
         measure: Callable[[], Metrics] = dict,
     ) -> None:
         self.fabric, self.loss, self.trainer, self.seed = fabric, loss, trainer, seed

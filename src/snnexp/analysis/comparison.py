@@ -178,7 +178,7 @@ def learning_figure(curves: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def accuracy_figure(points: Mapping[str, Sequence[tuple[float, Sequence[float]]]]) -> Figure:
+def parameter_figure(points: Mapping[str, Sequence[tuple[float, Sequence[float]]]]) -> Figure:
     """Draw for each surrogate every run's test accuracy against the parameter, and the means with their spread."""
     figure, axes_all = panels(len(points), 4, 2.8, 2.5, sharey=True)
     for axes, (name, of_values) in zip(axes_all, points.items(), strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 from snnexp.activations import named
 from snnexp.analysis.style import BLUE, GREY, ORANGE, PURPLE, panels, whole
 from snnexp.dynamics import if_step
-from snnexp.few_spike.table import Fitted, decode, relu, spikes
+from snnexp.few_spike.table import Fitted, decoded, relu, spikes
 
 COLORS = (BLUE, ORANGE, GREY, PURPLE)
 LONGEST = 1023  # steps in which a rate code reaches the resolution of ten few-spike steps
@@ -23,7 +23,7 @@ def approximation(fit: Fitted) -> Figure:
     """Draw the function and the neuron's staircase, the error, and the number of spikes, against the input."""
     x = torch.linspace(*fit.range, 20_001, dtype=torch.float64)
     z = torch.stack(list(spikes(x, fit.table)))
-    y, f = decode(x, fit.table), named(fit.activation).function(x)
+    y, f = decoded(x, fit.table), named(fit.activation).function(x)
     figure, (upper, middle, lower) = panels(3, 1, 7, 6.5 / 3, sharex=True, height_ratios=(2.2, 1, 1))
     upper.plot(x.numpy(), f.numpy(), color=GREY, linewidth=1, label=fit.activation)
     _stairs(upper, x, y, f"few-spike neuron, K = {fit.table.K}")
@@ -82,7 +82,7 @@ def codes(K: int = 10, inputs: int = 4000) -> dict[str, list[tuple[int, float, f
     for steps in range(1, K + 1):
         table = relu(steps, torch.ones((), dtype=torch.float64))
         count = sum(spikes(x, table), start=torch.zeros_like(x))
-        found["few spikes"].append((steps, rms(decode(x, table)), float(count.mean())))
+        found["few spikes"].append((steps, rms(decoded(x, table)), float(count.mean())))
     v, count = torch.full_like(x, 0.5), torch.zeros_like(x)
     for steps in range(1, LONGEST + 1):
         s, v = if_step(x, v)
@@ -105,7 +105,7 @@ def error_against_steps(found: Mapping[str, Sequence[tuple[int, float, float]]])
     return figure
 
 
-def shares(by_network: Mapping[str, Tensor]) -> Figure:
+def counts_figure(by_network: Mapping[str, Tensor]) -> Figure:
     """Draw the shares of neurons by their number of spikes, [K + 1] for each network."""
     figure, (axes,) = panels(1, 1, 7, 3.4)
     width = 0.8 / len(by_network)

@@ -29,7 +29,7 @@ DECIMALS = 9  # of rounded potentials, so that sums of decimal weights meet mult
 
 
 @dataclass
-class Neuron:
+class SmallNeuron:
     """`weights` of the inputs, threshold `theta` > 0, v(0) = `start` x theta, `T` >= 1 steps. Raises InvalidValue."""
 
     weights: Sequence[float]
@@ -67,7 +67,7 @@ class Orders:
     under-fire, the share outside [0, theta) without an error, the widest range of counts for the same mean input, and
     the worst inputs as text: a word per input, a digit per step (empty: none)."""
 
-    neuron: Neuron
+    neuron: SmallNeuron
     orders: int
     share: dict[int, float]
     over: float
@@ -91,7 +91,7 @@ class Orders:
         return row | {name: getattr(self, name) for name in ("widest", "worst_over", "worst_under")}
 
 
-def search(neuron: Neuron) -> Orders:
+def search(neuron: SmallNeuron) -> Orders:
     """Run every input of 0 and 1 that `neuron` can get, at once. Raises InvalidValue if there are more than 2^20."""
     k, T = len(neuron.weights), neuron.T
     require(k * T <= MOST, "T", T, f"at most {MOST // k} for {k} inputs (2^{MOST} orders)")
@@ -116,7 +116,7 @@ def search(neuron: Neuron) -> Orders:
     return Orders(neuron, len(error), share, over, under, harmless, int((most - least).max()), *worst)
 
 
-def trace(neuron: Neuron, trains: Sequence[str]) -> list[dict[str, Any]]:
+def trace(neuron: SmallNeuron, trains: Sequence[str]) -> list[dict[str, Any]]:
     """Run one input and return a row for each step, each with the final count, the expected one and the `kind`.
     `trains`: a word of 0 and 1 for each input, T digits long. Raises InvalidValue."""
     fit = len(trains) == len(neuron.weights) and all(len(w) == neuron.T and set(w) <= set("01") for w in trains)
@@ -131,10 +131,10 @@ def trace(neuron: Neuron, trains: Sequence[str]) -> list[dict[str, Any]]:
         word = " ".join(train[t] for train in trains)
         rows.append({"t": t + 1, "input": word, "current": current, "charged": charged, "spike": fired, "v": v})
     even = int(neuron.expected(*torch.tensor([n, v], dtype=torch.float64)))
-    return [row | {"spikes": n, "expected": even, "kind": kind(n, v, neuron)} for row in rows]
+    return [row | {"spikes": n, "expected": even, "kind": residual_kind(n, v, neuron)} for row in rows]
 
 
-def kind(n: int, v: float, neuron: Neuron) -> str:
+def residual_kind(n: int, v: float, neuron: SmallNeuron) -> str:
     """Classify the residual v: inside, over-firing, under-firing, correct zero or saturated."""
     if 0 <= v < neuron.theta:
         return "inside"

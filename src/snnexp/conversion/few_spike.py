@@ -20,7 +20,7 @@ from snnexp.conversion.trains import along
 from snnexp.conversion.vocabulary import Curve
 from snnexp.conversion.walk import Layer
 from snnexp.errors import UserError, boolean, require
-from snnexp.few_spike.table import Table, decode, load_tables, relu, spikes
+from snnexp.few_spike.table import Coefficients, decoded, load_tables, relu, spikes
 
 GRID = 100  # ranges tried for a ReLU, up to the largest activation
 RIDGE = 1e-4  # of the regression of the output weights, as a share of the neurons
@@ -55,13 +55,14 @@ class FewSpikeConversion:
         else:
             table = _widest(seen, layer.T)
         _, a = next(layer.activations())
-        at = Table(*(part.view(len(part), 1, -1, *[1] * (a.dim() - 2)).to(a) for part in table))
+        at = Coefficients(*(part.view(len(part), 1, -1, *[1] * (a.dim() - 2)).to(a) for part in table))
         return FewSpike(at, along(a.new_zeros(a.shape[1]), a.dim()))
 
-    def _candidates(self, activation: Activation, layer: Layer) -> list[Table]:
+    def _candidates(self, activation: Activation, layer: Layer) -> list[Coefficients]:
         fitted = load_tables(activation.name, self.tables)
         scales = (1,) if activation.bounded else (1, 2, 4)  # for inputs beyond the range of a fit
-        found = [Table(*(s * part for part in fit.table)) for fit in fitted if fit.table.K == layer.T for s in scales]
+        tables = [fit.table for fit in fitted if fit.table.K == layer.T]
+        found = [Coefficients(*(scale * part for part in table)) for table in tables for scale in scales]
         if not found:
             have = ", ".join(str(K) for K in sorted({fit.table.K for fit in fitted})) or "none"
             raise UserError(
@@ -102,23 +103,23 @@ def _rows(layer: Layer, per_channel: bool) -> Iterator[tuple[Tensor, Tensor]]:
         yield a, c
 
 
-def _widest(seen: Histogram, K: int) -> Table:
+def _widest(seen: Histogram, K: int) -> Coefficients:
     """Return the table [K, C] of a ReLU with the best range."""
     largest = torch.where(seen.counts > 0, seen.target, 0).amax(1, keepdim=True).clamp(min=SMALLEST)
     least, top = torch.full_like(largest, torch.inf), largest
     for i in range(GRID, 0, -1):
         candidate = largest * (i / GRID) / (1 - 2.0**-K)  # the largest value of the grid is this share
         table = relu(K, candidate)
-        error = (seen.counts * (decode(seen.x, table) - seen.target).square()).sum(1, keepdim=True)
+        error = (seen.counts * (decoded(seen.x, table) - seen.target).square()).sum(1, keepdim=True)
         top = torch.where(error < least, candidate, top)
         least = torch.minimum(error, least)
     return relu(K, top.squeeze(1))
 
 
-def _regressed(seen: Histogram, candidates: list[Table]) -> Table:
+def _regressed(seen: Histogram, candidates: list[Coefficients]) -> Coefficients:
     """Return the best of the tables by channel, with d = argmin of the squared error: [K, C]."""
     least: Tensor | None = None
-    best: Table | None = None
+    best: Coefficients | None = None
     w = (seen.counts / seen.counts.sum(1, keepdim=True)).double().unsqueeze(1)
     y = seen.target.double().unsqueeze(2)
     for table in candidates:
@@ -129,10 +130,10 @@ def _regressed(seen: Histogram, candidates: list[Table]) -> Table:
         d = d0 + torch.linalg.solve(gram + RIDGE * eye, moment)  # stays near the fitted d where there are no inputs
         error = (w.transpose(1, 2) * (y - z.transpose(1, 2) @ d).square()).sum((1, 2))
         T, h = (part.to(z).view(-1, 1).expand(-1, len(d)) for part in (table.T, table.h))
-        made = Table(T, h, d.squeeze(2).T)
+        made = Coefficients(T, h, d.squeeze(2).T)
         if least is None or best is None:
             least, best = error, made
-        best = Table(*(torch.where(error < least, new, old) for new, old in zip(made, best, strict=True)))
+        best = Coefficients(*(torch.where(error < least, new, old) for new, old in zip(made, best, strict=True)))
         least = torch.minimum(error, least)
     assert best is not None
     return best

@@ -15,7 +15,7 @@ from snnexp.conversion.measure import Account, LayerError, examine_trains
 from snnexp.conversion.placed import Placed
 from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.slots import coefficients, examine_slots
-from snnexp.conversion.walk import Correction, Method, Record, Report, walk
+from snnexp.conversion.walk import Correction, LayerRecord, Method, ShowLayer, walk
 from snnexp.errors import integer, require
 from snnexp.timefold import unfold
 
@@ -188,8 +188,8 @@ def convert(
     method: Method,
     T: int,
     corrections: Sequence[Correction] = (),
-    report: Report | None = None,
-) -> tuple[Converted, list[Record]]:
+    report: ShowLayer | None = None,
+) -> tuple[Converted, list[LayerRecord]]:
     """Return the spiking network of `ann` by `method` for T steps, calibrated on `images` [N, ...], and a record of
     each layer.
 

@@ -15,7 +15,7 @@ from snnexp.conversion.stateful import Frames, MaxGate  # saved networks name th
 from snnexp.conversion.trains import mean_over_time, packed, unpacked
 from snnexp.conversion.vocabulary import NUMBERS
 from snnexp.errors import InvalidValue, UserError
-from snnexp.few_spike.table import Table, decode, spikes
+from snnexp.few_spike.table import Coefficients, decoded, spikes
 from snnexp.timefold import fold
 
 __all__ = ["FewSpike", "Frames", "MaxGate", "ScaledIF", "integrator"]
@@ -123,20 +123,20 @@ class FewSpike(Placed):
     h: Tensor
     d: Tensor
 
-    def __init__(self, table: Table, bias: Tensor) -> None:
+    def __init__(self, table: Coefficients, bias: Tensor) -> None:
         super().__init__()
         for name, values in table._asdict().items():
             self.register_buffer(name, values)
         self.register_buffer("bias", bias)
 
     @property
-    def table(self) -> Table:
+    def table(self) -> Coefficients:
         """The coefficients of all steps."""
-        return Table(self.T, self.h, self.d)
+        return Coefficients(self.T, self.h, self.d)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the numbers that the spikes encode for inputs [N, C, ...]."""
-        return decode(x + self.bias, self.table)
+        return decoded(x + self.bias, self.table)
 
     def spikes(self, x: Tensor) -> Tensor:
         """Return the K spikes of each neuron for inputs [N, C, ...]: [K, N, C, ...]."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 from torch import Tensor
 
-from snnexp.dataset import aedat, dvs128, recordings, standard
+from snnexp.dataset import aedat, dvs128, standard
 from snnexp.dataset import digits as bundled
 from snnexp.dataset.augment import Augment
 from snnexp.dataset.base import Data
@@ -24,7 +24,7 @@ from snnexp.dataset.events import Events
 from snnexp.dataset.image_folder import image_folder
 from snnexp.dataset.images import files
 from snnexp.dataset.prepare import digest, in_order, prepared_once, progress, ranges
-from snnexp.dataset.recordings import Zip, load
+from snnexp.dataset.recordings import RecordingOptions, Zip, load_recordings
 from snnexp.errors import UserError, boolean, choice, integer_or_none, number, require
 
 PAGE = "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671/2"
@@ -35,13 +35,13 @@ CHUNK = 8  # images simulated at a time, so that arrays stay in the cache
 
 
 @dataclass(frozen=True)
-class Options(recordings.Options):
-    """Options of both datasets; see conf/dataset/cifar10_dvs.yaml. Raises InvalidValue.
+class DVSOptions(RecordingOptions):
+    """DVSOptions of both datasets; see conf/dataset/cifar10_dvs.yaml. Raises InvalidValue.
 
     `size`: frames are size x size cells of 128/size x 128/size pixels. `average`: show the network the mean of the
     frames as one image. `samples`: use only that many recordings of each class, the first ones. `test`: share of each
     class's recordings used for test, drawn once, whatever the `seed`; of the others, a share `validation` validates.
-    `crop`, `flip`: augment training recordings, all frames alike (`Augment`). Others: `recordings.Options`.
+    `crop`, `flip`: augment training recordings, all frames alike (`Augment`). Others: `RecordingOptions`.
     """
 
     size: int = aedat.SIDE
@@ -66,11 +66,11 @@ def cifar10_dvs(root: str | Path, classes: Sequence[str] | None = None, **option
     """Load the real recordings below `root`: per class, an archive `<class>.zip` as downloaded or a folder `<class>`.
 
     `classes`: only these (None: all ten). Classes may be incomplete. Nothing is written to `root`. For the other
-    arguments and the result see `Options` and `recordings.load`. Raises UserError that names the folder and the
+    arguments and the result see `DVSOptions` and `load_recordings`. Raises UserError that names the folder and the
     download page if there is nothing to read, EventFileError for a file that is not a recording of a DVS128, and
     InvalidValue.
     """
-    chosen, known = Options(**options), tuple(CLASSES if classes is None else classes)
+    chosen, known = DVSOptions(**options), tuple(CLASSES if classes is None else classes)
     require(len(known) > 1 and set(known) <= set(CLASSES), "classes", list(known), f"null, or some of {list(CLASSES)}")
     return _loaded("cifar10_dvs", Path(root).expanduser(), known, chosen)
 
@@ -85,7 +85,7 @@ def cifar10_saccade(
     (of cifar10 and image_folder, training images), as grey images of 32 x 32. Other arguments: `cifar10_dvs`. Raises
     UserError and InvalidValue.
     """
-    chosen, camera = Options(**options), camera or dvs128.DVS128()
+    chosen, camera = DVSOptions(**options), camera or dvs128.DVS128()
     x, y, classes = _images(choice("source", source, SOURCES), root, download, chosen)
     seen = hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
     key = digest(version=dvs128.VERSION, images=[source, seen, list(classes)], camera=asdict(camera))
@@ -143,11 +143,11 @@ def film(
 
 
 def _images(
-    source: str, root: str | Path, download: bool, options: Options
+    source: str, root: str | Path, download: bool, options: DVSOptions
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
     """Return (grey images [n, 32, 32], labels [n], classes) of the first `samples` images of each class."""
     if source == "digits":
-        train, test = bundled.read()
+        train, test = bundled.read_digits()
         small, labels = (torch.from_numpy(np.concatenate(parts)) for parts in ((train.x, test.x), (train.y, test.y)))
         large = torch.nn.functional.interpolate(small[:, None].float() / 16, size=(24, 24), mode="bicubic")
         grey = torch.nn.functional.pad(large[:, 0].clamp(0, 1), 4 * [4]) * 255
@@ -171,7 +171,7 @@ def _first(labels: Tensor, classes: int, samples: int | None) -> Tensor:
     return torch.cat([(labels == label).nonzero().flatten()[:samples] for label in range(classes)]).sort().values
 
 
-def _loaded(name: str, root: Path, classes: tuple[str, ...], options: Options) -> Data:
+def _loaded(name: str, root: Path, classes: tuple[str, ...], options: DVSOptions) -> Data:
     """Return `Data` of the recordings below `root`, split class by class."""
     train, test = (Recordings(aedat.SIDE // options.size) for _ in range(2))
     identity: list[object] = [options.size, options.test]
@@ -186,7 +186,7 @@ def _loaded(name: str, root: Path, classes: tuple[str, ...], options: Options) -
         for part, kept in ((test, rows[:cut]), (train, rows[cut:])):
             part.places += [found[k] for k in np.sort(kept)]
             part.labels += [label] * len(kept)
-    data = load(name, train, test, identity, options, classes, options.size)
+    data = load_recordings(name, train, test, identity, options, classes, options.size)
     augment = OfRecordings(Augment(crop=options.crop, flip=options.flip)) if options.crop or options.flip else None
     return replace(data, augment=augment, temporal=not options.average, averaged=options.average)
 

@@ -22,7 +22,7 @@ class Images(NamedTuple):
     y: NDArray[np.int64]
 
 
-def read() -> tuple[Images, Images]:
+def read_digits() -> tuple[Images, Images]:
     """Return (train 1,437, test 360), uint8 [n, 8, 8] in 0..16. The split is fixed; 36 of each digit are for test."""
     from sklearn.datasets import load_digits
 
@@ -40,7 +40,7 @@ def digits(validation: float = 0.1, seed: int = 0, augment: Augment | None = Non
     Raises InvalidValue for a share outside (0, 1).
     """
     validation_share(validation)
-    train, test = read()
+    train, test = read_digits()
     levels = np.round(np.arange(17) * (255 / 16)).astype(np.uint8)
     x = torch.from_numpy(levels[np.concatenate([train.x, test.x])]).unsqueeze(1)
     y = torch.from_numpy(np.concatenate([train.y, test.y]))

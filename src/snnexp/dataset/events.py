@@ -72,7 +72,7 @@ def encode(events: Events) -> bytes:
     return np.stack([x, y, p << 7 | t >> 16, t >> 8 & 0xFF, t & 0xFF], axis=1).astype(np.uint8).tobytes()
 
 
-def read(path: Path, height: int = HEIGHT, width: int = WIDTH) -> Events:
+def read_events(path: Path, height: int = HEIGHT, width: int = WIDTH) -> Events:
     """Read the events in the file `path`. Raises EventFileError like `decode`, and for an empty file."""
     return decode(not_empty(path.read_bytes(), str(path)), height, width, str(path))
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from snnexp.dataset.base import Data
-from snnexp.dataset.images import Bytes, Options, Part, files, load
+from snnexp.dataset.images import Bytes, ImageOptions, Part, files, load_images
 from snnexp.errors import UserError, integer, integer_or_none, require
 
 MODES = {1: "L", 3: "RGB"}
@@ -33,7 +33,7 @@ def image_folder(
     (None: `size`), cut square around its centre, and stored; the middle `size` x `size` of that is shown, or with
     `augment.zoom` any part in training. `size=None` takes images as they are; all must then have one size. `train` and
     `test` name the two folders. Classes are the folders of `train`, in alphabetical order. Other arguments:
-    `images.Options`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong value.
+    `ImageOptions`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong value.
     """
     integer_or_none("size", size, at_least=1)
     if resize is not None:
@@ -57,7 +57,7 @@ def image_folder(
         return train, test
 
     identity = [stored, channels, *(files(paths) for paths in found)]
-    return load(name, parts, identity, classes, Options(**options), size)
+    return load_images(name, parts, identity, classes, ImageOptions(**options), size)
 
 
 def _listed(folder: Path) -> list[Path]:

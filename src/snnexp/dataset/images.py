@@ -32,8 +32,8 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of all image datasets; see conf/dataset/cifar10.yaml.
+class ImageOptions:
+    """ImageOptions of all image datasets; see conf/dataset/cifar10.yaml.
 
     `validation`: share of the training images that validates, drawn by `seed`. `mean`, `std`: per channel, in units of
     255; None: those of the training images, computed once and stored. `in_memory`: read the prepared array whole
@@ -57,12 +57,12 @@ class Options:
                 number(name, value, allowed, at_least=0, above=above)
 
 
-def load(
+def load_images(
     name: str,
     parts: Callable[[], tuple[Part, Part]],
     identity: object,
     classes: Sequence[str],
-    options: Options,
+    options: ImageOptions,
     size: int | None = None,
 ) -> Data:
     """Load `Data` with x uint8 [n, C, H, W] from the prepared cache; if it is missing, `parts()` (train, test) fill it.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from snnexp.dataset.base import Data
-from snnexp.dataset.recordings import Archive, Folder, Options, load
+from snnexp.dataset.recordings import Archive, Folder, RecordingOptions, load_recordings
 from snnexp.errors import UserError, integer_or_none
 
 PAGE = "https://www.garrickorchard.com/datasets/n-mnist"
@@ -23,13 +23,13 @@ def nmnist(
     """Load the real recordings below `root`: `Train.zip` and `Test.zip` as downloaded, or folders `Train` and `Test`.
 
     They may be incomplete; `train_samples` and `test_samples` use only that many, the first. Nothing is written to
-    `root`. For the other arguments and the result see `recordings.Options` and `recordings.load`. Raises UserError that
+    `root`. For the other arguments and the result see `RecordingOptions` and `load_recordings`. Raises UserError that
     names the folder and the download page if there is nothing to read.
     """
-    chosen = Options(cache, timesteps, **options)
+    chosen = RecordingOptions(cache, timesteps, **options)
     train = _source(Path(root).expanduser(), "Train", integer_or_none("train_samples", train_samples, at_least=2))
     test = _source(Path(root).expanduser(), "Test", integer_or_none("test_samples", test_samples, at_least=1))
-    return load("nmnist", train, test, [train.identity(), test.identity()], chosen)
+    return load_recordings("nmnist", train, test, [train.identity(), test.identity()], chosen)
 
 
 def _source(root: Path, split: str, limit: int | None) -> Archive | Folder:

@@ -29,8 +29,8 @@ DIGITS = tuple("0123456789")
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of all datasets of recordings. Raises InvalidValue for a value out of range.
+class RecordingOptions:
+    """RecordingOptions of all datasets of recordings. Raises InvalidValue for a value out of range.
 
     `timesteps`, `bins`, `values` and `duration` (us) turn recordings into frames, see `frames.py`; those are kept in
     `cache`. `validation`: share of the training recordings that validates, drawn by `seed`.
@@ -73,7 +73,7 @@ class Folder:
 
     def read(self, k: int) -> events.Events:
         """Return the events of recording `k`."""
-        return events.read(self.files[k])
+        return events.read_events(self.files[k])
 
 
 class Zip:
@@ -122,7 +122,7 @@ class Archive:
         return events.decode(events.not_empty(self.zip.read(self.names[k]), name), name=name)
 
 
-class Source(Protocol):
+class RecordingSource(Protocol):
     """Recordings: their labels, and `read(k)`, which returns the events of recording `k`."""
 
     labels: list[int]
@@ -130,12 +130,12 @@ class Source(Protocol):
     def read(self, k: int) -> events.Events: ...
 
 
-def load(
+def load_recordings(
     name: str,
-    train: Source,
-    test: Source,
+    train: RecordingSource,
+    test: RecordingSource,
     identity: object,
-    options: Options,
+    options: RecordingOptions,
     classes: tuple[str, ...] = DIGITS,
     side: int = events.HEIGHT,
 ) -> Data:
@@ -157,13 +157,13 @@ def load(
     return data
 
 
-def _bin(name: str, sources: Sequence[Source], options: Options, side: int, directory: Path) -> None:
+def _bin(name: str, sources: Sequence[RecordingSource], options: RecordingOptions, side: int, directory: Path) -> None:
     """Bin `sources`, in order, into `directory`: frames.npy, labels.npy, meta.json."""
     chunks = [(source, rows) for source in sources for rows in ranges(len(source.labels), max(1, CHUNK // side**2))]
     labels = np.array([label for source in sources for label in source.labels], np.int64)
     saturated = []
 
-    def binned(chunk: tuple[Source, range]) -> tuple[NDArray[np.uint8], int]:
+    def binned(chunk: tuple[RecordingSource, range]) -> tuple[NDArray[np.uint8], int]:
         source, rows = chunk
         recordings = [source.read(k) for k in rows]
         counts = frames.count(recordings, options.timesteps, options.bins, options.duration, side, side)

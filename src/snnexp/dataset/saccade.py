@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
-from snnexp.dataset import digits as bundled
 from snnexp.dataset import events
 from snnexp.dataset.base import Data
 from snnexp.dataset.camera import IMAGE, VERSION, Camera
-from snnexp.dataset.digits import Images
+from snnexp.dataset.digits import Images, read_digits
 from snnexp.dataset.images import files
 from snnexp.dataset.prepare import digest, in_order, prepared_once, progress
-from snnexp.dataset.recordings import DIGITS, Folder, Options, load
+from snnexp.dataset.recordings import DIGITS, Folder, RecordingOptions, load_recordings
 from snnexp.errors import UserError, integer_or_none
 
 log = logging.getLogger(__name__)
@@ -31,10 +30,10 @@ CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 def digits_saccade(cache: str | Path, timesteps: int, camera: Camera | None = None, **options: Any) -> Data:
     """Load scikit-learn's 1,797 digits (1,437 for training and validation, 360 for test) as seen by `camera`.
 
-    For the other arguments and the result see `recordings.Options` and `recordings.load`.
+    For the other arguments and the result see `RecordingOptions` and `load_recordings`.
     """
-    chosen = Options(cache, timesteps, **options)
-    return _filmed("digits_saccade", digits, "scikit-learn digits, split 1", camera or Camera(), chosen)
+    chosen = RecordingOptions(cache, timesteps, **options)
+    return _filmed("digits_saccade", enlarged_digits, "scikit-learn digits, split 1", camera or Camera(), chosen)
 
 
 def mnist_saccade(
@@ -54,10 +53,10 @@ def mnist_saccade(
 
     `train_samples` and `test_samples` use only that many images, the first (None: all). `download=True` lets
     torchvision fetch them. Raises UserError that says where it looked if there are none. For the other arguments and
-    the result see `recordings.Options` and `recordings.load`.
+    the result see `RecordingOptions` and `load_recordings`.
     """
     chosen, train_limit = (
-        Options(cache, timesteps, **options),
+        RecordingOptions(cache, timesteps, **options),
         integer_or_none("train_samples", train_samples, at_least=2),
     )
     limits = train_limit, integer_or_none("test_samples", test_samples, at_least=1)
@@ -83,7 +82,7 @@ def fashion_mnist_saccade(root: str | Path, cache: str | Path, timesteps: int, *
     return mnist_saccade(root, cache, timesteps, **settings, **named)
 
 
-def digits() -> tuple[Images, Images]:
+def enlarged_digits() -> tuple[Images, Images]:
     """Return scikit-learn's digits enlarged to MNIST's size, uint8 [n, 28, 28]: (train 1,437, test 360)."""
     import torch
     from torch.nn.functional import interpolate, pad
@@ -93,7 +92,7 @@ def digits() -> tuple[Images, Images]:
         box = interpolate(small, size=(20, 20), mode="bicubic").clamp(0, 1)[:, 0]  # as MNIST's digits in 28 x 28
         return Images((pad(box, 4 * [(IMAGE - 20) // 2]) * 255).round().byte().numpy(), images.y)
 
-    train, test = bundled.read()
+    train, test = read_digits()
     return enlarged(train), enlarged(test)
 
 
@@ -144,7 +143,7 @@ def _filmed(
     images: Callable[[], tuple[Images, Images]],
     source: object,
     camera: Camera,
-    options: Options,
+    options: RecordingOptions,
     classes: tuple[str, ...] = DIGITS,
 ) -> Data:
     """Record `images` once by `camera` into N-MNIST files in the cache and load those; `source` names the images."""
@@ -154,7 +153,7 @@ def _filmed(
         film(camera, dict(zip(("Train", "Test"), images(), strict=True)), directory, name)
 
     directory = prepared_once(Path(options.cache).expanduser() / name / f"recordings-{key}", record)
-    return load(name, Folder(directory / "Train"), Folder(directory / "Test"), key, options, classes)
+    return load_recordings(name, Folder(directory / "Train"), Folder(directory / "Test"), key, options, classes)
 
 
 def film(camera: Camera, images: dict[str, Images], directory: Path, name: str) -> None:

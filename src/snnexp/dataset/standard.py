@@ -10,7 +10,7 @@ import numpy as np
 from torchvision import datasets
 
 from snnexp.dataset.base import Data
-from snnexp.dataset.images import Options, Part, files, load, of_array
+from snnexp.dataset.images import ImageOptions, Part, files, load_images, of_array
 from snnexp.dataset.saccade import CLOTHES, fetch, idx_files, read_idx
 from snnexp.errors import UserError
 
@@ -29,28 +29,28 @@ CIFAR100 = (
 def cifar10(root: str | Path, download: bool = False, **options: Any) -> Data:
     """Load CIFAR-10 (Krizhevsky 2009), 50,000 + 10,000 of 3 x 32 x 32, 10 classes, as torchvision stores it in `root`.
 
-    `download`: let torchvision fetch the files if they are missing. Other arguments: `images.Options`. Raises UserError
-    that names the folder if there are no images, or the reason why they cannot be fetched.
+    `download`: let torchvision fetch the files if they are missing. Other arguments: `ImageOptions`. Raises UserError that
+    names the folder if there are no images, or the reason why they cannot be fetched.
     """
-    return _cifar(datasets.CIFAR10, CIFAR10, root, download, Options(**options))
+    return _cifar(datasets.CIFAR10, CIFAR10, root, download, ImageOptions(**options))
 
 
 def cifar100(root: str | Path, download: bool = False, **options: Any) -> Data:
     """Load CIFAR-100, with 100 classes, otherwise like `cifar10`."""
-    return _cifar(datasets.CIFAR100, CIFAR100, root, download, Options(**options))
+    return _cifar(datasets.CIFAR100, CIFAR100, root, download, ImageOptions(**options))
 
 
 def mnist(root: str | Path, download: bool = False, **options: Any) -> Data:
     """Load MNIST (LeCun et al. 1998), 60,000 + 10,000 of 1 x 28 x 28, gzipped or not; otherwise like `cifar10`."""
-    return _mnist("MNIST", tuple("0123456789"), root, download, Options(**options))
+    return _mnist("MNIST", tuple("0123456789"), root, download, ImageOptions(**options))
 
 
 def fashion_mnist(root: str | Path, download: bool = False, **options: Any) -> Data:
     """Load FashionMNIST (Xiao et al. 2017), otherwise like `mnist`."""
-    return _mnist("FashionMNIST", CLOTHES, root, download, Options(**options))
+    return _mnist("FashionMNIST", CLOTHES, root, download, ImageOptions(**options))
 
 
-def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: Options) -> Data:
+def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: ImageOptions) -> Data:
     root = Path(root).expanduser().absolute()
     folder = root / kind.base_folder
     paths = [folder / name for name, _ in (*kind.train_list, *kind.test_list)]
@@ -72,10 +72,10 @@ def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: O
         return train, test
 
     name = kind.__name__.lower()
-    return load(name, parts, [name, files([*paths, meta])], classes.split(), options)
+    return load_images(name, parts, [name, files([*paths, meta])], classes.split(), options)
 
 
-def _mnist(name: str, classes: tuple[str, ...], root: str | Path, download: bool, options: Options) -> Data:
+def _mnist(name: str, classes: tuple[str, ...], root: str | Path, download: bool, options: ImageOptions) -> Data:
     root = Path(root).expanduser().absolute()
     raw = root / name / "raw"
     if download and not (raw.exists() and any(os.scandir(raw))):
@@ -86,4 +86,4 @@ def _mnist(name: str, classes: tuple[str, ...], root: str | Path, download: bool
         x, y, x_test, y_test = map(read_idx, paths)
         return of_array(x[:, None], y.tolist()), of_array(x_test[:, None], y_test.tolist())
 
-    return load(name.lower(), parts, files(paths), classes, options)
+    return load_images(name.lower(), parts, files(paths), classes, options)

@@ -27,7 +27,7 @@ SHIPPED = Path(__file__).parent / "coefficients"
 POINTS = 10**6  # uniformly spaced inputs at which errors are measured
 
 
-class Table(NamedTuple):
+class Coefficients(NamedTuple):
     """The coefficients `T`, `h`, `d`: [K], or [K, 1, C, 1, ...] for each channel of inputs [N, C, ...]."""
 
     T: Tensor
@@ -46,13 +46,13 @@ class Fitted:
 
     activation: str
     range: Interval
-    table: Table
+    table: Coefficients
     mse: float
     largest: float
     spikes: float
 
 
-def spikes(x: Tensor, table: Table) -> Iterable[Tensor]:
+def spikes(x: Tensor, table: Coefficients) -> Iterable[Tensor]:
     """Yield the spikes z(t) for t = 1..K, each in the shape and dtype of x [N, ...]."""
     v = x.clone()
     for T, h in zip(table.T, table.h, strict=True):
@@ -61,7 +61,7 @@ def spikes(x: Tensor, table: Table) -> Iterable[Tensor]:
         yield z
 
 
-def decode(x: Tensor, table: Table) -> Tensor:
+def decoded(x: Tensor, table: Coefficients) -> Tensor:
     """Return y of Eq. (3) for inputs x, in the shape of x."""
     y = torch.zeros_like(x)
     for z, d in zip(spikes(x, table), table.d, strict=True):
@@ -69,7 +69,7 @@ def decode(x: Tensor, table: Table) -> Tensor:
     return y
 
 
-def relu(K: int, top: float | Tensor) -> Table:
+def relu(K: int, top: float | Tensor) -> Coefficients:
     """Return the table of ReLU on [0, top), in closed form.
 
     h = d = top 2^-t, so the spikes are the binary digits of x / (top 2^-K). The thresholds are half a step, top
@@ -78,12 +78,12 @@ def relu(K: int, top: float | Tensor) -> Table:
     """
     top = torch.as_tensor(top)
     h = 2.0 ** -torch.arange(1, K + 1, dtype=top.dtype, device=top.device).view(-1, *[1] * top.dim()) * top
-    return Table(h - h[-1:] / 2, h, h)
+    return Coefficients(h - h[-1:] / 2, h, h)
 
 
-def measured(activation: str, interval: Interval, table: Table, points: int = POINTS) -> Fitted:
+def measured(activation: str, interval: Interval, table: Coefficients, points: int = POINTS) -> Fitted:
     """Return `table` with its errors at `points` uniformly spaced inputs."""
-    table = Table(*(part.double() for part in table))
+    table = Coefficients(*(part.double() for part in table))
     x = torch.linspace(*interval, points, dtype=torch.float64)
     y, count = torch.zeros_like(x), torch.zeros_like(x)
     for z, d in zip(spikes(x, table), table.d, strict=True):
@@ -115,7 +115,7 @@ def load_tables(activation: str, folder: Path | None = None) -> list[Fitted]:
     try:
         content, found = yaml.safe_load(path.read_text()), []
         for t in content["tables"]:
-            table = Table(*(torch.tensor(t[name], dtype=torch.float64) for name in Table._fields))
+            table = Coefficients(*(torch.tensor(t[name], dtype=torch.float64) for name in Coefficients._fields))
             errors = (float(t[name]) for name in ("mse", "largest", "spikes"))
             interval = float(t["range"][0]), float(t["range"][1])
             found.append(Fitted(content["activation"], interval, table, *errors))

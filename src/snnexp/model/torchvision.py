@@ -7,7 +7,7 @@ import fnmatch
 import torchvision
 from torch import nn
 
-from snnexp.checkpoint import load_weights, read
+from snnexp.checkpoint import load_weights, read_weights
 from snnexp.errors import UserError, choice, require
 from snnexp.model import Neuron, Shape
 
@@ -46,7 +46,7 @@ def _trained(name: str, weights: str) -> nn.Module:
                 f"model.weights=default: torchvision cannot fetch the weights of {name} ({error}); "
                 "give a file with model.weights=FILE, or null"
             ) from error
-    state = read(weights)
+    state = read_weights(weights)
     heads = [value.shape[0] for value in state.values() if value.dim() == 2]
     net = torchvision.models.get_model(name, num_classes=heads[-1] if heads else 1000)
     load_weights(net, state, weights)

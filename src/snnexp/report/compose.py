@@ -13,7 +13,7 @@ from pathlib import Path
 from snnexp.analysis import seeds
 from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, shown
 from snnexp.report.lab import lab
-from snnexp.report.results import Result, accuracies, results, seeds_of, what_was_run
+from snnexp.report.results import Result, accuracy_tables, results, seeds_of, what_was_run
 from snnexp.tracking import Store, Stored
 
 Block = Paragraph | Table | Figure | Section
@@ -111,7 +111,7 @@ def _experiment(name: str, runs: Sequence[Stored], source: Source) -> Section:
     others = [(group, own) for group, own in groups if not _has_table(own)]
     reached = [result.run for group, _ in others for result in group]
     blocks: list[Block] = [*_texts(texts.question, texts.set_up), *what_was_run(counted)]
-    blocks += accuracies(reached, [], source.store, source.link)
+    blocks += accuracy_tables(reached, [], source.store, source.link)
     blocks += [_group(group, own, source) for group, own in telling]
     blocks += [_swept(sweep, [run for run in runs if run.parent == sweep.run_id], source) for sweep in newest]
     blocks += [_group(group, own, source) for group, own in others]
@@ -129,7 +129,7 @@ def _swept(sweep: Stored, children: Sequence[Stored], source: Source) -> Section
     best = f"; best by validation: {sweep.tags['best']}" if "best" in sweep.tags else ""
     objective = [metric.removeprefix("best/") for metric in sweep.metrics if metric.startswith("best/")]
     told = Paragraph([f"{len(children)} runs ({counts}){best}. ", *source.places(sweep)])
-    tables = accuracies(children, objective, source.store, source.link)
+    tables = accuracy_tables(children, objective, source.store, source.link)
     return Section(sweep.run_id, f"Sweep: {sweep.name}", [told, *tables, *source.shown(sweep)])
 
 

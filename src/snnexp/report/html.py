@@ -8,7 +8,7 @@ from collections.abc import Callable
 from html import escape
 from importlib.resources import files
 
-from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, plain
+from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, parts_of
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -80,7 +80,7 @@ def _figure(figure: Figure) -> str:
 def _words(words: Words, written: Callable[[str], str]) -> str:
     return "".join(
         f'<a href="{escape(part.href)}">{escape(part.text)}</a>' if isinstance(part, Link) else written(part)
-        for part in plain(words)
+        for part in parts_of(words)
     )
 
 

@@ -102,7 +102,7 @@ def _links(members: Sequence[Result], link: Callable[[Stored], str]) -> Words:
     return words
 
 
-def accuracies(
+def accuracy_tables(
     runs: Sequence[Stored], objective: Sequence[str], store: Store, link: Callable[[Stored], str]
 ) -> list[Table]:
     """Return tables of what these runs reached: final accuracies and, for converted networks, those against T."""

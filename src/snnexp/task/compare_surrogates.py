@@ -98,7 +98,7 @@ def _compared(record: Record, settings: list[Setting]) -> Metrics:
     made = {
         "surrogates": figures.surrogates([(s.name, s.surrogate) for s in best]),
         "learning": comparison.learning_figure({s.name: s.learning for s in best}),
-        "accuracy": comparison.accuracy_figure(comparison.points(settings)),
+        "accuracy": comparison.parameter_figure(comparison.points(settings)),
     }
     if any(not math.isnan(row["potentials"]) for row in tables["sparsity"]):
         made["sparsity"] = comparison.sparsity_figure(tables["sparsity"], tables["settings"])

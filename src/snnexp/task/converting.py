@@ -20,8 +20,7 @@ from snnexp.conversion.frames import PerFrame, stills
 from snnexp.conversion.measure import Account, LayerError, accuracies, ann_accuracy, spread
 from snnexp.conversion.network import Converted, converted
 from snnexp.conversion.rewrite import rewrite
-from snnexp.conversion.walk import Method, walk
-from snnexp.conversion.walk import Record as LayerRecord
+from snnexp.conversion.walk import LayerRecord, Method, walk
 from snnexp.dataset.prepare import digest
 from snnexp.errors import UserError, integer, integer_or_none, require, told
 from snnexp.lock import locked

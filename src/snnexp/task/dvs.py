@@ -74,7 +74,7 @@ class DVS(Task):
 
 
 @dataclass
-class Row:
+class Tested:
     """A network on the test split: `steps` of simulation (ANN: passes) and energy (nJ) of one recording, and the cost
     of its training: processor seconds, updates of the weights, images (one frame, or one average) seen.
     """
@@ -91,7 +91,7 @@ class Row:
 
 @dataclass
 class Trained:
-    """The best epoch of one training, and its cost: the last three columns of `Row`."""
+    """The best epoch of one training, and its cost: the last three columns of `Tested`."""
 
     data: Data
     net: TimeFold
@@ -131,14 +131,14 @@ class Comparison:
         self.record.metrics(result, step=0)
         return result
 
-    def _of(self, seed: int) -> Iterator[Row]:
+    def _of(self, seed: int) -> Iterator[Tested]:
         average, framed = self._trained(AVERAGE, seed), self._trained(FRAME, seed)
         yield from self._in_sequence(AVERAGE, average)
         yield from self._by_frame(framed)
         yield from self._in_sequence(SEQUENCE, framed)
         yield self._directly(self._trained(DIRECT, seed))
 
-    def _in_sequence(self, way: str, trained: Trained) -> Iterator[Row]:
+    def _in_sequence(self, way: str, trained: Trained) -> Iterator[Tested]:
         """Test the SNN that sees the frames one after the other, and for `average` its ANN."""
         data, seen = trained.data, self._seen(trained.data)
         ann = nn.Sequential(OrderedDict(mean=TimeMean(), network=trained.net.network)).eval()
@@ -147,25 +147,27 @@ class Comparison:
         costs = {t: snn.examine(source, seen, t)[1] for t in steps}
         if way == AVERAGE:
             found = ann_accuracy(ann, data.test, self._size, seen.device)
-            yield Row(way, "ANN", 1, found, costs[steps[0]].ann_energy_nj, **trained.cost)
+            yield Tested(way, "ANN", 1, found, costs[steps[0]].ann_energy_nj, **trained.cost)
         for t, accuracy in accuracies(snn, data.test, steps, self._size, seen.device).items():
-            yield Row(way, "SNN", t, accuracy, costs[t].energy_nj, **trained.cost)
+            yield Tested(way, "SNN", t, accuracy, costs[t].energy_nj, **trained.cost)
 
-    def _by_frame(self, trained: Trained) -> Iterator[Row]:
+    def _by_frame(self, trained: Trained) -> Iterator[Tested]:
         """Test the ANN on each frame, and the SNN that starts from rest with each."""
         data, seen = trained.data, self._seen(trained.data)
         frames, ann = seen.shape[1], trained.net.network.eval()
         source, snn = by_qcfs(ann, stills(seen), self.task.per_frame[-1])
         costs = {t: snn.examine(source, stills(seen), t)[1] for t in self.task.per_frame}
         found = ann_accuracy(PerFrame(ann), data.test, self._size, seen.device)
-        yield Row(FRAME, "ANN", frames, found, frames * costs[self.task.per_frame[0]].ann_energy_nj, **trained.cost)
+        yield Tested(FRAME, "ANN", frames, found, frames * costs[self.task.per_frame[0]].ann_energy_nj, **trained.cost)
         for t, accuracy in accuracies(PerFrame(snn), data.test, self.task.per_frame, self._size, seen.device).items():
-            yield Row(FRAME, "SNN", frames * t, accuracy, frames * costs[t].energy_nj, **trained.cost)
+            yield Tested(FRAME, "SNN", frames * t, accuracy, frames * costs[t].energy_nj, **trained.cost)
 
-    def _directly(self, trained: Trained) -> Row:
+    def _directly(self, trained: Trained) -> Tested:
         data, seen = trained.data, self._seen(trained.data)
         tested = evaluate(trained.net, data.test, self.session.loss, self._size, seen.device, len(data.classes))
-        return Row(DIRECT, "SNN", trained.net.T, tested.accuracy, accumulates(trained.net, seen) * AC, **trained.cost)
+        return Tested(
+            DIRECT, "SNN", trained.net.T, tested.accuracy, accumulates(trained.net, seen) * AC, **trained.cost
+        )
 
     @property
     def _size(self) -> int:

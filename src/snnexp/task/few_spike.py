@@ -78,7 +78,7 @@ def _measured(conversions: dict[str, Conversion], record: Record) -> Metrics:
         tables |= {f"{table}_{name}": of_it for table, of_it in snn.tables().items()}
         cost = {name: account.more[name] if name in account.more else getattr(account, name) for name in COLUMNS}
         rows.append({"network": name, **_accuracies(conversion, snn), **cost})
-    figures = {"spikes": drawn.shares(shares), "layers": layers_figure(last)}
+    figures = {"spikes": drawn.counts_figure(shares), "layers": layers_figure(last)}
     record.write({"few_spike": rows, "layers": layers, **tables}, figures)
     record.show(f"few-spike conversion, K = {K}", [{k.replace("_", " "): v for k, v in row.items()} for row in rows])
     result = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from snnexp.activations import named
+from snnexp.activations import Interval, named
 from snnexp.analysis import few_spike as drawn
 from snnexp.errors import InvalidValue, integer, number, require
 from snnexp.few_spike.fit import Density, fit_table
@@ -19,8 +19,6 @@ from snnexp.session import Session
 from snnexp.task.base import Task
 from snnexp.terminal import LayerBar
 from snnexp.training import Metrics
-
-Interval = tuple[float, float]
 
 
 class FitFewSpike(Task):

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from snnexp.analysis.style import BLUE, GREY, ORANGE, distinct, panels, styles
-from snnexp.analysis.unevenness import Neuron, orders_figure, search, trace
+from snnexp.analysis.unevenness import SmallNeuron, orders_figure, search, trace
 from snnexp.conversion.arrival import Arrival, arrivals, explanations
 from snnexp.conversion.measure import LayerError
 from snnexp.errors import InvalidValue, require
@@ -51,7 +51,7 @@ class Unevenness(Converting):
         for name, values in (("weights", weights), ("thresholds", thresholds), ("starts", starts), ("T", T)):
             require(isinstance(values, list) and bool(values), name, values, "a list")
         self.cases = [{"case": name} | row for name, case in cases.items() for row in _case(name, **case)]
-        self.orders = [search(Neuron(*chosen)) for chosen in product(weights, thresholds, starts, T)]
+        self.orders = [search(SmallNeuron(*chosen)) for chosen in product(weights, thresholds, starts, T)]
 
     def run(self, session: Session, record: Record) -> Metrics:
         conversion = self.conversion(session, record)
@@ -120,7 +120,7 @@ def _case(
     try:
         words = bool(trains) and all(isinstance(word, str) for word in trains)
         require(words, "trains", list(trains), 'quoted words of 0 and 1, one for each input, such as ["10", "01"]')
-        return trace(Neuron(weights, theta, start, len(trains[0])), trains)
+        return trace(SmallNeuron(weights, theta, start, len(trains[0])), trains)
     except InvalidValue as error:
         raise InvalidValue(f"cases.{name}.{error.name}", error.value, error.allowed) from error
 
