@@ -91,9 +91,8 @@ def _traced(net: nn.Module) -> fx.GraphModule:
     except Exception as error:  # the network may be anybody's
         layer = f"layer {tracer.place}" if tracer.place else "the network's forward"
         raise UserError(
-            f"{layer} cannot be traced by torch.fx, and so not converted: {error}. Its control flow must "
-            "not depend on the data, nor may it assign to parts of a tensor or take its len(); write it "
-            "with torch operations"
+            f"{layer} cannot be traced by torch.fx, and so not converted: {error}. Its control flow must not depend on "
+            "the data, nor may it assign to parts of a tensor or take its len(); write it with torch operations"
         ) from error
 
 
@@ -317,9 +316,8 @@ def _check_rows(flow: Flow, example: Tensor) -> None:
         for both, one in zip(_leaves(together[node]), _leaves(alone[node]), strict=True):
             if not (both.dim() and len(both) == 2 and _close(one, both[:1])):
                 raise UserError(
-                    f"layer {where(node)} joins or mixes the samples of a batch, which no network over "
-                    "time can: its steps are computed as a batch. Keep the first axis for samples, and "
-                    "compute each sample on its own"
+                    f"layer {where(node)} joins or mixes the samples of a batch, which no network over time can: its "
+                    "steps are computed as a batch. Keep the first axis for samples, and compute each sample on its own"
                 )
         if not all(leaf.is_floating_point() for leaf in _leaves(together[node])):
             why = "rounding does not commute with the mean over time"

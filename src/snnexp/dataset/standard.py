@@ -29,8 +29,8 @@ CIFAR100 = (
 def cifar10(root: str | Path, download: bool = False, **options: Any) -> Data:
     """Load CIFAR-10 (Krizhevsky 2009), 50,000 + 10,000 of 3 x 32 x 32, 10 classes, as torchvision stores it in `root`.
 
-    `download`: let torchvision fetch the files if they are missing. Other arguments: `ImageOptions`. Raises UserError that
-    names the folder if there are no images, or the reason why they cannot be fetched.
+    `download`: let torchvision fetch the files if they are missing. Other arguments: `ImageOptions`. Raises UserError
+    that names the folder if there are no images, or the reason why they cannot be fetched.
     """
     return _cifar(datasets.CIFAR10, CIFAR10, root, download, ImageOptions(**options))
 
