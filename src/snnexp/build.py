@@ -1,7 +1,5 @@
 """Make objects from plain configs: Hydra's `_target_` is the registry, and a refusal names the full key."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import traceback

@@ -1,7 +1,5 @@
 """Weights from files, ours and other people's `state_dict`s: tensors and plain values only, never pickled code."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

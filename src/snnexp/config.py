@@ -1,7 +1,5 @@
 """The boundary between the user's YAML and the program: find the configs, and check them without loading torch."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Evaluate a trained network: accuracy at every t <= T from one simulation, confusion matrix, firing rates."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

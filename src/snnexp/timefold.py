@@ -4,8 +4,6 @@ Between layers, a tensor of T steps and N samples is `[T*N, ...]`, step-major: r
 module works unchanged, and only spiking sites unfold time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any

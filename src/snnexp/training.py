@@ -4,8 +4,6 @@ Everything random is a function of (seed, epoch) or saved in the checkpoint, so 
 resumed ends with the same weights as one that was not.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import io

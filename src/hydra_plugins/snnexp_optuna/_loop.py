@@ -1,7 +1,5 @@
 """The loop of a study: ask, run, tell. All state is in the study, so a parent that restarts or joins finds it there."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence

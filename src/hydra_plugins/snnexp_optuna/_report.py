@@ -1,7 +1,5 @@
 """The report on a study, as files in the folder of the sweep and artifacts of its run: tables, best trials, figures."""
 
-from __future__ import annotations
-
 import json
 import logging
 import warnings

@@ -1,7 +1,5 @@
 """Search spaces in Hydra's grammar: from text to Optuna distributions, and from sampled values to overrides."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """From the settings of a sweep to its study. All invalid input is rejected here, before the first job."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import uuid

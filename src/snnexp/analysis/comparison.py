@@ -1,7 +1,5 @@
 """Compare surrogates by the runs of a sweep: settings, tables and figures (the lab's part I)."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

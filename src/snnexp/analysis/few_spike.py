@@ -1,7 +1,5 @@
 """Figures of few-spike neurons: approximation, raster, errors against steps and spikes, spike counts in networks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 

@@ -1,7 +1,5 @@
 """Figures of trained networks and of surrogates, as matplotlib `Figure` objects (no global state, no display)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -6,8 +6,6 @@ Moving one weight moves one channel of its layer's output. So the network runs o
 channel and the neurons that receive it, and only samples whose spikes have changed go through the rest.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any, NamedTuple
 

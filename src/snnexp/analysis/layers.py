@@ -1,7 +1,5 @@
 """Values that were measured by layer after each epoch, as rows and as a figure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

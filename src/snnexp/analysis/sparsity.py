@@ -1,8 +1,6 @@
 """Measure the sparsity of a surrogate's gradient: exact zeros in one backward pass (the lab's question I.iii; the idea
 of skipping them: Perez-Nieves and Goodman, NeurIPS 2021)."""
 
-from __future__ import annotations
-
 import copy
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The style of all figures: colours, lines and axes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from itertools import cycle
 from typing import Any

@@ -1,7 +1,5 @@
 """Choose the temperatures of `surrogate=dspike_adaptive` during training, by finite differences."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Mapping, Sequence

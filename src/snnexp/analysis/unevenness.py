@@ -10,8 +10,6 @@ theta with a step to spare (under-firing); its size is then ceil(-v(T)/theta) or
 of spikes or of spare steps. Bu et al., ICLR 2022; snnexp.conversion.measure does the same for layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

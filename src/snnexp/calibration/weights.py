@@ -10,8 +10,6 @@ X: mean inputs (patches of a convolution) and a column of ones; phi: the simulat
 diagonal of X'X / n.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The effect of the order of spikes: each site is run again with the same spikes arriving at other times."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Stoeckl and Maass, "Optimized spiking neurons can classify images with high accu
 spikes", Nature Machine Intelligence 2021; see `snnexp.few_spike.table` for the neuron. K, the steps of a layer, is T.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from pathlib import Path

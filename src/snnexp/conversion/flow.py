@@ -3,8 +3,6 @@
 Nothing here depends on a conversion method or a code.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Converted networks as ordinary modules, and `convert`, which makes one."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, repeat

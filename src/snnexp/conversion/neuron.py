@@ -1,7 +1,5 @@
 """The neurons of the codes: integrate-and-fire for rate codes, few-spike neurons for codes of numbers."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

@@ -4,8 +4,6 @@ Bu et al., "Optimal ANN-SNN Conversion for High-accuracy and Ultra-low-latency S
 theta = lam, v(0) = theta/2. With T = L and evenly arriving inputs the network equals the ANN; T need not equal L.
 """
 
-from __future__ import annotations
-
 from snnexp.conversion.neuron import ScaledIF
 from snnexp.conversion.thresholds import Placing, bound
 from snnexp.conversion.walk import Layer

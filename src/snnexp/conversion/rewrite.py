@@ -4,8 +4,6 @@ Two graphs with the same nodes result: the ANN as it was, and the network to con
 Networks that cannot be converted faithfully are refused here.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any

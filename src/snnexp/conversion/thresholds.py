@@ -1,7 +1,5 @@
 """Common parts of the conversion methods: their options, the largest activations, and histograms."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

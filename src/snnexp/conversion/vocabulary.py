@@ -4,8 +4,6 @@ A mean over time passes through linear and affine operations unchanged; everythi
 the rules for spike trains, `Numbers` those for codes whose layers pass on numbers.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import fx, nn

@@ -6,8 +6,6 @@ Format (jAER): header lines that start with `#`, the first being `#!AER-DAT2.0`;
 lay on its side: for an upright image, bits 14-8 give the column and bits 7-1 the row, both counted down from 127.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Augment images, a whole batch at a time, on the device of the batch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ The ATIS (set-up: Orchard et al. 2015) sees dark ink on a bright screen, as the 
 constants were fitted to pairs of an MNIST image and its real recording: docs/datasets.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property

@@ -1,8 +1,6 @@
 """CIFAR10-DVS: 10,000 CIFAR-10 images that move on a screen, recorded by a DVS128 (H. Li et al., Frontiers in
 Neuroscience 2017); and recordings of the same kind by the simulated camera."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """scikit-learn's bundled handwritten digits (Alpaydin and Kaynak 1998): 1,797 images of 8 x 8, no download."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

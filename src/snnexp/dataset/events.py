@@ -6,8 +6,6 @@ bits per event, big-endian: bits 39-32 x, 31-24 y, 23 polarity (1 = ON), 22-0 ti
 group's other recordings do.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

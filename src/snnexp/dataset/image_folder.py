@@ -1,7 +1,5 @@
 """Images in class folders, `train/<class>/` and `test/<class>/`; also ImageNet's layout."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

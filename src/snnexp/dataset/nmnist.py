@@ -1,7 +1,5 @@
 """N-MNIST: MNIST's digits, recorded by an ATIS event camera that makes three saccades (Orchard et al. 2015)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

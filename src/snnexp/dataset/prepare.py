@@ -1,7 +1,5 @@
 """Prepared data on disk: each directory is made once, by one process, and is complete or absent."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

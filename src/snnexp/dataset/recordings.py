@@ -1,8 +1,6 @@
 """Load recordings from folders or zip archives as `Data`: binned once, memory-mapped, split by seed. `Folder` and
 `Archive` have N-MNIST's layout."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

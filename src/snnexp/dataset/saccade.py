@@ -1,7 +1,5 @@
 """Image datasets seen by the simulated event camera: scikit-learn's digits (embedded), MNIST, FashionMNIST."""
 
-from __future__ import annotations
-
 import gzip
 import logging
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The standard image datasets that torchvision fetches and reads: MNIST, FashionMNIST, CIFAR-10, CIFAR-100."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -8,8 +8,6 @@ spikes", Nature Machine Intelligence 2021. A neuron gets its input x once, and t
     y = sum over t of d(t) z(t)                                     the number encoded          (3)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

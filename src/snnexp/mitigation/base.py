@@ -1,7 +1,5 @@
 """`Mitigation`, which `mitigation=` builds, and `Mitigated`, a converted network that has one."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any, cast

@@ -11,8 +11,6 @@ Then the site runs from there. The sites below have already finished, so the ans
 steps. Neurons that fired at each step are unchanged (the authors' code moves them, to no effect while T = rehearse).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Networks as plain torch modules over time-folded tensors; with its neuron factory, each class is an ANN or an SNN."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

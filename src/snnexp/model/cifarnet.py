@@ -1,8 +1,6 @@
 """CIFARNet of Wu et al., "Direct Training for Spiking Neural Networks: Faster, Larger, Better", AAAI 2019:
 128C3-256C3-AP2-512C3-AP2-1024C3-512C3-1024FC-512FC-output; Deng and Gu (ICLR 2021) convert it."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from snnexp.errors import integer

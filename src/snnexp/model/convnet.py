@@ -1,7 +1,5 @@
 """A small convolutional network for small images, such as the embedded 8 x 8 digits."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from snnexp.errors import integer

@@ -1,7 +1,5 @@
 """torchvision's own networks for image classification, with new weights, torchvision's, or those of a file."""
 
-from __future__ import annotations
-
 import fnmatch
 
 import torchvision

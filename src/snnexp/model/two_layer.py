@@ -1,7 +1,5 @@
 """The two-layer network of the computer lab."""
 
-from __future__ import annotations
-
 from math import prod
 
 from torch import nn

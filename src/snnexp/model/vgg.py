@@ -1,8 +1,6 @@
 """VGG-16 for 32 x 32 images. Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
 Recognition", ICLR 2015 (configuration D), with BatchNorm; as Bu et al. (ICLR 2022) train it for conversion."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import nn

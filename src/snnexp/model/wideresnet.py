@@ -1,7 +1,5 @@
 """Wide residual networks. Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016: WRN-depth-widen, B(3, 3)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from snnexp.errors import integer, require

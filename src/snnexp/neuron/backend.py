@@ -4,8 +4,6 @@ SpikingJelly 2.0 takes no backend argument: each of its operators reads an envir
 and keeps that choice for the process. On a CPU there is only torch.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Any

@@ -1,7 +1,5 @@
 """The base class of firing neurons: their parameters, initial potential and dynamics over time."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ h(z) = clip(z, 0, bound). The activation of the source network of Deng and Gu, "
 Artificial Neural Networks to Spiking Neural Networks", ICLR 2021; the bound is learnt as by Choi et al., "PACT", 2018.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

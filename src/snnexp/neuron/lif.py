@@ -1,8 +1,6 @@
 """Leaky integrate-and-fire, `neuron=lif`: v_temp(t) = alpha v(t-1) + c(t), as SpikingJelly's
 `functional.lif_multi_step` with tau = 1 / (1 - alpha) and an input that does not decay."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from spikingjelly.activation_based import functional

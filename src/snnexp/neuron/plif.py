@@ -2,8 +2,6 @@
 Time Constant to Enhance Learning of Spiking Neural Networks", ICCV 2021: 1/tau = sigmoid(w), so alpha = 1 - sigmoid(w).
 As SpikingJelly's `functional.plif_multi_step` with an input that does not decay."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

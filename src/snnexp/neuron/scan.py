@@ -6,8 +6,6 @@ Each step takes three operations forward and two backward, on preallocated tenso
 for all steps at once. SpikingJelly's reference loop computes the same with some ten autograd nodes per step.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

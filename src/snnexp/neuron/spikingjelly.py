@@ -1,7 +1,5 @@
 """Any SpikingJelly neuron as a site, `neuron=spikingjelly`: it keeps its own equations, but no state between calls."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Compose runs into a document: a section for each experiment, with one for each sweep and each setting run alone."""
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Mapping, Sequence

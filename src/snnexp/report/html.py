@@ -1,7 +1,5 @@
 """Write a document as one self-contained HTML page: style and images are embedded, and it may load nothing."""
 
-from __future__ import annotations
-
 import re
 from base64 import b64encode
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Write a document as Markdown (with GitHub's tables); figures are separate files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Runs as results: what distinguishes them, which of them count, and tables of them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,8 +1,6 @@
 """Dspike whose temperature is chosen during training: of b - db, b and b + db, the one whose surrogate gradient is best
 aligned with the finite difference gradient (Li et al., NeurIPS 2021). `snnexp.analysis.temperature` chooses."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -3,8 +3,6 @@
 Imports nothing heavy, so that a bad config is rejected at once. The user's own surrogates check themselves.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial

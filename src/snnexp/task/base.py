@@ -1,7 +1,5 @@
 """The contract of a task: one command of snnexp, chosen with `task=OPTION`."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """`task=compare_surrogates`: compare surrogates by the runs of a sweep (the lab's part I)."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`task=convert`: turn a trained ANN into an SNN and test it at every T of timesteps, beside the ANN."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

@@ -1,7 +1,5 @@
 """`task=dvs`: compare two ways of QCFS for event recordings with a directly trained SNN: accuracy and training cost."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

@@ -1,7 +1,5 @@
 """`task=dynamics`: check the relation of neighbouring layers' mean postsynaptic potentials on every layer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`task=few_spike`: make the paper's table of networks as ANN and as few-spike SNN: accuracy, size, spikes, latency."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Any
 

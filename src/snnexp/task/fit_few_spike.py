@@ -1,7 +1,5 @@
 """`task=fit_few_spike`: fit coefficients h, d, T of few-spike neurons to an activation."""
 
-from __future__ import annotations
-
 import csv
 from functools import partial
 from pathlib import Path

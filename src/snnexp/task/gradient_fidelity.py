@@ -1,7 +1,5 @@
 """`task=gradient_fidelity`: train, and compare the surrogate gradient with finite differences after each epoch."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """`task=gradient_sparsity`: train, and record how much of the gradient is exactly zero after each epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

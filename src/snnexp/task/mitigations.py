@@ -1,7 +1,5 @@
 """`task=mitigations`: compare what mitigations of the unevenness error recover and cost at equal total steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`task=report`: write one page, as HTML and as Markdown, from what was logged."""
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`task=train`: fit a network, keep its best epoch by validation, and test that epoch once."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

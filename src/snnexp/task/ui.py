@@ -1,7 +1,5 @@
 """`task=ui`: serve the MLflow UI over what was logged, on the loopback address."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import socket

@@ -1,7 +1,5 @@
 """`task=unevenness`: show what makes v(T) leave [0, theta), in small neurons and in a converted network."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product

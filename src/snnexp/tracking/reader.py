@@ -1,7 +1,5 @@
 """Reading runs back from MLflow, for reports and the MLflow UI."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
