@@ -1,9 +1,8 @@
 """Errors the user can fix: printed as one message, never as a traceback. Imports nothing heavy."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Self
 
 from hydra.errors import CompactHydraException
 
@@ -30,7 +29,7 @@ class InvalidValue(ValueError):
         """Return the same refusal as a UserError under the full config key."""
         return UserError(f"{key}={self.value} is not allowed: it must be {self.allowed}")
 
-    def __reduce__(self) -> tuple[type[InvalidValue], tuple[str, object, str]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[str, object, str]]:
         return type(self), (self.name, self.value, self.allowed)
 
 

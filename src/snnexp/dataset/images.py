@@ -1,14 +1,12 @@
 """Image datasets: decoded once into a memory-mapped uint8 array, with mean and std, and split by seed."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +121,7 @@ class Sums:
     def __init__(self) -> None:
         self.counts: list[NDArray[np.int64]] = []
 
-    def add(self, images: Bytes) -> Sums:
+    def add(self, images: Bytes) -> Self:
         """Count the pixels of `images` uint8 [n, C, H, W] too, and return self."""
         new = [np.bincount(channel.ravel(), minlength=256) for channel in images.transpose(1, 0, 2, 3)]
         self.counts = [a + b for a, b in zip(self.counts, new, strict=True)] if self.counts else new

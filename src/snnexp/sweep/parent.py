@@ -1,12 +1,10 @@
 """The record of a sweep as a whole: a run in the tracker, in which its jobs are nested, and a locked folder."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock
 
@@ -40,7 +38,7 @@ class Parent:
         self.tracker: Tracker = build("tracking", config)
         self._lock: FileLock | None = None
 
-    def __enter__(self) -> Parent:
+    def __enter__(self) -> Self:
         self.tracker.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = try_lock(self.folder / LOCK)  # as long as it is held, task=sync skips this folder

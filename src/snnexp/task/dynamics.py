@@ -59,11 +59,10 @@ def _checked(conversion: Conversion) -> Metrics:
         result |= {f"val/{name}_T{t}": max(row[column] for row in at) for name, column in RESULTS.items()}
         record.metrics({"val/residual": result[f"val/residual_T{t}"]}, step=t)
     record.write({"dynamics": rows}, {"dynamics": residuals_figure(rows)})
-    shown = [
-        {"layer": name} | {f"T={row['T']}": row["residual"] for row in rows if row["layer"] == name}
-        for name in distinct(rows, "layer")
-    ]
-    record.show("largest difference of the two sides, in units of theta", shown)
+    shown = {name: {"layer": name} for name in distinct(rows, "layer")}
+    for row in rows:
+        shown[row["layer"]][f"T={row['T']}"] = row["residual"]
+    record.show("largest difference of the two sides, in units of theta", list(shown.values()))
     return result
 
 
@@ -77,10 +76,8 @@ def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
     the simulation.
     """
     flow = snn.flow
-    found: dict[fx.Node, dict[str, Any]] = {
-        site: {"layer": str(site.target), "T": T, "residual": 0.0, "remainder": 0.0, "inside": 0.0}
-        for site in flow.sites
-    }
+    zeros: Row = {"residual": 0.0, "remainder": 0.0, "inside": 0.0}
+    found: dict[fx.Node, Row] = {site: {"layer": str(site.target), "T": T} | zeros for site in flow.sites}
     ended = dict.fromkeys(flow.sites, 0.0)
     for part in torch.split(x, max(1, CALIBRATION_ROWS[x.device.type] // T)):
         env, state, _ = snn.simulated(part, T)

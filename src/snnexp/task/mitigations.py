@@ -46,9 +46,8 @@ class Mitigations(Converting):
         conversion.unmitigated("task=mitigations compares those in task.compare")
         conversion.integrating("task=mitigations")
         if not any(_left(conversion, m, total) for m in self.compare.values() for total in conversion.steps):
-            raise UserError(
-                f"timesteps={conversion.steps} leaves no mitigation of task.compare a step after its rehearsal"
-            )
+            none = "leaves no mitigation of task.compare a step after its rehearsal"
+            raise UserError(f"timesteps={conversion.steps} {none}")
         return record.tracked(lambda: self._compared(conversion))
 
     def _compared(self, conversion: Conversion) -> Metrics:

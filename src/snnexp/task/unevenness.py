@@ -82,27 +82,17 @@ class Unevenness(Converting):
     def _report(self, conversion: Conversion, result: Metrics, kinds: list[Row], times: list[Arrival]) -> None:
         record, longest = conversion.record, conversion.steps[-1]
         orders, arrived = [found.row() for found in self.orders], [asdict(row) for row in times]
-        shares = [
-            row | {"error": e, "share": share}
-            for row, found in zip(orders, self.orders, strict=True)
-            for e, share in found.share.items()
-        ]
+        pairs = [(row, *pair) for row, found in zip(orders, self.orders, strict=True) for pair in found.share.items()]
+        shares = [row | {"error": error, "share": share} for row, error, share in pairs]
         explained = explanations(times)
         accuracy = {"SNN": {t: result[f"test/snn_accuracy_T{t}"] for t in conversion.steps}}
         drawn = {
             "orders": orders_figure(self.orders),
             "kinds": kinds_figure(kinds),
             "accuracy": accuracy_figure(accuracy, result["test/ann_accuracy"]),
-            **({"arrivals": arrivals_figure(arrived)} if arrived else {}),
-        }
-        tables = {
-            "cases": self.cases,
-            "orders": orders,
-            "errors": shares,
-            "kinds": kinds,
-            "arrivals": arrived,
-            "explanations": explained,
-        }
+        } | ({"arrivals": arrivals_figure(arrived)} if arrived else {})
+        tables = {"cases": self.cases, "orders": orders, "errors": shares, "kinds": kinds}
+        tables |= {"arrivals": arrived, "explanations": explained}
         record.metrics({k: v for k, v in result.items() if "_T" not in k}, step=longest)
         record.write(tables, drawn)
         without_worst = [{k: v for k, v in row.items() if not k.startswith("worst")} for row in orders]
@@ -126,16 +116,11 @@ def _case(
 def _kinds(layer: LayerError) -> dict[str, Any]:
     """Return the shares of a layer's neurons by kind, and the mean size of its errors in spikes."""
     shares = {kind: getattr(layer, kind) for kind in ("over", "under", "zeros", "saturated")}
-    return {
-        "layer": layer.layer,
-        "T": layer.T,
-        "inside": 1 - sum(shares.values()),
-        **shares,
-        "spikes_over": layer.over_spikes / layer.over if layer.over else 0.0,
-        "spikes_under": layer.under_spikes / layer.under if layer.under else 0.0,
-        "uneven": layer.unevenness**0.5 / layer.threshold,
-        "error": layer.error**0.5 / layer.threshold,
-    }
+    over = layer.over_spikes / layer.over if layer.over else 0.0
+    under = layer.under_spikes / layer.under if layer.under else 0.0
+    row = {"layer": layer.layer, "T": layer.T, "inside": 1 - sum(shares.values()), **shares}
+    rms = {name: value**0.5 / layer.threshold for name, value in (("uneven", layer.unevenness), ("error", layer.error))}
+    return row | {"spikes_over": over, "spikes_under": under} | rms
 
 
 def kinds_figure(rows: Sequence[Row]) -> Figure:
