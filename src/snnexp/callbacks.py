@@ -95,24 +95,22 @@ class Grid(Callback):
         parser = OverridesParser.create(config_loader=self.loader)
         try:
             overrides = parser.parse_overrides(list(self.config.hydra.overrides.task))
-            first = {
-                o.get_key_element(): next(o.sweep_string_iterator())
-                if o.is_sweep_override()
-                else o.get_value_element_as_str()
-                for o in overrides
-                if not o.is_delete()
-            }
-            for o in overrides:
-                for value in o.sweep_string_iterator() if o.is_sweep_override() else ():
+            swept = [o for o in overrides if o.is_sweep_override()]
+            fixed = [o for o in overrides if not o.is_sweep_override() and not o.is_delete()]
+            first = {o.get_key_element(): o.get_value_element_as_str() for o in fixed}
+            first |= {o.get_key_element(): next(o.sweep_string_iterator()) for o in swept}
+            for o in swept:
+                for value in o.sweep_string_iterator():
                     job = first | {o.get_key_element(): value}
                     self.loader.load_sweep_config(self.config, [f"{k}={v}" for k, v in job.items()])
         except Exception:
             return None
-        self.ranges = {o.key_or_group: str(o.input_line).split("=", 1)[1] for o in overrides if o.is_sweep_override()}
+        self.ranges = {o.key_or_group: str(o.input_line).split("=", 1)[1] for o in swept}
         return list(self.ranges)
 
     def _summarize(self) -> None:
         from snnexp.config import listed
+        from snnexp.rundir import write_csv
         from snnexp.sweep import summary
 
         names = listed(self.config.objective)
@@ -121,13 +119,12 @@ class Grid(Callback):
         if not found:
             return
         rows = summary.table(found, names)
-        summary.write_csv(folder / "summary.csv", rows)
+        write_csv(folder / "summary.csv", rows)
         text = summary.markdown(rows)
         if (winner := summary.best(found, names[0])) is not None:
-            (folder / "experiment").mkdir(exist_ok=True)
             comment = f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}"
             made = summary.experiment(self.loader, self.config, winner.overrides, comment)
-            (folder / "experiment" / "best.yaml").write_text(made)
+            summary.write_experiment(folder, "best", made)
             text += f"\nbest: {winner.name}, {names[0]} {winner.metrics[names[0]]:.4g}; run it with "
             text += f"`snnexp --config-dir '{folder}' experiment=best`\n"
             tracker.tags({"best": winner.name, "best.run_id": winner.run_id or ""})
@@ -135,12 +132,7 @@ class Grid(Callback):
             (folder / "figures").mkdir(exist_ok=True)
             for name in (n for n in dict.fromkeys([*names, "test/accuracy"]) if any(n in c.metrics for c in found)):
                 summary.figure(found, name).savefig(folder / "figures" / f"{name.replace('/', '_')}.png", dpi=120)
-        (folder / "summary.md").write_text(text)
-        tracker.tags({"mlflow.note.content": text})
-        for name in ("summary.csv", "summary.md", "experiment", "figures"):
-            if (folder / name).exists():
-                tracker.artifact(folder / name)
-        print(f"\n{text}\n  results  {folder}\n  tracked  {tracker.place}")
+        self.parent.publish(text, "summary.csv")
 
 
 def close_grid(status: Status) -> None:
