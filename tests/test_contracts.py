@@ -14,9 +14,9 @@ from snnexp.build import build
 
 # From the command line down to equations; a module may import from its own row (its package) and from rows below.
 ROWS = (
-    ("__main__",),
+    ("__main__", "testing"),
     ("run",),
-    ("callbacks", "testing"),
+    ("callbacks",),
     ("sweep",),
     ("task",),
     ("report",),

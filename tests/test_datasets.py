@@ -24,7 +24,8 @@ from snnexp.dataset.base import Data
 from snnexp.dataset.camera import Camera
 from snnexp.dataset.events import Events, write
 from snnexp.dataset.nmnist import nmnist
-from snnexp.dataset.saccade import digits, digits_saccade, mnist_saccade
+from snnexp.dataset.saccade import digits_saccade, mnist_saccade
+from snnexp.dataset.saccade import enlarged_digits as digits
 from snnexp.errors import InvalidValue, UserError
 from snnexp.testing import DatasetContract
 from test_camera import DATA, real_data

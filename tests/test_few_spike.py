@@ -27,7 +27,9 @@ from snnexp.conversion.vocabulary import NUMBERS, Curve
 from snnexp.conversion.walk import walk
 from snnexp.errors import InvalidValue, UserError
 from snnexp.few_spike.fit import fit_table
-from snnexp.few_spike.table import SHIPPED, Table, decode, load_tables, measured, relu, save_tables, spikes
+from snnexp.few_spike.table import SHIPPED, load_tables, measured, relu, save_tables, spikes
+from snnexp.few_spike.table import Coefficients as Table
+from snnexp.few_spike.table import decoded as decode
 from snnexp.model.resnet import cifar_resnet
 from snnexp.testing import ConversionContract, CorrectionContract, TaskContract
 from snnexp.timefold import TimeMean

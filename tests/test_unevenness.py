@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from conftest import ROOT, Done
-from snnexp.analysis.unevenness import Neuron, search, trace
+from snnexp.analysis.unevenness import SmallNeuron as Neuron
+from snnexp.analysis.unevenness import search, trace
 from snnexp.build import build
 from snnexp.conversion.arrival import ORDERS, arrivals, explanations, spearman
 from snnexp.conversion.max_threshold import MaxThreshold

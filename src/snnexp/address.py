@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snnexp.errors import require
+from snnexp.errors import InvalidValue
 from snnexp.lock import locked
 
 if TYPE_CHECKING:
@@ -25,13 +25,10 @@ ADVISORY = {  # SQL to take and release a lock of the server, which it releases 
 
 def checked_uri(uri: str) -> str:
     """Return `uri`, with the path of an SQLite file made absolute. Raises InvalidValue for an unsupported store."""
-    require(
-        isinstance(uri, str) and URI.fullmatch(uri) is not None,
-        "uri",
-        masked(str(uri)),
-        "an MLflow server (http://HOST:PORT) or a database (sqlite:///FILE, postgresql://..., mysql://...); "
-        "plain folders (file:, ./mlruns) are not supported, because MLflow no longer develops them",
-    )
+    if not isinstance(uri, str) or not URI.fullmatch(uri):
+        kinds = "an MLflow server (http://HOST:PORT) or a database (sqlite:///FILE, postgresql://..., mysql://...)"
+        folders = "plain folders (file:, ./mlruns) are not supported, because MLflow no longer develops them"
+        raise InvalidValue("uri", masked(str(uri)), f"{kinds}; {folders}")
     path = database(uri)
     return uri if path is None else f"sqlite:///{path.absolute()}"
 

@@ -1,7 +1,5 @@
 """Weights from files, ours and other people's `state_dict`s: tensors and plain values only, never pickled code."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +15,7 @@ STATE = ("._extra_state", ".surrogate.counts")  # the state of surrogates, which
 OPTIONAL = ("num_batches_tracked", *STATE)  # needed by no computation; files of old versions lack them
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Return the weights in `path` by key, without prefixes; they may be nested under `state_dict` or `model`.
 
     Raises UserError if the file is missing, cannot be read, or holds more than tensors and plain values.
@@ -27,10 +25,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"checkpoint={path}: there is no such file") from None
     except Exception as error:  # torch raises many types
-        raise UserError(
-            f"checkpoint={path} cannot be read as weights: it must be a state_dict of tensors, as "
-            "torch.save(network.state_dict(), file) writes it"
-        ) from error
+        wanted = "it must be a state_dict of tensors, as torch.save(network.state_dict(), file) writes it"
+        raise UserError(f"checkpoint={path} cannot be read as weights: {wanted}") from error
     while isinstance(found, Mapping) and (inner := [found[k] for k in NESTED if isinstance(found.get(k), Mapping)]):
         found = inner[0]
     weights = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
@@ -47,7 +43,7 @@ def load_into(net: nn.Module, path: str | Path) -> None:
 
     Raises UserError, naming the first missing, unexpected and misshapen keys, unless all fit.
     """
-    weights = read(path)
+    weights = read_weights(path)
     if not any(key.startswith(OURS) for key in weights):
         weights = {OURS + key: value for key, value in weights.items()}
     load_weights(net, weights, path)
@@ -63,16 +59,10 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path
     weights = {k: v for k, v in weights.items() if not k.endswith(STATE)}
     missing = [k for k in own if k not in weights and not k.endswith(OPTIONAL) and not k.startswith("front.")]
     unexpected = [k for k in weights if k not in own]
-    misshapen = [
-        f"{k} {_shape(v)} in the file, {_shape(own[k])} in the network"
-        for k, v in weights.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    if wrong := [
-        _first(what, keys)
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if keys
-    ]:
+    differ = [k for k, v in weights.items() if k in own and v.shape != own[k].shape]
+    misshapen = [f"{k} {_shape(weights[k])} in the file, {_shape(own[k])} in the network" for k in differ]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if wrong := [_first(what, keys) for what, keys in faults.items() if keys]:
         raise UserError(f"checkpoint={path} does not fit the network: {'; '.join(wrong)}")
     net.load_state_dict(dict(weights), strict=False)
 

@@ -1,7 +1,5 @@
 """The boundary between the user's YAML and the program: find the configs, and check them without loading torch."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -17,25 +15,14 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from snnexp.errors import InvalidValue, UserError
+from snnexp.errors import UserError, told
 from snnexp.surrogate.limits import check_arguments
 
 FOLDERS = ("outputs_dir", "data_dir", "cache_dir")
-GROUPS = (
-    "task",
-    "dataset",
-    "model",
-    "neuron",
-    "surrogate",
-    "conversion",
-    "calibration",
-    "mitigation",
-    "loss",
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "tracking",
-)
+# The groups that can name and tag a run, in the order of a run's name; those of a training; and all.
+TAGS = ("task", "model", "dataset", "neuron", "surrogate", "conversion", "calibration", "mitigation")
+TRAINING: tuple[str, ...] = ("model", "dataset", "neuron", "surrogate", "loss", "optimizer", "scheduler", "trainer")
+GROUPS = (*dict.fromkeys((*TAGS, *TRAINING)), "tracking")
 KEYS = ("seed", "timesteps", "resume", "checkpoint", "objective", *FOLDERS)
 # These may differ between a run and its resumption: they say where things are, not what is computed.
 NOT_THE_EXPERIMENT = ("resume", "tracking", "objective", *FOLDERS)
@@ -69,10 +56,8 @@ def checked_config(cfg: DictConfig) -> dict[str, Any]:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} has no value: give one with {missing[0]}=VALUE")
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    try:  # SpikingJelly itself accepts values that reverse the gradient
+    with told("surrogate."):  # SpikingJelly itself accepts values that reverse the gradient
         check_arguments(config["surrogate"]["_target_"], config["surrogate"])
-    except InvalidValue as error:
-        raise error.told(f"surrogate.{error.name}") from error
     return config
 
 
@@ -86,10 +71,8 @@ def check_objective(names: object) -> None:
     """Raise UserError unless every objective is a validation metric."""
     for name in listed(names):
         if not isinstance(name, str) or not name.startswith("val/"):
-            raise UserError(
-                f"objective={name} is not allowed: it must be a validation metric such as val/accuracy "
-                "(choosing by test data would invalidate the test)"
-            )
+            why = "such as val/accuracy (choosing by test data would invalidate the test)"
+            raise UserError(f"objective={name} is not allowed: it must be a validation metric {why}")
 
 
 def listed(names: Any) -> list[Any]:
@@ -155,10 +138,8 @@ def _check_complete(cfg: DictConfig) -> None:
     for group in GROUPS:
         chosen = OmegaConf.select(cfg, group, throw_on_missing=False)
         if not isinstance(chosen, DictConfig) or "_target_" not in list(chosen):
-            raise UserError(
-                f"{group}={_shown(chosen)} is not allowed: choose one of its options with {group}=OPTION, "
-                "a YAML file with a _target_ (see --help)"
-            )
+            option = f"choose one of its options with {group}=OPTION, a YAML file with a _target_ (see --help)"
+            raise UserError(f"{group}={_shown(chosen)} is not allowed: {option}")
     for key in KEYS:
         if key not in cfg:
             raise UserError(f"{key} is missing: it cannot be deleted")
@@ -168,9 +149,8 @@ def _check_complete(cfg: DictConfig) -> None:
     if not isinstance(cfg.resume, bool | str):
         raise UserError(f"resume={_shown(cfg.resume)} is not allowed: it must be true, false or a run directory")
     if not isinstance(cfg.checkpoint, str | None):
-        raise UserError(
-            f"checkpoint={_shown(cfg.checkpoint)} is not allowed: it must be a file of weights, runs:/<run id>, or null"
-        )
+        allowed = "a file of weights, runs:/<run id>, or null"
+        raise UserError(f"checkpoint={_shown(cfg.checkpoint)} is not allowed: it must be {allowed}")
 
 
 def _check_types(cfg: DictConfig) -> None:

@@ -6,8 +6,6 @@ A lock belongs to the process that took it: filelock closes the descriptor in a 
 the parent, so a child neither releases the lock nor keeps it alive.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterator

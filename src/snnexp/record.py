@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import shlex
 import subprocess
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, flatten
+from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, TAGS, flatten
 from snnexp.errors import Pruned, UserError
-from snnexp.rundir import RunDir, write_json
+from snnexp.rundir import RunDir, write_csv, write_json
 from snnexp.session import Session
 from snnexp.terminal import closing_table, quiet, rows_table
 from snnexp.tracking import Status
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]  # a table: every row has the same keys
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# The groups that can name and tag a run, in the order of a run's name.
-TAGS = ("task", "model", "dataset", "neuron", "surrogate", "conversion", "calibration", "mitigation")
 
 
 class Record:
@@ -59,11 +56,8 @@ class Record:
         for name in self.session.objectives:
             if name in gives or (name == DEFAULT_OBJECTIVE and not self._trial):
                 continue
-            wanted = (
-                f"it must be one of {', '.join(gives)}"
-                if gives
-                else (f"task={self.session.choices['task']} gives no validation metric (objective=null)")
-            )
+            none = f"task={self.session.choices['task']} gives no validation metric (objective=null)"
+            wanted = f"it must be one of {', '.join(gives)}" if gives else none
             raise UserError(f"objective={name} is not allowed: {wanted}")
         if self.task.recorded:
             RunDir.check(self.config)
@@ -107,9 +101,8 @@ class Record:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            raise UserError(
-                f"cannot write to {self.folder}: {error.strerror}; make room, then go on with resume=true"
-            ) from error
+            advice = "make room, then go on with resume=true"
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}; {advice}") from error
         finally:
             with suppress(OSError):  # these fail as well on a full disk, and the first error is the one to report
                 self.tracker.finish(status)
@@ -155,9 +148,8 @@ class Record:
         groups = {"task", *self.task.groups}
         if self.config["surrogate"]["_target_"] not in flatten(self.config["neuron"]).values():
             groups.discard("surrogate")
-        chosen = {
-            group: self.session.choices[group] for group in TAGS if group in groups and self.session.choices.get(group)
-        }
+        choices = self.session.choices
+        chosen = {group: choices[group] for group in TAGS if group in groups and choices.get(group)}
         if chosen.get("calibration") == "none" and (steps := self.config["calibration"]["steps"]):
             chosen["calibration"] = "+".join(steps)
         return chosen
@@ -200,11 +192,3 @@ def _save(content: Any, path: Path) -> None:
         write_csv(path, content)
     else:
         content.savefig(path, dpi=120)
-
-
-def write_csv(path: Path, rows: Rows) -> None:
-    """Write rows as a CSV file with a header line."""
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)

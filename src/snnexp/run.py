@@ -1,7 +1,5 @@
 """The command line: compose the config, check it, run one task, return its objective."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

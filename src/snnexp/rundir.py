@@ -1,13 +1,12 @@
 """Run directories: one folder per run, locked while the run is active, and found again by `resume=`."""
 
-from __future__ import annotations
-
+import csv
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock
 
@@ -28,7 +27,7 @@ class RunDir:
         self.path, self._lock = path, lock
 
     @classmethod
-    def open(cls, new: Path, config: Mapping[str, Any]) -> RunDir:
+    def open(cls, new: Path, config: Mapping[str, Any]) -> Self:
         """Return the folder to write to, locked: `new` or, with `resume`, the folder of the run to resume.
 
         `resume=true` selects the newest unfinished run of the same configuration that no live process holds. If all
@@ -57,7 +56,7 @@ class RunDir:
             raise UserError(f"resume={path}: that run has another configuration: {_difference(record, config)}")
         return path
 
-    def __enter__(self) -> RunDir:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -81,13 +80,12 @@ class RunDir:
         return dict(json.loads((self.path / "result.json").read_text()))
 
     @classmethod
-    def _create(cls, new: Path, config: Mapping[str, Any], digest: str) -> RunDir:
+    def _create(cls, new: Path, config: Mapping[str, Any], digest: str) -> Self:
         try:
             new.mkdir(parents=True, exist_ok=True)
             run = cls.unused(new)
-            write_json(
-                new / "run.json", {"status": "RUNNING", "fingerprint": digest, "created": time.time(), "config": config}
-            )
+            record = {"status": "RUNNING", "fingerprint": digest, "created": time.time(), "config": config}
+            write_json(new / "run.json", record)
         except OSError as error:
             raise UserError(f"cannot write to outputs_dir={config['outputs_dir']}: {error.strerror} ({new})") from error
         if run is None:
@@ -95,23 +93,28 @@ class RunDir:
         return run
 
     @classmethod
-    def _newest(cls, outputs: Path, digest: str) -> RunDir | None:
+    def _newest(cls, outputs: Path, digest: str) -> Self | None:
         paths = [*outputs.glob("runs/*/*/run.json"), *outputs.glob("multirun/*/*/*/run.json")]
-        same = [
-            (r["status"] != "FINISHED", r["created"], p)
-            for p in paths
-            if (r := _read(p)) and r["fingerprint"] == digest
-        ]
-        for _, _, path in sorted(same, reverse=True):
+        found = [(record, path) for path in paths if (record := _read(path)) and record["fingerprint"] == digest]
+        ranked = sorted((record["status"] != "FINISHED", record["created"], path) for record, path in found)
+        for _, _, path in reversed(ranked):
             if run := cls.unused(path.parent):
                 return run
         return None
 
     @classmethod
-    def unused(cls, path: Path) -> RunDir | None:
+    def unused(cls, path: Path) -> Self | None:
         """Return the run directory `path`, locked; None if a live process holds the lock or there is no such folder."""
         lock = try_lock(path / LOCK) if path.is_dir() else None
         return cls(path, lock) if lock else None
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` as a CSV file, with a column for every key of any row."""
+    with path.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        table.writeheader()
+        table.writerows(rows)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -18,7 +18,7 @@ from snnexp.checkpoint import load_into
 from snnexp.config import RUN, listed
 from snnexp.dataset.base import Data
 from snnexp.dataset.prepare import prepared_once
-from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.errors import InvalidValue, UserError, integer, told
 from snnexp.timefold import Normalize, TimeFold, TimeMean
 from snnexp.tracking import WEIGHTS, Tracker
 from snnexp.training import Trainer
@@ -36,9 +36,8 @@ class Session:
     choices: dict[str, str]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            key: value for key, value in self.__dict__.items() if key != "data"
-        }  # each process maps the data itself
+        # each process maps the data itself
+        return {key: value for key, value in self.__dict__.items() if key != "data"}
 
     def derived(self, **changes: Any) -> Session:
         """Return a session with other values for some top-level keys of the config."""
@@ -95,9 +94,8 @@ class Session:
         data = self.data
         steps = data.train.x.shape[1] if data.temporal else self.config["timesteps"]
         if steps != self.config["timesteps"]:
-            raise UserError(
-                f"timesteps={self.config['timesteps']} but the dataset gives {steps} steps: set timesteps alone"
-            )
+            given = f"timesteps={self.config['timesteps']}"
+            raise UserError(f"{given} but the dataset gives {steps} steps: set timesteps alone")
         torch.manual_seed(self.seed)
         offered = {"shape": data.shape, "classes": len(data.classes), "neuron": self.neuron}
         net = build("model", self.config, nn.Module, **accepted(self.config["model"], offered))
@@ -130,18 +128,14 @@ class Session:
         except Exception as error:  # a user's own network may raise anything
             raise UserError(f"model ({model}) cannot take {data.name}'s input {tuple(data.shape)}: {error}") from error
         if answer != (net.T, 1, wanted):
-            raise UserError(
-                f"model ({model}) must answer with one number for each of {data.name}'s {wanted} classes; "
-                f"its output for one sample is {answer[1:]}"
-            )
+            needs = f"must answer with one number for each of {data.name}'s {wanted} classes"
+            raise UserError(f"model ({model}) {needs}; its output for one sample is {answer[1:]}")
         net.train()
 
     def check(self) -> None:
         """Refuse wrong values before any data is prepared. Raises UserError."""
-        try:
+        with told():
             integer("seed", self.config["seed"], at_least=0)
             integer("timesteps", self.config["timesteps"], at_least=1)
-        except InvalidValue as error:
-            raise error.told(error.name) from error
         _ = self.trainer, self.loss, self.neuron()
         self.scheduler(self.optimizer([nn.Parameter(torch.zeros(1))]))

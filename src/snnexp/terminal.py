@@ -59,24 +59,17 @@ class EpochBar(_Bar):
         now = time.monotonic()
         if now - self._updated > 0.1:
             self._updated = now
-            self.bar.update(
-                self.task,
-                completed=progress.epoch * steps + progress.step,
-                total=self.epochs * steps,
-                epoch=f"{progress.epoch + 1}/{self.epochs}",
-            )
+            done, epoch = progress.epoch * steps + progress.step, f"{progress.epoch + 1}/{self.epochs}"
+            self.bar.update(self.task, completed=done, total=self.epochs * steps, epoch=epoch)
 
     def epoch(self, progress: training.Progress) -> None:
         """Print a line for each epoch that finished since the last call."""
         if self.show:
             for number, m in list(enumerate(progress.history, 1))[self._printed :]:
                 mark = "  best so far" if number - 1 == progress.best_epoch else ""
-                console.print(
-                    f"epoch {number:>3}/{self.epochs}   loss {m['train/loss']:.4f}   accuracy "
-                    f"{m['train/accuracy']:.3f}   val loss {m['val/loss']:.4f}   val accuracy "
-                    f"{m['val/accuracy']:.3f}{mark}",
-                    soft_wrap=True,
-                )
+                train = f"loss {m['train/loss']:.4f}   accuracy {m['train/accuracy']:.3f}"
+                val = f"val loss {m['val/loss']:.4f}   val accuracy {m['val/accuracy']:.3f}"
+                console.print(f"epoch {number:>3}/{self.epochs}   {train}   {val}{mark}", soft_wrap=True)
         self._printed = len(progress.history)
 
 

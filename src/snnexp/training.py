@@ -4,8 +4,6 @@ Everything random is a function of (seed, epoch) or saved in the checkpoint, so 
 resumed ends with the same weights as one that was not.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import io
@@ -33,7 +31,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from snnexp.dataset.base import Data, Split
-from snnexp.errors import UserError, choice, integer, number, require
+from snnexp.errors import InvalidValue, UserError, boolean, choice, integer, integer_or_none, number, require
 
 Metrics = dict[str, float]
 METRICS = ("val/accuracy", "val/loss")  # metrics that can choose an epoch, or a run of a sweep
@@ -64,35 +62,23 @@ class Trainer:
         for name in ("epochs", "batch_size", "eval_batch_size", "devices"):
             integer(name, getattr(self, name), at_least=1)
         for name in ("patience", "threads"):
-            if getattr(self, name) is not None:
-                integer(name, getattr(self, name), at_least=1)
+            integer_or_none(name, getattr(self, name), at_least=1)
         if self.gradient_clip is not None:
             number("gradient_clip", self.gradient_clip, "a number > 0, or null", above=0)
         for name in ("channels_last", "compile", "data_on_device"):
-            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+            boolean(name, getattr(self, name))
         number("checkpoint_every_s", self.checkpoint_every_s, "a number of seconds > 0", above=0)
         choice("precision", self.precision, PRECISIONS)
         choice("accelerator", self.accelerator, ("auto", "cpu", "cuda"))
-        require(
-            self.accelerator != "cuda" or torch.cuda.is_available(),
-            "accelerator",
-            self.accelerator,
-            "cpu or auto on this machine: torch finds no GPU",
-        )
-        require(
-            self.precision != "16-mixed" or self._kind == "cuda",
-            "precision",
-            self.precision,
-            "bf16-mixed, 32-true or 64-true on a CPU",
-        )
+        if self.accelerator == "cuda" and not torch.cuda.is_available():
+            raise InvalidValue("accelerator", self.accelerator, "cpu or auto on this machine: torch finds no GPU")
+        if self.precision == "16-mixed" and self._kind == "cpu":
+            raise InvalidValue("precision", self.precision, "bf16-mixed, 32-true or 64-true on a CPU")
         require(not self.compile or self.devices == 1, "compile", self.compile, "false with several devices")
         compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # chosen as torch does
-        require(
-            not self.compile or self._kind == "cuda" or shutil.which(compiler) is not None,
-            "compile",
-            self.compile,
-            f"false on this machine: torch compiles for a CPU with {compiler}, which is not installed",
-        )
+        if self.compile and self._kind == "cpu" and shutil.which(compiler) is None:
+            why = f"torch compiles for a CPU with {compiler}, which is not installed"
+            raise InvalidValue("compile", self.compile, f"false on this machine: {why}")
         choice("monitor", self.monitor, METRICS)
 
     @property
@@ -104,13 +90,9 @@ class Trainer:
         """Return a Fabric on the requested devices; several are spawned here, never by rerunning the command."""
         strategy = "ddp_spawn" if self.devices > 1 else "auto"
         warnings.filterwarnings("ignore", "The `srun` command is available")  # a sweep's jobs do not need it
-        return Fabric(
-            accelerator=self._kind,
-            devices=self.devices,
-            precision=self.precision,  # type: ignore[arg-type]
-            strategy=strategy,
-            plugins=LightningEnvironment(),  # one process, whatever a cluster's variables say
-        )
+        plugins = LightningEnvironment()  # one process, whatever a cluster's variables say
+        settings: dict[str, Any] = {"devices": self.devices, "precision": self.precision, "plugins": plugins}
+        return Fabric(accelerator=self._kind, strategy=strategy, **settings)
 
     def better(self, new: Metrics, old: Metrics | None) -> bool:
         """Return whether `new` is a better epoch than `old` by `monitor`; the validation loss breaks ties."""
@@ -141,7 +123,7 @@ class Progress:
         return self.history[self.best_epoch] if self.best_epoch >= 0 else None
 
 
-Report = Callable[[Progress, int], None]  # called before or after each step with the epoch's number of steps
+StepHook = Callable[[Progress, int], None]  # called before or after each step with the epoch's number of steps
 Prune = Callable[[list[Metrics]], bool]  # called after each epoch with the metrics of all epochs; true stops the run
 
 
@@ -166,10 +148,10 @@ class Fit:
         *,
         seed: int,
         folder: Path,
-        on_step: Report,
+        on_step: StepHook,
         on_epoch: Callable[[Progress], None],
         prune: Prune = lambda history: False,
-        before_step: Report = lambda progress, steps: None,
+        before_step: StepHook = lambda progress, steps: None,
         measure: Callable[[], Metrics] = dict,
     ) -> None:
         self.fabric, self.loss, self.trainer, self.seed = fabric, loss, trainer, seed
@@ -227,9 +209,8 @@ class Fit:
         loss = self.loss(outputs, y)
         self.fabric.backward(loss)
         if self.trainer.gradient_clip is not None:
-            self.fabric.clip_gradients(
-                self.net, self.optimizer, max_norm=self.trainer.gradient_clip, error_if_nonfinite=False
-            )
+            limit = self.trainer.gradient_clip
+            self.fabric.clip_gradients(self.net, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         self.optimizer.step()
         p, n = self.progress, len(y)
         p.sums[0] += loss.detach() * n  # tensors until the epoch's end, so as not to wait for the device
@@ -243,10 +224,8 @@ class Fit:
         loss, correct, n = cast(Tensor, self.fabric.all_reduce(sums, reduce_op="sum")).tolist()
         metrics = {"train/loss": loss / n, "train/accuracy": correct / n, "lr": self.optimizer.param_groups[0]["lr"]}
         if not torch.isfinite(torch.tensor(loss)):
-            raise UserError(
-                f"the training loss became {loss} in epoch {p.epoch + 1}: try a smaller optimizer.lr "
-                f"(now {metrics['lr']:g}) or trainer.gradient_clip=1"
-            )
+            advice = f"try a smaller optimizer.lr (now {metrics['lr']:g}) or trainer.gradient_clip=1"
+            raise UserError(f"the training loss became {loss} in epoch {p.epoch + 1}: {advice}")
         metrics |= self._of_modules()
         metrics |= self.measure() if self.fabric.is_global_zero else {}
         metrics |= validate(self.net, self.data.val, self.loss, self.trainer.eval_batch_size, self.fabric.device)
@@ -282,6 +261,9 @@ class Fit:
     def _weights(self) -> dict[str, Tensor]:
         return {key: value.detach().cpu() for key, value in self.net.state_dict().items()}
 
+    def _parts(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer, "scheduler": self.scheduler, "precision": self.fabric.strategy.precision}
+
     def _state(self) -> dict[str, Any]:
         p = self.progress
         return {
@@ -291,9 +273,7 @@ class Fit:
             "history": p.history,
             "best_epoch": p.best_epoch,
             "model": self._weights(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "threads": torch.get_num_threads(),
@@ -308,9 +288,8 @@ class Fit:
             return
         state = load_checkpoint(self.folder / "last.pt")
         self.net.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         torch.set_num_threads(state["threads"])  # the rounding of sums depends on it
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and torch.cuda.is_available():

@@ -3,8 +3,6 @@
 So a parent that was killed and restarted finds the results of its jobs, and a job without an outcome has died.
 """
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import math

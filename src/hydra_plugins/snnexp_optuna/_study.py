@@ -1,7 +1,5 @@
 """From the settings of a sweep to its study. All invalid input is rejected here, before the first job."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import uuid
@@ -65,7 +63,7 @@ def sweep(
         try:
             loop.run()
         finally:  # after Ctrl-C as well
-            report_study(study, searched, fixed, parent, config, loader, objective)
+            report_study(loop, config, loader)
         loop.check()
     return study
 

@@ -1,7 +1,5 @@
 """`Calibration`, which `calibration=` builds: the corrections to apply and the images to apply them on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -32,7 +32,7 @@ IN_MEMORY = 2**28  # bytes of one array; larger ones are mapped files
 KEPT = 2**31  # bytes of one site's input that are kept between corrections
 CALIBRATION_ROWS = defaultdict(lambda: 8192, cpu=256)  # images x steps computed at a time, by device
 Mode = Literal["ann", "mean", "train"]
-Report = Callable[[int, int, str], None]  # (layers done, layers in all, name of the next layer)
+ShowLayer = Callable[[int, int, str], None]  # (layers done, layers in all, name of the next layer)
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Kept:
 
 
 @dataclass
-class Record:
+class LayerRecord:
     """The outcome at one site: the mean threshold of the neuron placed (or None), and the result of each correction."""
 
     name: str
@@ -125,8 +125,8 @@ def walk(
     T: int,
     method: Method,
     corrections: Sequence[Correction] = (),
-    report: Report | None = None,
-) -> list[Record]:
+    report: ShowLayer | None = None,
+) -> list[LayerRecord]:
     """Turn `network` (see `rewrite`) into the spiking network of `method` for T steps, in place.
 
     `images` [N, ...] calibrate. Each of `corrections`, in order, is proposed at each site and at the output, and kept
@@ -153,11 +153,11 @@ def walk(
     return records
 
 
-def _finished(layer: Layer, corrections: Sequence[Correction]) -> Record:
+def _finished(layer: Layer, corrections: Sequence[Correction]) -> LayerRecord:
     layer.simulate()
     kept = [k for correction in corrections if (k := layer.correct(correction))]
     layer.settle()
-    return Record(layer.name, layer.neuron.threshold, kept)
+    return LayerRecord(layer.name, layer.neuron.threshold, kept)
 
 
 class Layer:

@@ -1,9 +1,8 @@
 """The interface from datasets to training: three splits of in-memory or memory-mapped tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -53,7 +52,14 @@ class Data:
     augment: Callable[[Tensor, int], Tensor] | None = None
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
-    def to(self, device: torch.device) -> Data:
+    @classmethod
+    def of(cls, name: str, x: Tensor, y: Tensor, trained: int, share: float, seed: int, **settings: Any) -> Self:
+        """Return a dataset of samples x, y: the first `trained` train and validate (`split_train`), the rest test."""
+        rows = *split_train(trained, share, seed), torch.arange(trained, len(y))
+        train, val, test = (Split(x, y, index) for index in rows)
+        return cls(name, train, val, test, **settings)
+
+    def to(self, device: torch.device) -> Self:
         """Return a copy with training and validation data on `device`; tensors that splits share stay shared."""
         kept = {id(t): t for split in (self.train, self.val) for t in (split.x, split.y, split.index)}
         there = {key: t.to(device) for key, t in kept.items()}

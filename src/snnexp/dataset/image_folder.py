@@ -1,7 +1,5 @@
 """Images in class folders, `train/<class>/` and `test/<class>/`; also ImageNet's layout."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,8 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from snnexp.dataset.base import Data
-from snnexp.dataset.images import Bytes, Options, Part, files, load
-from snnexp.errors import UserError, integer, require
+from snnexp.dataset.images import Bytes, ImageOptions, Part, files, load_images
+from snnexp.errors import UserError, integer, integer_or_none, require
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -33,10 +31,9 @@ def image_folder(
     (None: `size`), cut square around its centre, and stored; the middle `size` x `size` of that is shown, or with
     `augment.zoom` any part in training. `size=None` takes images as they are; all must then have one size. `train` and
     `test` name the two folders. Classes are the folders of `train`, in alphabetical order. Other arguments:
-    `images.Options`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong value.
+    `ImageOptions`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong value.
     """
-    if size is not None:
-        integer("size", size, at_least=1)
+    integer_or_none("size", size, at_least=1)
     if resize is not None:
         integer("resize", resize, at_least=size or 1)
         require(size is not None, "resize", resize, "null unless size is set")
@@ -52,14 +49,13 @@ def image_folder(
     def parts() -> tuple[Part, Part]:
         side = _size(found[0][0]) if stored is None else (stored, stored)
         number = {name: k for k, name in enumerate(classes)}
-        made = [
-            Part([number[p.parent.name] for p in paths], partial(_read, paths, side, MODES[channels], stored is None))
-            for paths in found
-        ]
-        return made[0], made[1]
+        labels = ([number[path.parent.name] for path in paths] for paths in found)
+        reads = (partial(_read, paths, side, MODES[channels], stored is None) for paths in found)
+        train, test = map(Part, labels, reads)
+        return train, test
 
     identity = [stored, channels, *(files(paths) for paths in found)]
-    return load(name, parts, identity, classes, Options(**options), size)
+    return load_images(name, parts, identity, classes, ImageOptions(**options), size)
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -67,10 +63,8 @@ def _listed(folder: Path) -> list[Path]:
     paths = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in IMG_EXTENSIONS)
     filled = {p.parent for p in paths}
     if not paths:
-        raise UserError(
-            f"no images in {folder}: looked for {folder.name}/<class>/<image> "
-            f"({', '.join(IMG_EXTENSIONS)}); point dataset.root at the folder above"
-        )
+        kinds = f"{folder.name}/<class>/<image> ({', '.join(IMG_EXTENSIONS)})"
+        raise UserError(f"no images in {folder}: looked for {kinds}; point dataset.root at the folder above")
     if empty := sorted(p for p in folder.iterdir() if p.is_dir() and p not in filled):
         raise UserError(f"no images in the class folder {empty[0]}: fill it or remove it")
     return paths
@@ -87,10 +81,8 @@ def _read(paths: list[Path], side: tuple[int, int], mode: str, exact: bool, rows
     for k, row in enumerate(rows):
         with _opened(paths[row]) as image:
             if exact and (image.height, image.width) != side:
-                raise UserError(
-                    f"{paths[row]} has {image.height} x {image.width} pixels, the first image "
-                    f"{side[0]} x {side[1]}: set dataset.size to bring all to one size"
-                )
+                first = f"the first image {side[0]} x {side[1]}: set dataset.size to bring all to one size"
+                raise UserError(f"{paths[row]} has {image.height} x {image.width} pixels, {first}")
             try:
                 pixels = _cut(image.convert(mode), side)
             except Exception as error:  # Pillow raises many kinds
@@ -114,6 +106,5 @@ def _cut(image: Image.Image, side: tuple[int, int]) -> Image.Image:
     scale = max(height / image.height, width / image.width)
     wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))
     left, top = (wide - width) // 2, (high - height) // 2
-    return image.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=3.0).crop(
-        (left, top, left + width, top + height)
-    )
+    scaled = image.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return scaled.crop((left, top, left + width, top + height))

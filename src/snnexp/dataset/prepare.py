@@ -1,7 +1,5 @@
 """Prepared data on disk: each directory is made once, by one process, and is complete or absent."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -12,7 +10,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from snnexp.errors import UserError
 from snnexp.lock import locked
@@ -60,6 +63,30 @@ def _prepared(directory: Path, build: Callable[[Path], None]) -> Path:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
     return directory
+
+
+def store(directory: Path, name: str, labels: NDArray[np.int64], arrays: Iterable[NDArray[np.uint8]]) -> None:
+    """Write `arrays` [b, ...], one after another, as <name>.npy [n, ...], and `labels` [n] as labels.npy."""
+    with (directory / f"{name}.npy").open("wb") as file:  # not mapped: a full disk raises an error, not SIGBUS
+        for k, array in enumerate(arrays):
+            if k == 0:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *array.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(array.tobytes())
+    np.save(directory / "labels.npy", labels)
+
+
+def stored(directory: Path, name: str, in_memory: bool = False) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Return the array and the labels that `store` wrote, the array mapped unless `in_memory`, and meta.json."""
+    # copy-on-write, because torch has no read-only tensors: writing to it changes neither the file nor other processes
+    x = np.load(directory / f"{name}.npy", mmap_mode=None if in_memory else "c")
+    meta = json.loads((directory / "meta.json").read_text())
+    return torch.from_numpy(x), torch.from_numpy(np.load(directory / "labels.npy")), meta
+
+
+def ranges(count: int, size: int) -> Iterator[range]:
+    """Yield ranges of at most `size` that together are range(count)."""
+    return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 4) -> Iterator[Result]:

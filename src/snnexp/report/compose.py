@@ -1,7 +1,5 @@
 """Compose runs into a document: a section for each experiment, with one for each sweep and each setting run alone."""
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,7 @@ from pathlib import Path
 from snnexp.analysis import seeds
 from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, shown
 from snnexp.report.lab import lab
-from snnexp.report.results import Result, accuracies, results, seeds_of, what_was_run
+from snnexp.report.results import Result, accuracy_tables, results, seeds_of, what_was_run
 from snnexp.tracking import Store, Stored
 
 Block = Paragraph | Table | Figure | Section
@@ -83,14 +81,8 @@ def _overview(sections: Sequence[Section], runs: Sequence[Stored]) -> Table:
     for section in sections:
         found = _single(runs, section.name)
         data = dict.fromkeys(run.tags["dataset"] for run in found if "dataset" in run.tags)
-        rows.append(
-            [
-                [section.link],
-                ", ".join(data),
-                str(len({seed for run in found for seed in seeds_of(run)})),
-                str(len(found)),
-            ]
-        )
+        count = len({seed for run in found for seed in seeds_of(run)})
+        rows.append([[section.link], ", ".join(data), str(count), str(len(found))])
     return Table("What was run", ["experiment", "data", "seeds", "runs"], rows)
 
 
@@ -116,11 +108,8 @@ def _experiment(name: str, runs: Sequence[Stored], source: Source) -> Section:
     telling = [(group, own) for group, own in groups if _has_table(own)]
     others = [(group, own) for group, own in groups if not _has_table(own)]
     reached = [result.run for group, _ in others for result in group]
-    blocks: list[Block] = [
-        *_texts(texts.question, texts.set_up),
-        *what_was_run(counted),
-        *accuracies(reached, [], source.store, source.link),
-    ]
+    blocks: list[Block] = [*_texts(texts.question, texts.set_up), *what_was_run(counted)]
+    blocks += accuracy_tables(reached, [], source.store, source.link)
     blocks += [_group(group, own, source) for group, own in telling]
     blocks += [_swept(sweep, [run for run in runs if run.parent == sweep.run_id], source) for sweep in newest]
     blocks += [_group(group, own, source) for group, own in others]
@@ -138,7 +127,7 @@ def _swept(sweep: Stored, children: Sequence[Stored], source: Source) -> Section
     best = f"; best by validation: {sweep.tags['best']}" if "best" in sweep.tags else ""
     objective = [metric.removeprefix("best/") for metric in sweep.metrics if metric.startswith("best/")]
     told = Paragraph([f"{len(children)} runs ({counts}){best}. ", *source.places(sweep)])
-    tables = accuracies(children, objective, source.store, source.link)
+    tables = accuracy_tables(children, objective, source.store, source.link)
     return Section(sweep.run_id, f"Sweep: {sweep.name}", [told, *tables, *source.shown(sweep)])
 
 
@@ -158,16 +147,10 @@ def _list(name: str, runs: Sequence[Stored], counted: set[str], source: Source) 
     for run in runs:
         repeated = run.status == "finished" and not _sweep(run) and run.run_id not in counted
         folder = source.folders.get(run.run_id)
-        rows.append(
-            [
-                [Link(run.name, source.link(run))],
-                "" if _sweep(run) else run.params.get(seeds.SEED, ""),
-                run.status + (", repeated later" if repeated else ""),
-                f"{datetime.fromtimestamp(run.start):%Y-%m-%d %H:%M}",
-                _took(run),
-                [folder] if folder else "",
-            ]
-        )
+        seed = "" if _sweep(run) else run.params.get(seeds.SEED, "")
+        status = run.status + (", repeated later" if repeated else "")
+        times = f"{datetime.fromtimestamp(run.start):%Y-%m-%d %H:%M}", _took(run)
+        rows.append([[Link(run.name, source.link(run))], seed, status, *times, [folder] if folder else ""])
     columns = ["run (in MLflow)", "seed", "status", "started", "took", "folder"]
     return Section(f"{name}-runs", "Runs", [Table(f"All {len(runs)} runs", columns, rows)])
 

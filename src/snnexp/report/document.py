@@ -40,7 +40,7 @@ class Table:
     def numeric(self, column: int) -> bool:
         """Return whether the column's cells are numbers (a mean and its spread count as one) or empty."""
         cells = [row[column] for row in self.rows]
-        return any(cells) and all(isinstance(c, str) and (not c or number(c.split(" ± ")[0])) for c in cells)
+        return any(cells) and all(isinstance(c, str) and (not c or is_number(c.split(" ± ")[0])) for c in cells)
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ class Section:
         return Link(self.title, f"#{self.name}")
 
 
-def number(text: str) -> bool:
+def is_number(text: str) -> bool:
     return NUMBER.fullmatch(text) is not None
 
 
 def shown(text: str) -> str:
     """Return a number with four significant digits; integers and other texts stay as they are."""
-    return text if not number(text) or re.fullmatch(r"[-+]?\d+", text) else short(float(text), 4)
+    return text if not is_number(text) or re.fullmatch(r"[-+]?\d+", text) else short(float(text), 4)
 
 
-def plain(words: Words) -> list[str | Link]:
+def parts_of(words: Words) -> list[str | Link]:
     """Return words as a list of their parts."""
     return [words] if isinstance(words, str) else list(words)

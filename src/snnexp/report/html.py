@@ -1,14 +1,12 @@
 """Write a document as one self-contained HTML page: style and images are embedded, and it may load nothing."""
 
-from __future__ import annotations
-
 import re
 from base64 import b64encode
 from collections.abc import Callable
 from html import escape
 from importlib.resources import files
 
-from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, plain
+from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, parts_of
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -37,10 +35,8 @@ def written(document: Section) -> str:
 
 
 def _section(section: Section, level: int) -> list[str]:
-    lines = [
-        f'<section id="{escape(section.name)}" class="level{level}">',
-        f"<h{level}>{escape(section.title)}</h{level}>",
-    ]
+    lines = [f'<section id="{escape(section.name)}" class="level{level}">']
+    lines.append(f"<h{level}>{escape(section.title)}</h{level}>")
     for block in section.blocks:
         match block:
             case Section():
@@ -82,7 +78,7 @@ def _figure(figure: Figure) -> str:
 def _words(words: Words, written: Callable[[str], str]) -> str:
     return "".join(
         f'<a href="{escape(part.href)}">{escape(part.text)}</a>' if isinstance(part, Link) else written(part)
-        for part in plain(words)
+        for part in parts_of(words)
     )
 
 

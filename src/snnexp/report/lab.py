@@ -1,7 +1,5 @@
 """The text about an experiment in a report, besides its numbers: `labs/<experiment>.yaml`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib.resources import files
 

@@ -1,11 +1,9 @@
 """Write a document as Markdown (with GitHub's tables); figures are separate files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 
-from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, plain
+from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, parts_of
 
 
 def written(document: Section, figures: str) -> str:
@@ -39,7 +37,7 @@ def _table(table: Table) -> str:
 def _words(words: Words, written: Callable[[str], str]) -> str:
     return "".join(
         f"[{_escaped(part.text)}]({part.href.replace(' ', '%20')})" if isinstance(part, Link) else written(part)
-        for part in plain(words)
+        for part in parts_of(words)
     )
 
 

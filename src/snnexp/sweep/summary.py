@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ALSO = ("val/accuracy", "test/accuracy", "test/spikes_per_sample", "epochs", "seconds")
-BLUE = "#2a6f97"
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,8 @@ def _child(folder: Path) -> Child:
 
     job, number = read("job.json"), int(folder.name) if folder.name.isdigit() else 0
     folder = Path(job["folder"])  # with resume=true, it may be the folder of a job of an earlier sweep
-    return Child(
-        number, job["name"], job["varied"], read("result.json"), job["overrides"], read("tracking.json").get("run_id")
-    )
+    run_id = read("tracking.json").get("run_id")
+    return Child(number, job["name"], job["varied"], read("result.json"), job["overrides"], run_id)
 
 
 def best(found: Sequence[Child], metric: str) -> Child | None:
@@ -67,14 +65,6 @@ def best(found: Sequence[Child], metric: str) -> Child | None:
 def table(found: Sequence[Child], objective: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row per setting with mean and spread over its seeds, sorted by the first objective, best first."""
     return seeds.table(found, list(dict.fromkeys([*objective, *ALSO])))
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `rows` as CSV, with a column for every key of any row."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -92,11 +82,8 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
     """
     job = loader.load_sweep_config(config, list(overrides))
     groups = {key.split("@")[0]: value for key, value in job.hydra.runtime.choices.items()}
-    options = {
-        k: str(v)
-        for k, v in groups.items()
-        if v is not None and not k.startswith("hydra/") and k not in ("sweep", "experiment")
-    }
+    own = [group for group in groups if not group.startswith("hydra/") and group not in ("sweep", "experiment")]
+    options = {group: str(groups[group]) for group in own if groups[group] is not None}
     chosen = [f"{group}={option}" for group, option in options.items()]
     plain = loader.load_configuration(
         config_name=str(config.hydra.job.config_name), overrides=chosen, run_mode=RunMode.RUN, from_shell=False
@@ -106,18 +93,21 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
     for key, value in wanted.items():
         if key not in there or there[key] != value:
             *path, last = key.split(".")
-            node = values
-            for part in path:
-                node = node.setdefault(part, {})
-            node[last] = value
+            reduce(lambda node, part: node.setdefault(part, {}), path, values)[last] = value
     defaults = {"defaults": [{f"override /{group}": option} for group, option in options.items()]}
     text = yaml.safe_dump(defaults, sort_keys=False) + (yaml.safe_dump(values, sort_keys=False) if values else "")
     return f"# @package _global_\n# {comment}\n{text}"
 
 
+def write_experiment(folder: Path, name: str, text: str) -> None:
+    """Write an experiment file where `--config-dir FOLDER` finds it."""
+    (folder / "experiment").mkdir(exist_ok=True)
+    (folder / "experiment" / f"{name}.yaml").write_text(text)
+
+
 def figure(found: Sequence[Child], metric: str) -> Figure:
     """Draw the metric of every job as a dot, and the mean of each setting as a line."""
-    from matplotlib.figure import Figure
+    from snnexp.analysis.style import BLUE, panels  # imported late: it loads matplotlib
 
     settings: dict[str, list[float]] = {}
     for child in found:
@@ -125,13 +115,11 @@ def figure(found: Sequence[Child], metric: str) -> Figure:
             name = ", ".join(f"{k}={v}" for k, v in child.varied.items() if k != SEED) or "all"
             settings.setdefault(name, []).append(child.metrics[metric])
     order = sorted(settings, key=lambda name: statistics.fmean(settings[name]), reverse=minimized(metric))
-    made = Figure(figsize=(7, 1.2 + 0.34 * len(order)), layout="constrained")
-    axes = made.subplots()
+    made, (axes,) = panels(1, 1, 7, 1.2 + 0.34 * len(order))
     for y, name in enumerate(order):
         values = settings[name]
         axes.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.5, markeredgewidth=0)
         axes.plot([statistics.fmean(values)] * 2, [y - 0.3, y + 0.3], color=BLUE, linewidth=2)
     axes.set_yticks(range(len(order)), order)
     axes.set(xlabel=metric, title="every job (dots) and the mean of its setting (line)")
-    axes.spines[["top", "right"]].set_visible(False)
     return made

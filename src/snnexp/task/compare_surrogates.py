@@ -1,7 +1,5 @@
 """`task=compare_surrogates`: compare surrogates by the runs of a sweep (the lab's part I)."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
@@ -56,34 +54,22 @@ def _settings(folder: Path) -> list[Setting]:
         config = runs[0][0]
         parameter, value = next(((k, v) for k, v in config["surrogate"].items() if isinstance(v, int | float)), ("", 0))
         results = [json.loads((run / "result.json").read_text()) for _, run in runs]
-        made.append(
-            Setting(
-                build("surrogate", config),
-                parameter,
-                value,
-                results,
-                [load_checkpoint(run / "last.pt")["history"] for _, run in runs],
-            )
-        )
+        histories = [load_checkpoint(run / "last.pt")["history"] for _, run in runs]
+        made.append(Setting(build("surrogate", config), parameter, value, results, histories))
     return sorted(made, key=lambda setting: (setting.function, setting.value))
 
 
 def _alike(folder: Path, configs: Sequence[dict[str, Any]]) -> None:
     """Raise UserError where runs differ in more than surrogate and seed: they would count as seeds of one setting."""
-    rest = [
-        {
-            key: value
-            for key, value in experiment_of(config).items()
-            if "surrogate" not in key.split(".") and key.split(".")[-1] != "seed"
-        }
-        for config in configs
-    ]
+
+    def counts(path: Sequence[str]) -> bool:
+        return "surrogate" not in path and path[-1] != "seed"
+
+    rest = [{k: v for k, v in experiment_of(config).items() if counts(k.split("."))} for config in configs]
     differing = sorted({key for one in rest for key in one | rest[0] if one.get(key) != rest[0].get(key)})
     if differing:
-        raise UserError(
-            f"task.sweep={folder}: its runs differ in more than surrogate and seed, in "
-            f"{', '.join(differing)}: compare sweeps of one setting each"
-        )
+        where = f"in {', '.join(differing)}: compare sweeps of one setting each"
+        raise UserError(f"task.sweep={folder}: its runs differ in more than surrogate and seed, {where}")
 
 
 def _compared(record: Record, settings: list[Setting]) -> Metrics:
@@ -98,15 +84,11 @@ def _compared(record: Record, settings: list[Setting]) -> Metrics:
     made = {
         "surrogates": figures.surrogates([(s.name, s.surrogate) for s in best]),
         "learning": comparison.learning_figure({s.name: s.learning for s in best}),
-        "accuracy": comparison.accuracy_figure(comparison.points(settings)),
+        "accuracy": comparison.parameter_figure(comparison.points(settings)),
     }
     if any(not math.isnan(row["potentials"]) for row in tables["sparsity"]):
         made["sparsity"] = comparison.sparsity_figure(tables["sparsity"], tables["settings"])
     record.write(tables, made)
     record.show("ranking", tables["ranking"])
-    return {
-        VAL: best[0].mean(VAL),
-        "test/accuracy": best[0].mean("test/accuracy"),
-        "settings": len(settings),
-        "runs": sum(len(s.results) for s in settings),
-    }
+    found = {metric: best[0].mean(metric) for metric in (VAL, "test/accuracy")}
+    return found | {"settings": len(settings), "runs": sum(len(s.results) for s in settings)}

@@ -1,7 +1,5 @@
 """`task=convert`: turn a trained ANN into an SNN and test it at every T of timesteps, beside the ANN."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,11 +7,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from snnexp.analysis.style import BLUE, GREY, ORANGE, PURPLE, plain
+from snnexp.analysis.style import BLUE, GREY, ORANGE, PURPLE, panels
 from snnexp.conversion.measure import LayerError
 from snnexp.errors import UserError
-from snnexp.record import Record, write_csv
-from snnexp.rundir import write_json
+from snnexp.record import Record
+from snnexp.rundir import write_csv, write_json
 from snnexp.session import Session
 from snnexp.task.converting import Conversion, Converting, accuracy_figure
 from snnexp.training import Metrics
@@ -35,18 +33,15 @@ class Convert(Converting):
     def check_corrections(self, session: Session) -> None:
         """Raise UserError if a calibration is chosen."""
         if session.config["calibration"]["steps"]:
-            raise UserError(
-                "task=convert places neurons and corrects nothing: "
-                f"calibration={session.choices['calibration']} belongs to task=calibrate"
-            )
+            chosen = f"calibration={session.choices['calibration']} belongs to task=calibrate"
+            raise UserError(f"task=convert places neurons and corrects nothing: {chosen}")
 
 
 def _measured(conversion: Conversion) -> Metrics:
     record = conversion.record
     conversion.load_ann()
     result = conversion.ann_accuracies()
-    layers: list[LayerError] = []
-    done: list[dict[str, Any]] = []
+    layers, done = list[LayerError](), list[dict[str, Any]]()
     for steps in conversion.groups():
         if conversion.calibration.steps:
             plain, _, _ = conversion.converted(steps[-1], calibrated=False)
@@ -86,8 +81,7 @@ def layers_figure(table: Sequence[LayerError]) -> Figure:
     error.
     """
     names = [layer.layer for layer in table]
-    figure = Figure(figsize=(11, 1.6 + 0.28 * len(table)), layout="constrained")
-    means, rates, parts = figure.subplots(1, 3, sharey=True)
+    figure, (means, rates, parts) = panels(3, 3, 11 / 3, 1.6 + 0.28 * len(table), sharey=True)
     means.plot([layer.ann_mean for layer in table], names, "o", color=GREY, label="ANN")
     means.plot([layer.snn_mean for layer in table], names, "x", color=BLUE, label="SNN")
     means.set(xlabel="mean activation")
@@ -101,7 +95,6 @@ def layers_figure(table: Sequence[LayerError]) -> Figure:
     parts.set(xlabel="mean squared error / (mean ANN activation)²")
     for axes in (means, rates, parts):
         axes.legend(frameon=False, fontsize=8)
-        plain(axes)
     means.invert_yaxis()
     figure.suptitle(f"layers after T = {table[0].T} steps")
     return figure

@@ -1,14 +1,12 @@
 """`task=report`: write one page, as HTML and as Markdown, from what was logged."""
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from snnexp.config import listed
-from snnexp.errors import InvalidValue, UserError, require
+from snnexp.errors import UserError, require, told
 from snnexp.journal import JOURNAL, Journal
 from snnexp.record import Record
 from snnexp.report import html, markdown
@@ -49,10 +47,8 @@ class Report(Task):
     def run(self, session: Session, record: Record) -> Metrics:
         store = Store(session.tracker, "task=report")
         names = _experiments(store, self.experiments)
-        try:
+        with told("task."):
             runs = _chosen(store, names, self.sweep, self.filter)
-        except InvalidValue as error:
-            raise error.told(f"task.{error.name}") from error
         of = {run.experiment for run in runs}
         title = str(self.name or self.sweep or (of.pop() if len(of) == 1 else "report"))
         if not re.fullmatch(NAME, title):  # an experiment's own name
@@ -72,11 +68,10 @@ class Report(Task):
 
 
 def _experiments(store: Store, asked: Sequence[str]) -> list[str]:
+    known = ", ".join(sorted(store.experiments))
     for name in asked:
         if name not in store.experiments:
-            raise UserError(
-                f"task.experiments: there is no experiment {name}; there are {', '.join(sorted(store.experiments))}"
-            )
+            raise UserError(f"task.experiments: there is no experiment {name}; there are {known}")
     return list(asked or store.experiments)
 
 
@@ -93,17 +88,11 @@ def _chosen(store: Store, names: Sequence[str], sweep: str | None, filter: str |
 
 def _folders(outputs: Path) -> dict[str, Link]:
     """Return {run id: link to its run directory}, relative to the reports, for all runs under `outputs`."""
-    journals = [Journal(path.parent) for path in outputs.rglob(JOURNAL)]
-    return {
-        run_id: Link(path := journal.folder.relative_to(outputs).as_posix(), f"../{path}")
-        for journal in journals
-        if (run_id := journal.state.get("run_id"))
-    }
+    found = {Journal(path.parent).state.get("run_id"): path.parent for path in outputs.rglob(JOURNAL)}
+    paths = {run_id: folder.relative_to(outputs).as_posix() for run_id, folder in found.items() if run_id}
+    return {run_id: Link(path, f"../{path}") for run_id, path in paths.items()}
 
 
 def _figures(section: Section) -> list[Figure]:
-    return [
-        figure
-        for block in section.blocks
-        for figure in (_figures(block) if isinstance(block, Section) else [block] if isinstance(block, Figure) else [])
-    ]
+    found = [block for block in section.blocks if isinstance(block, Figure)]
+    return found + [figure for part in section.blocks if isinstance(part, Section) for figure in _figures(part)]

@@ -1,7 +1,5 @@
 """`task=sync`: send to MLflow what runs kept back while it was away, and close runs whose process died."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from snnexp.errors import UserError

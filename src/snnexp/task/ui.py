@@ -1,8 +1,7 @@
 """`task=ui`: serve the MLflow UI over what was logged, on the loopback address."""
 
-from __future__ import annotations
-
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -36,20 +35,9 @@ class UI(Task):
                 other = port + 1 if port < 65535 else port - 1
                 raise UserError(f"task.port={port} is taken by another program: choose another, e.g. task.port={other}")
         print(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--workers",
-            "1",
-        ]
+        options = shlex.split(f"-m mlflow server --host 127.0.0.1 --port {port} --workers 1 --backend-store-uri")
         environment = {**os.environ, **ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        subprocess.run([*command, "--backend-store-uri", store], env=environment, check=True)
+        subprocess.run([sys.executable, *options, store], env=environment, check=True)
         return {}
 
 

@@ -1,7 +1,5 @@
 """Reading runs back from MLflow, for reports and the MLflow UI."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,15 +94,6 @@ def kept(tracker: Tracker, task: str) -> str:
 
 def _stored(run: Any, experiment: str) -> Stored:
     info, tags = run.info, run.data.tags
-    return Stored(
-        info.run_id,
-        str(info.experiment_id),
-        experiment,
-        info.run_name,
-        tags.get(STATUS_TAG, info.status.lower()),
-        info.start_time / 1000,
-        info.end_time / 1000 if info.end_time else None,
-        run.data.params,
-        tags,
-        run.data.metrics,
-    )
+    names = info.run_id, str(info.experiment_id), experiment, info.run_name, tags.get(STATUS_TAG, info.status.lower())
+    times = info.start_time / 1000, info.end_time / 1000 if info.end_time else None
+    return Stored(*names, *times, run.data.params, tags, run.data.metrics)

@@ -74,11 +74,8 @@ class MLflow:
         tags = {**tags, KEY_TAG: journal.state["key"]} | ({PARENT_TAG: parent} if parent else {})
         try:
             self._connect(journal)
-            journal.append(
-                name=name,
-                params={_key(k): shortened(masked(str(v)), PARAM_LENGTH) for k, v in params.items()},
-                tags={_key(k): shortened(v, TAG_LENGTH) for k, v in tags.items()},
-            )
+            sent = {_key(k): shortened(masked(str(v)), PARAM_LENGTH) for k, v in params.items()}
+            journal.append(name=name, params=sent, tags={_key(k): shortened(v, TAG_LENGTH) for k, v in tags.items()})
             self._send(journal)
         except Exception as error:
             self._journal = None
@@ -138,11 +135,8 @@ class MLflow:
         end = "KILLED" if status == "PRUNED" else status  # MLflow has no status for pruned runs; the tag has
         journal.append(end=end, tags={STATUS_TAG: status.lower()})
         if not self._try_to_send(journal):
-            log.warning(
-                "Not everything reached MLflow; nothing is lost. When it is available again, send the rest with\n"
-                "  snnexp task=sync task.run_dir='%s'",
-                journal.folder,
-            )
+            lost = "Not everything reached MLflow; nothing is lost. When it is available again, send the rest with"
+            log.warning("%s\n  snnexp task=sync task.run_dir='%s'", lost, journal.folder)
 
     def send(self, run_dir: Path) -> int:
         """Send the unsent records of an ended run, and return their number. A run that died is closed as KILLED.
@@ -178,11 +172,8 @@ class MLflow:
             now = time.monotonic()
             self._client, self._retry_at = None, now + max(RETRY_AFTER, RETRY_SHARE * (now - begin))
             if not self._away:
-                log.warning(
-                    "MLflow is unavailable (%s). The run continues; results are kept in %s and sent later.",
-                    reason(error),
-                    journal.folder,
-                )
+                kept = f"The run continues; results are kept in {journal.folder} and sent later."
+                log.warning("MLflow is unavailable (%s). %s", reason(error), kept)
             self._away = True
             return False
         if self._away:
@@ -244,9 +235,8 @@ class MLflow:
 def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict[str, Any]]) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
-    metrics = [
-        Metric(key, float(value), r["time"], r["step"]) for r in records for key, value in r.get("metrics", {}).items()
-    ]
+    values = ((r, key, float(value)) for r in records for key, value in r.get("metrics", {}).items())
+    metrics = [Metric(key, value, r["time"], r["step"]) for r, key, value in values]
     for i in range(0, len(metrics), METRICS):
         client.log_batch(run_id, metrics=metrics[i : i + METRICS])
     for r in records:

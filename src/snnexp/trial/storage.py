@@ -1,7 +1,5 @@
 """Storages of Optuna studies: one connection per process and address, and a lock across all processes of a sweep."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
