@@ -24,10 +24,12 @@ from snnexp.mitigation.base import Mitigation
 from snnexp.neuron.qcfs import QCFS
 
 
-def small_ann(activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
+def small_ann(activation: Callable[[], nn.Module] = nn.ReLU) -> _Residual:
     """Return an ANN [N, 2, 8, 8] -> [N, 5] with a residual addition, BatchNorm and three activations."""
     torch.manual_seed(0)
-    return _Residual(activation).eval()
+    made = _Residual(activation)
+    made.eval()
+    return made
 
 
 class _Residual(nn.Module):
@@ -169,7 +171,10 @@ class MitigationContract:
 
     def sample(self) -> tuple[nn.Module, Tensor]:
         """Return an ANN with QCFS activations, and inputs, the same at each call."""
-        return small_ann(lambda: QCFS(8, 1.0)), images()
+        ann = small_ann(lambda: QCFS(8, 1.0))
+        for layer in (ann.second, ann.hidden):
+            layer.weight.data *= 3  # so that many neurons fire unevenly
+        return ann, images(32)
 
     def test_it_lowers_the_unevenness_and_leaves_the_network_alone(self) -> None:
         ann, x = self.sample()
