@@ -137,9 +137,9 @@ def test_torchvisions_resnet50_is_torchvisions():
 # The contract ---------------------------------------------------------------------------------------------------------
 
 
-def test_how_many():
-    assert len(MODELS) == 17
-    assert set(MODELS) == set(SMALL)
+def test_none_is_missing():
+    assert set(MODELS) >= set(SMALL)
+    assert len(SMALL) == 17
 
 
 class TestEveryModelWithEveryNeuron(ModelContract):
@@ -147,7 +147,7 @@ class TestEveryModelWithEveryNeuron(ModelContract):
 
     @pytest.fixture(autouse=True, params=[m for m in MODELS if m not in (*DEEP, "custom")])
     def _option(self, request):
-        self.keys, side = SMALL[request.param]
+        self.keys, side = SMALL.get(request.param, ({}, 32))  # a new option is tried as it is
         self.name, self.shape = request.param, (3, side, side)
 
     def make(self, shape, classes, neuron):

@@ -174,8 +174,8 @@ def test_a_reset_value_does_not_attract_the_potential_as_it_does_in_spikingjelly
 # The contract ---------------------------------------------------------------------------------------------------------
 
 
-def test_how_many():
-    assert list(NEURONS) == ["clip", "if", "lif", "plif", "qcfs", "relu", "spikingjelly"]
+def test_none_is_missing():
+    assert set(NEURONS) >= {"clip", "if", "lif", "plif", "qcfs", "relu", "spikingjelly"}
 
 
 class TestEveryNeuron(NeuronContract):

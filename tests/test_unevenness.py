@@ -289,8 +289,8 @@ def test_even_input_is_left_as_it_is(mitigation: Mitigation, start: float) -> No
 # Mitigations: networks ------------------------------------------------------------------------------------------------
 
 
-def test_the_groups_are_complete() -> None:
-    assert MITIGATIONS == ["none", "offset_spike", "residual_membrane", "signed", "waiting"]
+def test_none_is_missing() -> None:
+    assert set(MITIGATIONS) >= {"none", "offset_spike", "residual_membrane", "signed", "waiting"}
     assert type(made("none")) is Mitigation
 
 

@@ -1,7 +1,6 @@
 """The walk, one for every conversion: each site in graph order is placed and corrected on the output of those below.
 
-To write a conversion, read `Method` and the docstring of `Layer` here, `Placing` in thresholds.py, and max_threshold.py
-as an example (under 150 lines in all). To write a correction, read `Correction` and snnexp/calibration/bias.py.
+docs/extending.md says how to write a conversion (`Method`) or a correction (`Correction`) of your own.
 
 For every site that a later one still needs, the walk stores the ANN's activations and the spike trains of the same
 calibration images: activations in the network's precision, rate-coded trains with one bit a step. Everything between
