@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snnexp.errors import UserError
+from snnexp.finite import nonfinite
 
 NESTED = ("state_dict", "model")  # keys under which training scripts keep the weights
 PREFIXES = ("module.", "_orig_mod.")  # put before each key by DataParallel and torch.compile
@@ -20,7 +21,8 @@ OPTIONAL = ("num_batches_tracked", *STATE)  # needed by no computation; files of
 def read(path: str | Path) -> dict[str, Tensor]:
     """Return the weights in `path` by key, without prefixes; they may be nested under `state_dict` or `model`.
 
-    Raises UserError if the file is missing, cannot be read, or holds more than tensors and plain values.
+    Raises UserError if the file is missing, cannot be read, or holds more than tensors and plain values, and for a
+    tensor whose key is not text or that is not a plain array of numbers.
     """
     try:
         found = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
@@ -31,9 +33,18 @@ def read(path: str | Path) -> dict[str, Tensor]:
             f"checkpoint={path} cannot be read as weights: it must be a state_dict of tensors, as "
             "torch.save(network.state_dict(), file) writes it"
         ) from error
-    while isinstance(found, Mapping) and (inner := [found[k] for k in NESTED if isinstance(found.get(k), Mapping)]):
-        found = inner[0]
+    outer = []
+    while isinstance(found, Mapping) and (inner := [k for k in NESTED if isinstance(found.get(k), Mapping)]):
+        outer.append(found)
+        found = found[inner[0]]
+        if any(found is mapping for mapping in outer):
+            raise UserError(f"checkpoint={path}: the mapping under {inner[0]} contains itself, and so holds no weights")
     weights = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
+    for key, value in weights.items():
+        if not isinstance(key, str):
+            raise UserError(f"checkpoint={path}: the key {key!r} of a tensor is not text, as in a state_dict")
+        if kind := _kind(value):
+            raise UserError(f"checkpoint={path}: {key} is a {kind} tensor; save it dense and in floating point")
     if not weights:
         raise UserError(f"checkpoint={path} holds no weights, neither at its top level nor under {' or '.join(NESTED)}")
     for prefix in PREFIXES:
@@ -54,7 +65,7 @@ def load_into(net: nn.Module, path: str | Path) -> None:
 
 
 def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load `weights` from `path` into `net`; raise UserError unless all keys and shapes fit.
+    """Load `weights` from `path` into `net`; raise UserError unless all keys, shapes and types fit and all are finite.
 
     Normalisation (`front.*`) is taken from the file if it has any, else it stays the dataset's. Surrogates start from
     their settings, whatever state the file has for them.
@@ -68,13 +79,32 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path
         for k, v in weights.items()
         if k in own and v.shape != own[k].shape
     ]
-    if wrong := [
-        _first(what, keys)
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if keys
-    ]:
+    shared = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
+    untyped = [f"{k} {v.dtype} in the file" for k, v in shared.items() if not _castable(v, own[k])]
+    cast = {k: v.to(own[k].dtype) for k, v in shared.items() if _castable(v, own[k])}
+    masks = nonfinite({k: own[k] for k in cast})  # e.g. of -inf
+    wrongs = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": misshapen,
+        "of another type": untyped,
+        "NaN or infinite": [k for k in nonfinite(cast) if k not in masks],
+    }
+    if wrong := [_first(what, keys) for what, keys in wrongs.items() if keys]:
         raise UserError(f"checkpoint={path} does not fit the network: {'; '.join(wrong)}")
     net.load_state_dict(dict(weights), strict=False)
+
+
+def _kind(value: Tensor) -> str:
+    """Return what kind of tensor `value` is, if it is not a plain array of numbers."""
+    kinds = {"meta": value.is_meta, "quantised": value.is_quantized, "nested": value.is_nested}
+    found = [kind for kind, applies in kinds.items() if applies]
+    return found[0] if found else "" if value.layout is torch.strided else str(value.layout).removeprefix("torch.")
+
+
+def _castable(value: Tensor, own: Tensor) -> bool:
+    """Return whether `value` can stand for `own`: no part of complex numbers, no steps of quantised ones."""
+    return not (value.is_complex() > own.is_complex() or own.is_floating_point() > value.is_floating_point())
 
 
 def _first(what: str, keys: list[str], shown: int = 3) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from snnexp.config import RUN, listed
 from snnexp.dataset.base import Data
 from snnexp.dataset.prepare import prepared_once
 from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.finite import nonfinite
 from snnexp.timefold import Normalize, TimeFold, TimeMean
 from snnexp.tracking import WEIGHTS, Tracker
 from snnexp.training import Trainer
@@ -34,15 +36,15 @@ class Session:
 
     config: dict[str, Any]
     choices: dict[str, str]
+    _loaded: dict[str, Data] = field(default_factory=dict, repr=False)  # by dataset config; shared by derived sessions
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            key: value for key, value in self.__dict__.items() if key != "data"
-        }  # each process maps the data itself
+        own = {key: value for key, value in self.__dict__.items() if key != "data"}
+        return own | {"_loaded": {}}  # each process maps the data itself
 
     def derived(self, **changes: Any) -> Session:
         """Return a session with other values for some top-level keys of the config."""
-        return Session(self.config | changes, self.choices)
+        return Session(self.config | changes, self.choices, self._loaded)
 
     @property
     def objectives(self) -> list[str]:
@@ -85,7 +87,15 @@ class Session:
     @cached_property
     def data(self) -> Data:
         """The dataset, prepared first where necessary. Raises UserError if it is missing."""
-        return build("dataset", self.config, Data)  # type: ignore[no-any-return]
+        key = json.dumps(self.config["dataset"], sort_keys=True, default=str)
+        if key not in self._loaded:
+            self._loaded[key] = build("dataset", self.config, Data)
+        return self._loaded[key]
+
+    @property
+    def prepared(self) -> dict[str, Any] | None:
+        """The identity of the dataset that this session, or one derived from it, has loaded first; None so far."""
+        return next((data.identity for data in self._loaded.values()), None)
 
     def network(self) -> TimeFold:
         """Return a network for the dataset, with the weights of `checkpoint` or initial weights drawn by the seed.
@@ -134,6 +144,8 @@ class Session:
                 f"model ({model}) must answer with one number for each of {data.name}'s {wanted} classes; "
                 f"its output for one sample is {answer[1:]}"
             )
+        if bad := nonfinite(dict(net.network.named_parameters())):
+            raise UserError(f"model ({model}) gives weights that are NaN or infinite: {', '.join(bad[:3])}")
         net.train()
 
     def check(self) -> None:

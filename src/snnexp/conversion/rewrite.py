@@ -23,6 +23,7 @@ from snnexp.conversion.flow import Flow, before, sizes
 from snnexp.conversion.stateful import Frames, MaxGate
 from snnexp.conversion.vocabulary import TRAINS, Vocabulary, function_name, owner_name, where
 from snnexp.errors import UserError, choice
+from snnexp.finite import nonfinite
 from snnexp.neuron.clip import Bounded
 from snnexp.timefold import Dropout, Normalize, TimeMean
 
@@ -41,6 +42,8 @@ def rewrite(
     if maxpool is not None:
         choice("maxpool", maxpool, words.MAXPOOL)
     original = _plain(ann)
+    if bad := nonfinite(dict(original.named_parameters())):
+        raise UserError(f"the weights {bad[0]} of the network are NaN or infinite: nothing sensible can be converted")
     source = _traced(copy.deepcopy(original))
     _single_input(source)
     _keywords_as_arguments(source)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from snnexp.dataset.augment import Augment
 from snnexp.dataset.base import Data, Split, split_train, validation_share
+from snnexp.dataset.manifest import content
 from snnexp.dataset.prepare import digest, in_order, prepared_once, progress
 from snnexp.errors import InvalidValue, number, require
 
@@ -106,6 +107,7 @@ def load(
         temporal=False,
         augment=augment,
         normalize=(tuple(mean), tuple(std)),
+        content=content(directory, "images.npy", "labels.npy"),
     )
 
 

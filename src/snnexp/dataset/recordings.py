@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from snnexp.dataset import events, frames
 from snnexp.dataset.base import Data, Split, split_train, validation_share
+from snnexp.dataset.manifest import content
 from snnexp.dataset.prepare import digest, in_order, prepared_once, progress
 from snnexp.errors import UserError, choice, integer
 
@@ -159,6 +160,7 @@ def load(
         shape=tuple(x.shape[2:]),
         classes=classes,
         temporal=True,
+        content=content(directory, "frames.npy", "labels.npy"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from snnexp.conversion.network import Converted, converted
 from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.walk import Method, walk
 from snnexp.conversion.walk import Record as LayerRecord
+from snnexp.dataset.manifest import MANIFEST, emptied, fault, seal
 from snnexp.dataset.prepare import digest
 from snnexp.errors import InvalidValue, UserError, integer
 from snnexp.lock import locked
@@ -34,6 +36,7 @@ from snnexp.terminal import LayerBar
 from snnexp.timefold import TimeFold
 from snnexp.training import THREADS, Metrics, launched
 
+log = logging.getLogger(__name__)
 ANN = ("dataset", "model", "neuron", "loss", "optimizer", "scheduler", "trainer", "seed")  # what determines an ANN
 
 
@@ -226,17 +229,20 @@ def still(net: TimeFold) -> nn.Module:
 def trained(session: Session) -> Path:
     """Return the weights of this config's ANN, which is trained once and then found again by any conversion.
 
-    An interrupted training is resumed; a second process that wants the same ANN waits.
+    An interrupted training is resumed; a second process that wants the same ANN waits. Weights that are not as the
+    training left them are trained again.
     """
-    data = session.data
-    seen = [len(data.train), len(data.val), data.shape, data.classes, data.normalize]  # other images in the same place
-    key = digest(config={key: session.config[key] for key in ANN}, data=seen)
-    folder = Path(session.config["cache_dir"]) / "ann" / key
+    config = {key: session.config[key] for key in ANN}
+    folder = Path(session.config["cache_dir"]) / "ann" / digest(config=config, data=session.data.identity["digest"])
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
-        if not (folder / "done").exists():
+        if wrong := fault(folder):
+            if (folder / MANIFEST).exists():
+                log.warning("%s is not as it was trained (%s): it is trained again", folder, wrong)
+                emptied(folder)
             launched(session.trainer, _fitted, session, folder)
-            (folder / "done").touch()
+            (folder / "last.pt").unlink()  # resumes an interrupted training only
+            seal(folder)
     return folder / "best.pt"
 
 
