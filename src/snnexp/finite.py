@@ -15,7 +15,7 @@ from snnexp.errors import UserError
 
 
 def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors that hold a NaN or an infinity. Each is read once, each device waited for once."""
+    """Return the names of the tensors that hold a NaN or an infinity. It waits once for each device."""
     zeros: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         if is_lazy(tensor) or tensor.layout is not torch.strided or not tensor.numel():
@@ -24,8 +24,11 @@ def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
         if values.is_floating_point():
             least, most = (values.float() if values.itemsize == 1 else values).detach().aminmax()
             zeros[tensor.device][name] = (least * 0 + most * 0).double()  # NaN if one of them is not finite
-    found = {name for of in zeros.values() for name, zero in zip(of, torch.stack([*of.values()]).tolist()) if zero != 0}
-    return [name for name in tensors if name in found]
+    bad = set[str]()
+    for of in zeros.values():
+        marks = torch.stack(list(of.values())).isnan().tolist()
+        bad |= {name for name, marked in zip(of, marks, strict=True) if marked}
+    return [name for name in tensors if name in bad]
 
 
 class Watch:

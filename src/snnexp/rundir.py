@@ -33,8 +33,9 @@ class RunDir:
 
         `resume=true` selects the newest unfinished run of the same configuration that no live process holds. If all
         are finished, it selects the newest of them; if there is none, it creates `new`. `data` is the identity of the
-        dataset: runs that had the same data come first. Raises UserError if a named folder holds no run, a run of another configuration, or a run that is still
-        active, if the run to resume had other data, or if `new` is not writable.
+        dataset: runs that had the same data come first. Raises UserError if a named folder holds no run, a run of
+        another configuration, or a run that is still active, if the run to resume had other data, or if `new` is not
+        writable.
         """
         if isinstance(config["resume"], str):
             path = cls.check(config) or new

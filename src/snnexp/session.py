@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -110,13 +111,25 @@ class Session:
             )
         torch.manual_seed(self.seed)
         offered = {"shape": data.shape, "classes": len(data.classes), "neuron": self.neuron}
-        net = build("model", self.config, nn.Module, **accepted(self.config["model"], offered))
+        net = self._made(offered)
         front = Normalize(*data.normalize) if data.normalize else TimeMean() if data.averaged else None
         folded = TimeFold(net, self.config["timesteps"], temporal=data.temporal, front=front)
         if self._checkpoint:
             load_into(folded, self._checkpoint)
         self._try(folded)
         return folded
+
+    def _made(self, offered: Mapping[str, Any]) -> nn.Module:
+        model = self.config["model"]
+        try:
+            return build("model", self.config, nn.Module, **accepted(model, offered))  # type: ignore[no-any-return]
+        except (RuntimeError, MemoryError, TypeError) as error:
+            if not re.search("memory|overflow", str(error), re.IGNORECASE):
+                raise
+            raise UserError(
+                f"model ({model['_target_']}) is larger than the memory of this machine: choose smaller numbers among "
+                f"{', '.join(f'model.{k}={v}' for k, v in model.items() if k != '_target_')}"
+            ) from error
 
     @cached_property
     def _checkpoint(self) -> Path | None:

@@ -86,7 +86,7 @@ class Data:
 def _digest(tensor: Tensor) -> str:
     """Return a digest of the tensor's type and bytes."""
     made = hashlib.sha256(str(tensor.dtype).encode())
-    made.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    made.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return made.hexdigest()
 
 

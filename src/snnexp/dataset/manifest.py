@@ -89,10 +89,9 @@ def _found(folder: Path) -> dict[str, os.stat_result]:
     """Return all files below `folder`, links and devices too, but no manifest and no hidden files (locks)."""
     found = {}
     for at, folders, files in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(at, name))]
-        for name in (*files, *links):
-            path = Path(at, name)
-            if not name.startswith(".") and path != folder / MANIFEST:
+        for path in (Path(at, name) for name in (*files, *folders)):
+            own = path == folder / MANIFEST or path.name.startswith(".")
+            if not own and (path.is_symlink() or path.name in files):
                 found[path.relative_to(folder).as_posix()] = path.lstat()
     return found
 

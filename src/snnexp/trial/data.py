@@ -16,9 +16,10 @@ from snnexp.trial.job import Address, Job
 
 
 def check_data(job: Job, folder: Path, setting: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-    """Raise UserError if an earlier job of the sweep had other data with the same `setting`, a part of its config; else note `data`.
+    """Raise UserError if an earlier job of the sweep had other data with the same `setting`, a part of its config.
 
-    A study keeps the identities in its storage, so that continuing it compares them too, and a grid in its `folder`.
+    The first job notes its `data`: of a study in its storage, so that continuing it compares them too, and of a grid in
+    its `folder`.
     """
     text = json.dumps(experiment_of(setting), sort_keys=True, default=str)
     key = f"data {hashlib.sha256(text.encode()).hexdigest()[:16]}"
