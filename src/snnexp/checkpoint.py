@@ -18,19 +18,19 @@ STATE = ("._extra_state", ".surrogate.counts")  # the state of surrogates, which
 OPTIONAL = ("num_batches_tracked", *STATE)  # needed by no computation; files of old versions lack them
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
-    """Return the weights in `path` by key, without prefixes; they may be nested under `state_dict` or `model`.
+def read(path: str | Path, key: str = "checkpoint") -> dict[str, Tensor]:
+    """Return the weights in `path` by name, without prefixes; they may be nested under `state_dict` or `model`.
 
-    Raises UserError if the file is missing, cannot be read, or holds more than tensors and plain values, and for a
-    tensor whose key is not text or that is not a plain array of numbers.
+    Raises UserError, naming `key` and file, if the file is missing, cannot be read, or holds more than tensors and
+    plain values, and for a tensor whose name is not text or that is not a plain array of numbers.
     """
+    if not Path(path).expanduser().is_file():
+        raise UserError(f"{key}={path}: there is no such file")
     try:
         found = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"checkpoint={path}: there is no such file") from None
     except Exception as error:  # torch raises many types
         raise UserError(
-            f"checkpoint={path} cannot be read as weights: it must be a state_dict of tensors, as "
+            f"{key}={path} cannot be read as weights: it must be a state_dict of tensors, as "
             "torch.save(network.state_dict(), file) writes it"
         ) from error
     outer = []
@@ -38,18 +38,18 @@ def read(path: str | Path) -> dict[str, Tensor]:
         outer.append(found)
         found = found[inner[0]]
         if any(found is mapping for mapping in outer):
-            raise UserError(f"checkpoint={path}: the mapping under {inner[0]} contains itself, and so holds no weights")
+            raise UserError(f"{key}={path}: the mapping under {inner[0]} contains itself, and so holds no weights")
     weights = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
-    for key, value in weights.items():
-        if not isinstance(key, str):
-            raise UserError(f"checkpoint={path}: the key {key!r} of a tensor is not text, as in a state_dict")
-        if kind := _kind(value):
-            raise UserError(f"checkpoint={path}: {key} is a {kind} tensor; save it dense and in floating point")
     if not weights:
-        raise UserError(f"checkpoint={path} holds no weights, neither at its top level nor under {' or '.join(NESTED)}")
+        raise UserError(f"{key}={path} holds no weights, neither at its top level nor under {' or '.join(NESTED)}")
+    for name, value in weights.items():
+        if not isinstance(name, str):
+            raise UserError(f"{key}={path}: the key {name!r} of a tensor is not text, as those of a state_dict are")
+        if kind := _kind(value):
+            raise UserError(f"{key}={path}: {name} is a {kind} tensor: save it as a dense one of floating-point numbers")
     for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in weights):
-            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
 
 
@@ -64,8 +64,8 @@ def load_into(net: nn.Module, path: str | Path) -> None:
     load_weights(net, weights, path)
 
 
-def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load `weights` from `path` into `net`; raise UserError unless all keys, shapes and types fit and all are finite.
+def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path, key: str = "checkpoint") -> None:
+    """Load `weights` from `path` into `net`. Raises UserError unless keys, shapes and types fit and all are finite.
 
     Normalisation (`front.*`) is taken from the file if it has any, else it stays the dataset's. Surrogates start from
     their settings, whatever state the file has for them.
@@ -91,7 +91,7 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path
         "NaN or infinite": [k for k in nonfinite(cast) if k not in masks],
     }
     if wrong := [_first(what, keys) for what, keys in wrongs.items() if keys]:
-        raise UserError(f"checkpoint={path} does not fit the network: {'; '.join(wrong)}")
+        raise UserError(f"{key}={path} does not fit the network: {'; '.join(wrong)}")
     net.load_state_dict(dict(weights), strict=False)
 
 

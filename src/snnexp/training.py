@@ -308,6 +308,13 @@ class Fit:
         if not (self.folder / "last.pt").exists():
             return
         state = load_checkpoint(self.folder / "last.pt")
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            said = f"{self.folder / 'last.pt'} does not continue this training ({error!r})"
+            raise UserError(f"{said}: start a new run with resume=false, or remove that folder") from error
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -317,6 +324,8 @@ class Fit:
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.progress = Progress(**{k: state[k] for k in ("epoch", "step", "sums", "history", "best_epoch")})
+        if self.progress.best and not (self.folder / "best.pt").exists():
+            raise ValueError("best.pt is missing")
 
 
 @torch.inference_mode()

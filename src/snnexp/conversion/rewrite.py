@@ -300,6 +300,8 @@ def _same_answers(original: nn.Module, source: fx.GraphModule, example: Tensor) 
             raise UserError(
                 f"the network does not run on {len(x)} samples of shape {list(x.shape[1:])}, {x.dtype}: {error}"
             ) from error
+        if nonfinite({str(k): answer for k, answer in enumerate(expected)}):
+            raise UserError("the network's answers are NaN or infinite: its weights, or its inputs, are too large")
         for a, b in zip(expected, found, strict=True):
             close = a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max() + 1e-9))
             if not close:
