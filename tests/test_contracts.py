@@ -33,6 +33,7 @@ ROWS = (
     ("model", "loss", "few_spike"),
     ("neuron", "dataset"),
     ("surrogate", "dynamics", "timefold", "checkpoint", "activations"),
+    ("finite",),
     ("errors", "lock"),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}

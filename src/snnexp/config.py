@@ -202,7 +202,7 @@ def _same_type(default: Any, value: Any) -> bool:
     # an int may be given as a list of ints (timesteps=[1,2,4]), a word as a list of words (objective=[a,b])
     if isinstance(value, ListConfig) and not isinstance(default, ListConfig | DictConfig):
         return all(_same_type(default, item) for item in value)
-    return isinstance(value, type(default)) or (isinstance(default, ListConfig) and not isinstance(value, DictConfig))
+    return isinstance(value, type(default))
 
 
 def _kind(default: Any) -> str:

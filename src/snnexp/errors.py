@@ -82,6 +82,12 @@ def boolean(name: str, value: object) -> bool:
     return bool(value)
 
 
+def integers(name: str, values: object, *, at_least: int) -> list[int]:
+    """Return `values` if it is a list of ints of at least `at_least`, else raise `InvalidValue`."""
+    require(isinstance(values, list | tuple), name, values, f"a list of integers >= {at_least}, such as [{at_least}]")
+    return [integer(name, value, at_least=at_least) for value in values]  # type: ignore[attr-defined]
+
+
 def choice(name: str, value: object, options: tuple[str, ...]) -> str:
     """Return `value` if it is one of `options`, else raise `InvalidValue`."""
     require(value in options, name, value, "one of " + ", ".join(options))

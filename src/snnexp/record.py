@@ -22,6 +22,7 @@ from snnexp.session import Session
 from snnexp.terminal import closing_table, quiet, rows_table
 from snnexp.tracking import Status
 from snnexp.training import Metrics
+from snnexp.trial.data import check_data
 from snnexp.trial.job import Job
 
 if TYPE_CHECKING:
@@ -69,7 +70,11 @@ class Record:
         A run that is already finished is not repeated: its result is returned. However `work` ends, tracker and run
         directory say so; an interruption prints the command to resume.
         """
-        with RunDir.open(self.folder, self.config) as opened:
+        data = self.session.prepared
+        if self.job and data:
+            setting = {"dataset": self.config["dataset"], "task": self.config["task"]["_target_"]}
+            check_data(self.job, self.new_folder.parent, setting, data)
+        with RunDir.open(self.folder, self.config, data) as opened:
             self.folder = opened.path
             if self.job:
                 job = {"overrides": self.overrides, "varied": self._variation, "name": self.name}

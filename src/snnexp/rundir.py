@@ -18,7 +18,7 @@ LOCK = ".lock"  # in the folder of a run or a sweep
 
 
 class RunDir:
-    """A run's folder: `run.json` (status and fingerprint), the resolved `config.yaml`, and the files of the task.
+    """A run's folder: `run.json` (status, fingerprint, data), the resolved `config.yaml`, and the files of the task.
 
     Use `with RunDir.open(...)`. The lock is held until the block or the process ends, even if the process is killed.
     """
@@ -27,21 +27,30 @@ class RunDir:
         self.path, self._lock = path, lock
 
     @classmethod
-    def open(cls, new: Path, config: Mapping[str, Any]) -> Self:
+    def open(cls, new: Path, config: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> Self:
         """Return the folder to write to, locked: `new` or, with `resume`, the folder of the run to resume.
 
         `resume=true` selects the newest unfinished run of the same configuration that no live process holds. If all
-        are finished, it selects the newest of them; if there is none, it creates `new`. Raises UserError if a named
-        folder holds no run, a run of another configuration, or a run that is still active, or if `new` is not writable.
+        are finished, it selects the newest of them; if there is none, it creates `new`. `data` is the identity of the
+        dataset: runs that had the same data come first. Raises UserError if a named folder holds no run, a run of
+        another configuration, or a run that is still active, if the run to resume had other data, or if `new` is not
+        writable.
         """
         if isinstance(config["resume"], str):
             path = cls.check(config) or new
             if (run := cls.unused(path)) is None:
                 raise UserError(f"resume={path}: that run is still active")
-            return run
-        digest = fingerprint(config)
-        found = cls._newest(Path(config["outputs_dir"]), digest) if config["resume"] else None
-        return found or cls._create(new, config, digest)
+        else:
+            digest = fingerprint(config)
+            found = cls._newest(Path(config["outputs_dir"]), digest, data) if config["resume"] else None
+            run = found or cls._create(new, config, digest, data)
+        if other := other_data((_read(run.path / "run.json") or {}).get("data"), data):
+            run.release()
+            raise UserError(
+                f"resume={config['resume']}: the run in {run.path} {other}. Bring the old data back, or start a new "
+                "run with resume=false"
+            )
+        return run
 
     @staticmethod
     def check(config: Mapping[str, Any]) -> Path | None:
@@ -60,6 +69,10 @@ class RunDir:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let other processes use the folder."""
         self._lock.release()
 
     @property
@@ -80,12 +93,12 @@ class RunDir:
         return dict(json.loads((self.path / "result.json").read_text()))
 
     @classmethod
-    def _create(cls, new: Path, config: Mapping[str, Any], digest: str) -> Self:
+    def _create(cls, new: Path, config: Mapping[str, Any], digest: str, data: Mapping[str, Any] | None) -> Self:
         try:
             new.mkdir(parents=True, exist_ok=True)
             run = cls.unused(new)
-            record = {"status": "RUNNING", "fingerprint": digest, "created": time.time(), "config": config}
-            write_json(new / "run.json", record)
+            record = {"status": "RUNNING", "fingerprint": digest, "created": time.time(), "data": data}
+            write_json(new / "run.json", record | {"config": config})
         except OSError as error:
             raise UserError(f"cannot write to outputs_dir={config['outputs_dir']}: {error.strerror} ({new})") from error
         if run is None:
@@ -93,12 +106,15 @@ class RunDir:
         return run
 
     @classmethod
-    def _newest(cls, outputs: Path, digest: str) -> Self | None:
+    def _newest(cls, outputs: Path, digest: str, data: Mapping[str, Any] | None) -> Self | None:
         paths = [*outputs.glob("runs/*/*/run.json"), *outputs.glob("multirun/*/*/*/run.json")]
-        found = [(record, path) for path in paths if (record := _read(path)) and record["fingerprint"] == digest]
-        ranked = sorted((record["status"] != "FINISHED", record["created"], path) for record, path in found)
-        for _, _, path in reversed(ranked):
-            if run := cls.unused(path.parent):
+        same = [
+            (not other_data(r.get("data"), data), r["status"] != "FINISHED", r["created"], p)
+            for p in paths
+            if (r := _read(p)) and r["fingerprint"] == digest
+        ]
+        for alike, _, _, path in sorted(same, reverse=True):
+            if alike == max(same)[0] and (run := cls.unused(path.parent)):
                 return run
         return None
 
@@ -125,6 +141,16 @@ def write_json(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def other_data(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
+    """Say how the dataset differs, to complete "the run ..."; "" if it does not, or if one of the two is not known."""
+    if not then or not now or then["digest"] == now["digest"]:
+        return ""
+    old, new = (
+        f"{' + '.join(str(d[s]) for s in ('train', 'val', 'test'))} samples ({d['digest']})" for d in (then, now)
+    )
+    return f"used other data of the dataset {now['name']}: train + val + test had {old}, and have {new} now"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from snnexp.dataset.base import Data, Split
 from snnexp.errors import InvalidValue, UserError, boolean, choice, integer, integer_or_none, number, require
+from snnexp.finite import Watch
 
 Metrics = dict[str, float]
 METRICS = ("val/accuracy", "val/loss")  # metrics that can choose an epoch, or a run of a sweep
@@ -166,10 +167,12 @@ class Fit:
         # each batch size: a resumed run meets the sizes in another order, and must run the same graphs.
         trained = cast(nn.Module, torch.compile(net, dynamic=False)) if trainer.compile else net
         self.net, self.optimizer = fabric.setup(trained, plain)
+        self.watch = Watch(net, plain, trainer.gradient_clip, gradients=trainer.precision != "16-mixed")
         self.progress = Progress()
 
     def run(self) -> Progress:
-        """Train to the end. Raises UserError on a non-finite loss or an unwritable folder, Interrupted after Ctrl-C."""
+        """Train to the end. Raises UserError for values that are not finite and for an unwritable folder, Interrupted
+        after Ctrl-C."""
         self._load()
         p, saved = self.progress, time.monotonic()
         with _signals() as stop:
@@ -186,6 +189,7 @@ class Fit:
                     due = stop or time.monotonic() - saved > self.trainer.checkpoint_every_s
                     # ranks that stop at different steps would wait forever: several ranks stop at an epoch's end
                     if due and p.step < steps and self.fabric.world_size == 1:
+                        self.watch.check("training", float(p.sums[0]), p.epoch)
                         self._save("last.pt", self._state())
                         saved = time.monotonic()
                         if stop:
@@ -223,12 +227,11 @@ class Fit:
         sums = self.fabric.to_device(torch.tensor([float(s) for s in p.sums], dtype=torch.float64))
         loss, correct, n = cast(Tensor, self.fabric.all_reduce(sums, reduce_op="sum")).tolist()
         metrics = {"train/loss": loss / n, "train/accuracy": correct / n, "lr": self.optimizer.param_groups[0]["lr"]}
-        if not torch.isfinite(torch.tensor(loss)):
-            advice = f"try a smaller optimizer.lr (now {metrics['lr']:g}) or trainer.gradient_clip=1"
-            raise UserError(f"the training loss became {loss} in epoch {p.epoch + 1}: {advice}")
+        self.watch.check("training", loss, p.epoch)
         metrics |= self._of_modules()
         metrics |= self.measure() if self.fabric.is_global_zero else {}
         metrics |= validate(self.net, self.data.val, self.loss, self.trainer.eval_batch_size, self.fabric.device)
+        self.watch.check("validation", metrics["val/loss"], p.epoch)
         metrics = self.fabric.broadcast(metrics)  # ranks must agree on the best epoch and on when to stop
         self.scheduler.step()
         if self.trainer.better(metrics, p.best):
@@ -287,6 +290,13 @@ class Fit:
         if not (self.folder / "last.pt").exists():
             return
         state = load_checkpoint(self.folder / "last.pt")
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            said = f"{self.folder / 'last.pt'} does not continue this training ({error!r})"
+            raise UserError(f"{said}: start a new run with resume=false, or remove that folder") from error
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["model"])
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
@@ -295,6 +305,8 @@ class Fit:
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.progress = Progress(**{k: state[k] for k in ("epoch", "step", "sums", "history", "best_epoch")})
+        if self.progress.best and not (self.folder / "best.pt").exists():
+            raise ValueError("best.pt is missing")
 
 
 @torch.inference_mode()

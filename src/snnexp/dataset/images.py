@@ -14,6 +14,7 @@ from torch import Tensor
 
 from snnexp.dataset.augment import Augment
 from snnexp.dataset.base import Data, validation_share
+from snnexp.dataset.manifest import content
 from snnexp.dataset.prepare import digest, in_order, prepared_once, progress, ranges, store, stored
 from snnexp.errors import InvalidValue, boolean, number, require
 
@@ -80,6 +81,7 @@ def load_images(
     for key, values in (("mean", mean), ("std", std)):
         require(len(values) == shape[0], key, list(values), f"{shape[0]} numbers, one per channel")
     settings = {"shape": shape, "classes": tuple(classes), "normalize": (tuple(mean), tuple(std)), "temporal": False}
+    settings["content"] = content(directory, "images.npy", "labels.npy")
     data = Data.of(name, shown, y, trained, options.validation, options.seed, augment=options.augment, **settings)
     log.info("%s: %d images to train, %d to validate, %d to test", name, len(data.train), len(data.val), len(data.test))
     if options.augment is not None and options.augment.zoom is not None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from snnexp.dataset import events, frames
 from snnexp.dataset.base import Data, validation_share
+from snnexp.dataset.manifest import content
 from snnexp.dataset.prepare import digest, in_order, prepared_once, progress, ranges, store, stored
 from snnexp.errors import UserError, choice, integer
 
@@ -149,6 +150,7 @@ def load_recordings(
     if meta["saturated"]:
         log.warning("%s: %d cells hold more than 255 events and were clipped at 255", name, meta["saturated"])
     settings = {"shape": tuple(x.shape[2:]), "classes": classes, "temporal": True}
+    settings["content"] = content(directory, "frames.npy", "labels.npy")
     data = Data.of(name, x, y, meta["train"], options.validation, options.seed, **settings)
     sizes = len(data.train), len(data.val), len(data.test)
     log.info("%s: %d recordings to train, %d to validate, %d to test", name, *sizes)
