@@ -11,6 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from snnexp.config import folder_of
+from snnexp.errors import UserError
+
 if TYPE_CHECKING:
     from snnexp.sweep.parent import Parent
     from snnexp.tracking import Status
@@ -30,16 +33,15 @@ class Outputs(Callback):
         self._check(config)
 
     def _check(self, config: DictConfig) -> None:
-        if not isinstance(config.outputs_dir, str):
-            sys.exit(f"outputs_dir={config.outputs_dir} is not allowed: it must be the path of a folder")
-        folder = Path(config.outputs_dir).expanduser()
         try:
+            folder = folder_of(config, "outputs_dir")
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / ".writable"
             probe.touch()
             probe.unlink()
+        except UserError as error:  # Hydra turns exceptions of a callback into warnings, but not SystemExit
+            sys.exit(str(error))
         except OSError as error:
-            # Hydra turns exceptions of a callback into warnings, but not SystemExit
             sys.exit(f"cannot write to outputs_dir={folder}: {error.strerror}")
 
 
@@ -50,7 +52,6 @@ class Grid(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the run if this is a grid. The sweeper reports the error if its jobs cannot be composed."""
-        from snnexp.errors import UserError
         from snnexp.trial.job import Job
 
         self.config, self.loader = config, GlobalHydra.instance().config_loader()
@@ -127,7 +128,7 @@ class Grid(Callback):
             (folder / "experiment").mkdir(exist_ok=True)
             comment = f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}"
             made = summary.experiment(self.loader, self.config, winner.overrides, comment)
-            (folder / "experiment" / "best.yaml").write_text(made)
+            (folder / "experiment" / "best.yaml").write_text(made, encoding="utf-8")
             text += f"\nbest: {winner.name}, {names[0]} {winner.metrics[names[0]]:.4g}; run it with "
             text += f"`snnexp --config-dir '{folder}' experiment=best`\n"
             tracker.tags({"best": winner.name, "best.run_id": winner.run_id or ""})
@@ -135,7 +136,7 @@ class Grid(Callback):
             (folder / "figures").mkdir(exist_ok=True)
             for name in (n for n in dict.fromkeys([*names, "test/accuracy"]) if any(n in c.metrics for c in found)):
                 summary.figure(found, name).savefig(folder / "figures" / f"{name.replace('/', '_')}.png", dpi=120)
-        (folder / "summary.md").write_text(text)
+        (folder / "summary.md").write_text(text, encoding="utf-8")
         tracker.tags({"mlflow.note.content": text})
         for name in ("summary.csv", "summary.md", "experiment", "figures"):
             if (folder / name).exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import os
 import shlex
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, flatten
 from snnexp.errors import Pruned, UserError
 from snnexp.rundir import RunDir, write_json
 from snnexp.session import Session
+from snnexp.signals import held
 from snnexp.terminal import closing_table, quiet, rows_table
 from snnexp.tracking import Status
 from snnexp.training import Metrics
@@ -79,7 +81,8 @@ class Record:
             self.folder = opened.path
             if self.job:
                 job = {"overrides": self.overrides, "varied": self._variation, "name": self.name}
-                write_json(self.new_folder / "job.json", job | {"folder": str(opened.path)})
+                folder = os.path.relpath(opened.path, self.new_folder)  # relative: outputs may be moved
+                write_json(self.new_folder / "job.json", job | {"folder": folder})
             if opened.finished:
                 return self._close(opened.result(), "this run was already finished (resume=false starts anew)")
             return self._close(self._performed(work, opened), self.tracker.place)
@@ -111,10 +114,11 @@ class Record:
                 f"cannot write to {self.folder}: {error.strerror}; make room, then go on with resume=true"
             ) from error
         finally:
-            with suppress(OSError):  # these fail as well on a full disk, and the first error is the one to report
-                self.tracker.finish(status)
-            with suppress(OSError):
-                opened.status = status
+            with held():  # an impatient second Ctrl-C would leave the run open
+                with suppress(OSError):  # these fail as well on a full disk, and the first error is the one to report
+                    self.tracker.finish(status)
+                with suppress(OSError):
+                    opened.status = status
         return result
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -204,7 +208,7 @@ def _save(content: Any, path: Path) -> None:
 
 def write_csv(path: Path, rows: Rows) -> None:
     """Write rows as a CSV file with a header line."""
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
         table.writerows(rows)

@@ -50,9 +50,9 @@ def report_study(
             f"trial {trial.number} of {study.study_name}: {_values(trial, names)}",
         )
         (folder / "experiment").mkdir(exist_ok=True)
-        (folder / "experiment" / f"{name}.yaml").write_text(text)
+        (folder / "experiment" / f"{name}.yaml").write_text(text, encoding="utf-8")
     text = _text(study, trials, chosen, names, space, folder)
-    (folder / "summary.md").write_text(text)
+    (folder / "summary.md").write_text(text, encoding="utf-8")
     _figures(study, names, folder / "figures")
     for name in ("study.json", "trials.csv", "summary.md", "experiment", "figures"):
         if (folder / name).exists():

@@ -106,7 +106,7 @@ def save_tables(tables: Sequence[Fitted], path: Path) -> None:
             + ", ".join(f"{name}: {values}" for name, values in numbers.items())
             + "}"
         )
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def load_tables(activation: str, folder: Path | None = None) -> list[Fitted]:
@@ -118,7 +118,7 @@ def load_tables(activation: str, folder: Path | None = None) -> list[Fitted]:
     if not path.exists():
         return []
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         found = [
             Fitted(
                 content["activation"],

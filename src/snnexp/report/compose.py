@@ -181,7 +181,7 @@ def _took(run: Stored) -> str:
 
 
 def _table(path: Path) -> Table:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, restval="")
         columns = reader.fieldnames or []
         return Table(path.stem.replace("_", " "), columns, [[shown(row[name]) for name in columns] for row in reader])

@@ -32,7 +32,7 @@ WIDE = 800  # CSS pixels; a wider figure has a row of its own
 
 
 def written(document: Section) -> str:
-    style = (files("snnexp.report") / "style.css").read_text()
+    style = (files("snnexp.report") / "style.css").read_text(encoding="utf-8")
     return PAGE.format(title=escape(document.title), style=style, body="\n".join(_section(document, 1)))
 
 

@@ -51,7 +51,7 @@ def _child(folder: Path) -> Child:
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
     job, number = read("job.json"), int(folder.name) if folder.name.isdigit() else 0
-    folder = Path(job["folder"])  # with resume=true, it may be the folder of a job of an earlier sweep
+    folder = folder / job["folder"]  # with resume=true, it may be the folder of a job of an earlier sweep
     return Child(
         number, job["name"], job["varied"], read("result.json"), job["overrides"], read("tracking.json").get("run_id")
     )
@@ -71,7 +71,7 @@ def table(found: Sequence[Child], objective: Sequence[str]) -> list[dict[str, An
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `rows` as CSV, with a column for every key of any row."""
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
         writer.writeheader()
         writer.writerows(rows)

@@ -62,8 +62,8 @@ class Report(Task):
         ui = store.uri if store.uri.startswith("http") else f"http://127.0.0.1:{self.port}"
         with tempfile.TemporaryDirectory() as scratch:
             document = compose(title, runs, Source(store, ui, _folders(folder.parent), Path(scratch)))
-        (folder / f"{title}.html").write_text(html.written(document))
-        (folder / f"{title}.md").write_text(markdown.written(document, title))
+        (folder / f"{title}.html").write_text(html.written(document), encoding="utf-8")
+        (folder / f"{title}.md").write_text(markdown.written(document, title), encoding="utf-8")
         for figure in _figures(document):
             (folder / title).mkdir(exist_ok=True)
             (folder / title / f"{figure.name}.png").write_bytes(figure.png)

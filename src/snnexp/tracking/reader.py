@@ -10,7 +10,7 @@ from typing import Any
 from snnexp.address import database
 from snnexp.errors import InvalidValue, UserError
 from snnexp.tracking.base import PARENT_TAG, STATUS_TAG, Tracker
-from snnexp.tracking.client import connect, reason, unreachable
+from snnexp.tracking.client import connect, reason, relocated, unreachable
 from snnexp.tracking.writer import MLflow
 
 
@@ -28,6 +28,7 @@ class Stored:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
+    artifacts: str = ""  # address of the folder
 
     @property
     def parent(self) -> str | None:
@@ -78,7 +79,10 @@ class Store:
         return {m.step: m.value for m in points}
 
     def files(self, run: Stored, folder: str, to: Path) -> list[Path]:
-        """Download the artifacts in `folder` into `to`; return their paths, sorted by name."""
+        """Return the paths of the artifacts in `folder`, sorted by name, after downloading them into `to`."""
+        if moved := relocated(self.uri, run.artifacts):
+            there = moved / folder
+            return sorted(path for path in there.iterdir() if path.is_file()) if there.is_dir() else []
         if folder not in [item.path for item in self._client.list_artifacts(run.run_id) if item.is_dir]:
             return []
         fetched = Path(self._client.download_artifacts(run.run_id, folder, str(to)))
@@ -107,4 +111,5 @@ def _stored(run: Any, experiment: str) -> Stored:
         run.data.params,
         tags,
         run.data.metrics,
+        info.artifact_uri,
     )
