@@ -93,7 +93,7 @@ def folder_of(cfg: DictConfig, key: str) -> Path:
         path.encode()
     except UnicodeEncodeError:  # bytes that the locale's encoding does not know
         raise UserError(
-            f"{key}={ascii(path)} is not allowed: its name cannot be read in this locale (try LC_ALL=C.UTF-8)"
+            f"{key}={path!a} is not allowed: its name cannot be read in this locale (try LC_ALL=C.UTF-8)"
         ) from None
     return Path(path).expanduser().absolute()
 
