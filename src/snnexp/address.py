@@ -45,9 +45,8 @@ def sqlite(path: Path) -> str:
             f"the path of the SQLite file {path} has {length} bytes, and SQLite opens none of more than {SQLITE_PATH}: "
             "choose a shorter outputs_dir or address"
         )
-    from sqlalchemy import URL
-
-    return str(URL.create("sqlite", database=str(path)))
+    escaped = str(path).replace("%", "%25").replace("?", "%3F")  # SQLAlchemy unescapes all, and ? begins a query
+    return f"sqlite:///{escaped}"
 
 
 def database(uri: str) -> Path | None:

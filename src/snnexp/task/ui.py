@@ -17,7 +17,7 @@ from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.signals import held
 from snnexp.task.base import Task
-from snnexp.tracking import ENVIRONMENT, kept
+from snnexp.tracking import ENVIRONMENT, for_mlflow, kept
 from snnexp.training import Metrics
 
 PATIENCE = 5.0  # seconds
@@ -44,7 +44,7 @@ class UI(Task):
                 raise UserError(f"task.port={port} is taken by another program: choose another, e.g. task.port={other}")
         print(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
         host = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")
-        command = [sys.executable, "-m", "mlflow", "server", *host, "--backend-store-uri", store]
+        command = [sys.executable, "-m", "mlflow", "server", *host, "--backend-store-uri", for_mlflow(store)]
         _served(command, {**os.environ, **ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
         return {}
 

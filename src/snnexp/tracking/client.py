@@ -41,7 +41,12 @@ def preload() -> type[MlflowClient]:
 
 def connect(uri: str) -> MlflowClient:
     """Return a client of the store at `uri`; the first request may fail."""
-    return preload()(uri)
+    return preload()(for_mlflow(uri))
+
+
+def for_mlflow(uri: str) -> str:
+    """Return `uri` with SQLite's driver: MLflow makes the folder of a plain sqlite:/// without unescaping its name."""
+    return uri.replace("sqlite:///", "sqlite+pysqlite:///", 1) if uri.startswith("sqlite:///") else uri
 
 
 def active_run(client: MlflowClient, run_id: str | None) -> Any:

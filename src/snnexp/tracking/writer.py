@@ -281,6 +281,7 @@ def create_store(path: Path) -> None:
     """Create a new SQLite store atomically: MLflow cannot use one whose creation was interrupted."""
     draft = path.with_name(f".{path.name}.new") / "draft"
     shutil.rmtree(draft.parent, ignore_errors=True)
+    draft.parent.mkdir(parents=True)
     connect(sqlite(draft)).search_experiments(max_results=1)
     draft.rename(path)
     draft.parent.rmdir()
