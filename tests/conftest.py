@@ -92,6 +92,9 @@ def snnexp(
         finally:
             for number, handler in handlers.items():  # a command that was interrupted ignores further signals
                 signal.signal(number, handler)
+        if isinstance(code, str):  # the interpreter prints it
+            print(code, file=sys.stderr)
+            code = 1
         out, err = capfd.readouterr()
         return Done(int(code or 0), out, err, tmp_path / "outputs")
 

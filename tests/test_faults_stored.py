@@ -134,7 +134,7 @@ def test_hostile_files_are_refused_and_run_nothing(
     changed = copy.deepcopy(described)
     change(changed)
     torch.save(changed, "hostile.pt")
-    with pytest.raises(UserError, match="hostile.pt") as refused:
+    with pytest.raises(UserError, match=r"hostile\.pt") as refused:
         load_network("hostile.pt")
     assert message in str(refused.value)
     assert not Path("ran").exists()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from html import escape
 from importlib.resources import files
 
-from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, plain
+from snnexp.report.document import Figure, Link, Name, Paragraph, Section, Table, Words, plain
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -37,10 +37,7 @@ def written(document: Section) -> str:
 
 
 def _section(section: Section, level: int) -> list[str]:
-    lines = [
-        f'<section id="{escape(section.name)}" class="level{level}">',
-        f"<h{level}>{escape(section.title)}</h{level}>",
-    ]
+    lines = [f'<section id="{section.anchor}" class="level{level}">', f"<h{level}>{escape(section.title)}</h{level}>"]
     for block in section.blocks:
         match block:
             case Section():
@@ -80,10 +77,16 @@ def _figure(figure: Figure) -> str:
 
 
 def _words(words: Words, written: Callable[[str], str]) -> str:
-    return "".join(
-        f'<a href="{escape(part.href)}">{escape(part.text)}</a>' if isinstance(part, Link) else written(part)
-        for part in plain(words)
-    )
+    return "".join(_part(part, written) for part in plain(words))
+
+
+def _part(part: str | Link | Name, written: Callable[[str], str]) -> str:
+    match part:
+        case Link():
+            return f'<a href="{escape(part.href)}">{escape(part.text)}</a>'
+        case Name():
+            return escape(part.text)
+    return written(part)
 
 
 def _with_code(text: str) -> str:

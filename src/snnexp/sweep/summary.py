@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,9 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as a Markdown table, a mean and its spread in one cell."""
     columns = seeds.columns(rows)
-    lines = [columns, ["---"] * len(columns), *([seeds.cell(row, key) for key in columns] for row in rows)]
+    cells = [columns, *([seeds.cell(row, key) for key in columns] for row in rows)]
+    lines = [[re.sub(r"\s+", " ", cell.replace("|", r"\|")) for cell in line] for line in cells]
+    lines.insert(1, ["---"] * len(columns))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 

@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from snnexp.config import listed
 from snnexp.errors import InvalidValue, UserError, require
@@ -95,7 +96,7 @@ def _folders(outputs: Path) -> dict[str, Link]:
     """Return {run id: link to its run directory}, relative to the reports, for all runs under `outputs`."""
     journals = [Journal(path.parent) for path in outputs.rglob(JOURNAL)]
     return {
-        run_id: Link(path := journal.folder.relative_to(outputs).as_posix(), f"../{path}")
+        run_id: Link(path := journal.folder.relative_to(outputs).as_posix(), f"../{quote(path)}")
         for journal in journals
         if (run_id := journal.state.get("run_id"))
     }
