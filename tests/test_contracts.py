@@ -33,8 +33,8 @@ ROWS = (
     ("model", "loss", "few_spike"),
     ("neuron", "dataset"),
     ("surrogate", "dynamics", "timefold", "checkpoint", "activations"),
-    ("finite",),
-    ("errors", "lock"),
+    ("finite", "trust"),
+    ("errors", "lock", "signals"),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -9,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snnexp.errors import InvalidValue
+from snnexp.errors import InvalidValue, UserError
 from snnexp.lock import locked
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 URI = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+")
+SQLITE_PATH = 480  # bytes; SQLite opens 504, and files with longer names stand beside it
 LOCK_PATIENCE = 300.0  # seconds; on a busy machine, many processes may wait while one creates the store
 ADVISORY = {  # SQL to take and release a lock of the server, which it releases itself if we die
     "postgresql": ("select pg_advisory_lock({0})", "select pg_advisory_unlock({0})"),
@@ -30,13 +32,28 @@ def checked_uri(uri: str) -> str:
         folders = "plain folders (file:, ./mlruns) are not supported, because MLflow no longer develops them"
         raise InvalidValue("uri", masked(str(uri)), f"{kinds}; {folders}")
     path = database(uri)
-    return uri if path is None else f"sqlite:///{path.absolute()}"
+    return uri if path is None else sqlite(path.absolute())
+
+
+def sqlite(path: Path) -> str:
+    """Return the address of an SQLite file. Raises UserError for a path that SQLite cannot open."""
+    if (length := len(os.fsencode(path))) > SQLITE_PATH:
+        raise UserError(
+            f"the path of the SQLite file {path} has {length} bytes, and SQLite opens none of more than {SQLITE_PATH}: "
+            "choose a shorter outputs_dir or address"
+        )
+    escaped = str(path).replace("%", "%25").replace("?", "%3F")  # SQLAlchemy unescapes all, and ? begins a query
+    return f"sqlite:///{escaped}"
 
 
 def database(uri: str) -> Path | None:
     """Return the file of an SQLite store; None for other stores."""
-    match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
-    return Path(match[1]) if match else None
+    if kind(uri) != "sqlite":
+        return None
+    from sqlalchemy import make_url
+
+    path = make_url(uri).database
+    return Path(path) if path else None
 
 
 def kind(uri: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, TAGS, flatten
 from snnexp.errors import Pruned, UserError
 from snnexp.rundir import RunDir, write_csv, write_json
 from snnexp.session import Session
+from snnexp.signals import held
 from snnexp.terminal import closing_table, quiet, rows_table
 from snnexp.tracking import Status
 from snnexp.training import Metrics
@@ -78,7 +80,8 @@ class Record:
             self.folder = opened.path
             if self.job:
                 job = {"overrides": self.overrides, "varied": self._variation, "name": self.name}
-                write_json(self.new_folder / "job.json", job | {"folder": str(opened.path)})
+                folder = os.path.relpath(opened.path, self.new_folder)  # relative: outputs may be moved
+                write_json(self.new_folder / "job.json", job | {"folder": folder})
             if opened.finished:
                 return self._close(opened.result(), "this run was already finished (resume=false starts anew)")
             return self._close(self._performed(work, opened), self.tracker.place)
@@ -109,10 +112,11 @@ class Record:
             advice = "make room, then go on with resume=true"
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; {advice}") from error
         finally:
-            with suppress(OSError):  # these fail as well on a full disk, and the first error is the one to report
-                self.tracker.finish(status)
-            with suppress(OSError):
-                opened.status = status
+            with held():  # an impatient second Ctrl-C would leave the run open
+                with suppress(OSError):  # these fail as well on a full disk, and the first error is the one to report
+                    self.tracker.finish(status)
+                with suppress(OSError):
+                    opened.status = status
         return result
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:

@@ -14,8 +14,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import active_children
 from pathlib import Path
@@ -26,13 +25,14 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from snnexp.dataset.base import Data, Split
 from snnexp.errors import InvalidValue, UserError, boolean, choice, integer, integer_or_none, number, require
 from snnexp.finite import Watch
+from snnexp.signals import collected, handled, held, interrupt, interrupting
 
 Metrics = dict[str, float]
 METRICS = ("val/accuracy", "val/loss")  # metrics that can choose an epoch, or a run of a sweep
@@ -105,7 +105,7 @@ class Trainer:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised at the end of a step after Ctrl-C (or SIGTERM), with a checkpoint written."""
+    """Raised at the end of a step after Ctrl-C, SIGTERM or SIGHUP, with a checkpoint written."""
 
 
 @dataclass
@@ -175,7 +175,7 @@ class Fit:
         after Ctrl-C."""
         self._load()
         p, saved = self.progress, time.monotonic()
-        with _signals() as stop:
+        with collected() as stop:
             while p.epoch < self.trainer.epochs and not self._out_of_patience():
                 order = self._order(p.epoch)
                 steps = -(-len(order) // self.trainer.batch_size)
@@ -361,29 +361,6 @@ def mix(*parts: int) -> int:
     return x >> 1
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of ending in the middle of a step; the second signal acts at once."""
-    seen: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    old = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread, which alone can catch signals
-        pass
-    try:
-        yield seen
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 def launched(trainer: Trainer, function: Callable[..., Any], *arguments: Any) -> Any:
     """Run `function(fabric, *arguments)` on the requested devices; with several, in one spawned process each.
 
@@ -392,18 +369,24 @@ def launched(trainer: Trainer, function: Callable[..., Any], *arguments: Any) ->
     fabric = trainer.fabric()
     if trainer.devices == 1:
         return function(fabric, *arguments)
-    old = signal.signal(signal.SIGTERM, _to_ranks)
     try:
-        return fabric.launch(_Rank(function, os.getpid()), *arguments)
+        with handled(_to_ranks):
+            return fabric.launch(_Rank(function, os.getpid()), *arguments)
     except ProcessRaisedException as error:
         # the rank's exception arrives as text
         if said := re.search(r"snnexp\.errors\.UserError: (.*)", str(error), re.DOTALL):
             raise UserError(said[1].strip()) from error
         raise
+    except ProcessExitedException as error:
+        cause = f"killed by {error.signal_name}" if error.signal_name else f"exit status {error.exit_code}"
+        raise UserError(
+            f"rank {error.error_index} of the {trainer.devices} ranks died ({cause}), so the others were stopped. "
+            "SIGKILL is often the system's answer to too little memory. Continue with resume=true"
+        ) from error
     finally:
-        for rank in active_children():
-            rank.join(timeout=60)  # after Ctrl-C, ranks stop at their epoch's end: no resumed run may overlap them
-        signal.signal(signal.SIGTERM, old)
+        with held():
+            for rank in active_children():
+                rank.join(timeout=60)  # after Ctrl-C, ranks stop at their epoch's end: no resumed run may overlap them
 
 
 @dataclass(frozen=True)
@@ -418,7 +401,8 @@ class _Rank:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when the parent ends
             if os.getppid() != self.parent:
                 os._exit(1)
-        result = self.function(fabric, *arguments)
+        with interrupting():
+            result = self.function(fabric, *arguments)
         gc.collect()  # the wrapped network, no longer used, refers to the process group
         torch.distributed.destroy_process_group()  # joins its threads: one still running at exit aborts the process
         return result
@@ -428,4 +412,4 @@ def _to_ranks(number: int, frame: FrameType | None) -> None:
     for rank in active_children():
         if rank.pid:
             os.kill(rank.pid, signal.SIGTERM)
-    raise KeyboardInterrupt
+    interrupt(number, frame)

@@ -50,7 +50,10 @@ def prepared_once(directory: Path, build: Callable[[Path], None]) -> Path:
         if error.errno not in CANNOT:
             raise
         where = directory.parent.parent
-        raise UserError(f"cannot prepare data in cache_dir={where}: {error.strerror} ({error.filename})") from error
+        raise UserError(
+            f"cannot prepare data in cache_dir={where}: {error.strerror} ({error.filename}); "
+            "choose another folder with cache_dir=DIR or SNNEXP_CACHE"
+        ) from error
 
 
 def _prepared(directory: Path, build: Callable[[Path], None]) -> Path:

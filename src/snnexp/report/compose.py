@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from snnexp.analysis import seeds
-from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, shown
+from snnexp.report.document import Figure, Link, Name, Paragraph, Section, Table, Words, shown
 from snnexp.report.lab import lab
 from snnexp.report.results import Result, accuracy_tables, results, seeds_of, what_was_run
 from snnexp.tracking import Store, Stored
@@ -58,7 +58,7 @@ def compose(name: str, runs: Sequence[Stored], source: Source) -> Section:
     )
     if len(sections) == 1:
         (only,) = sections
-        contents: list[str | Link] = []
+        contents: list[str | Link | Name] = []
         for part in (block for block in only.blocks if isinstance(block, Section)):
             contents += [*([" · "] if contents else []), part.link]
         return Section(only.name, only.title, [Paragraph(contents, "Contents."), *only.blocks, colophon])
@@ -124,9 +124,9 @@ def _swept(sweep: Stored, children: Sequence[Stored], source: Source) -> Section
     """Return a section on a sweep: its own tables and figures, and its runs as a table."""
     states = [run.status for run in children]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    best = f"; best by validation: {sweep.tags['best']}" if "best" in sweep.tags else ""
+    best: list[str | Link | Name] = ["; best by validation: ", Name(sweep.tags["best"])] if "best" in sweep.tags else []
     objective = [metric.removeprefix("best/") for metric in sweep.metrics if metric.startswith("best/")]
-    told = Paragraph([f"{len(children)} runs ({counts}){best}. ", *source.places(sweep)])
+    told = Paragraph([f"{len(children)} runs (", Name(counts), ")", *best, ". ", *source.places(sweep)])
     tables = accuracy_tables(children, objective, source.store, source.link)
     return Section(sweep.run_id, f"Sweep: {sweep.name}", [told, *tables, *source.shown(sweep)])
 
@@ -135,9 +135,9 @@ def _group(group: Sequence[Result], own: Sequence[Block], source: Source) -> Sec
     """Return a section on runs that differ only in their seed, with `own`, the tables and figures of the first."""
     first, *others = (result.run for result in group)
     title = f"{first.tags.get('task', 'run').replace('_', ' ')}: {re.sub(r'-s[0-9]+$', '', first.name)}"
-    words: list[str | Link] = [f"Seed {group[0].seed}: ", *source.places(first)]
+    words: list[str | Link | Name] = ["Seed ", Name(group[0].seed), ": ", *source.places(first)]
     for result, run in zip(group[1:], others, strict=True):
-        words += [f"; seed {result.seed}: ", *source.places(run)]
+        words += ["; seed ", Name(result.seed), ": ", *source.places(run)]
     return Section(first.run_id, title, [Paragraph(words), *own])
 
 
@@ -164,7 +164,7 @@ def _took(run: Stored) -> str:
 
 
 def _table(path: Path) -> Table:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, restval="")
         columns = reader.fieldnames or []
         return Table(path.stem.replace("_", " "), columns, [[shown(row[name]) for name in columns] for row in reader])

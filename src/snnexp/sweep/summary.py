@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def _child(folder: Path) -> Child:
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
     job, number = read("job.json"), int(folder.name) if folder.name.isdigit() else 0
-    folder = Path(job["folder"])  # with resume=true, it may be the folder of a job of an earlier sweep
+    folder = folder / job["folder"]  # with resume=true, it may be the folder of a job of an earlier sweep
     run_id = read("tracking.json").get("run_id")
     return Child(number, job["name"], job["varied"], read("result.json"), job["overrides"], run_id)
 
@@ -70,7 +71,9 @@ def table(found: Sequence[Child], objective: Sequence[str]) -> list[dict[str, An
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as a Markdown table, a mean and its spread in one cell."""
     columns = seeds.columns(rows)
-    lines = [columns, ["---"] * len(columns), *([seeds.cell(row, key) for key in columns] for row in rows)]
+    cells = [columns, *([seeds.cell(row, key) for key in columns] for row in rows)]
+    lines = [[re.sub(r"\s+", " ", cell.replace("|", r"\|")) for cell in line] for line in cells]
+    lines.insert(1, ["---"] * len(columns))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -102,7 +105,7 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
 def write_experiment(folder: Path, name: str, text: str) -> None:
     """Write an experiment file where `--config-dir FOLDER` finds it."""
     (folder / "experiment").mkdir(exist_ok=True)
-    (folder / "experiment" / f"{name}.yaml").write_text(text)
+    (folder / "experiment" / f"{name}.yaml").write_text(text, encoding="utf-8")
 
 
 def figure(found: Sequence[Child], metric: str) -> Figure:

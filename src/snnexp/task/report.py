@@ -4,6 +4,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from snnexp.config import listed
 from snnexp.errors import UserError, require, told
@@ -58,8 +59,8 @@ class Report(Task):
         ui = store.uri if store.uri.startswith("http") else f"http://127.0.0.1:{self.port}"
         with tempfile.TemporaryDirectory() as scratch:
             document = compose(title, runs, Source(store, ui, _folders(folder.parent), Path(scratch)))
-        (folder / f"{title}.html").write_text(html.written(document))
-        (folder / f"{title}.md").write_text(markdown.written(document, title))
+        (folder / f"{title}.html").write_text(html.written(document), encoding="utf-8")
+        (folder / f"{title}.md").write_text(markdown.written(document, title), encoding="utf-8")
         for figure in _figures(document):
             (folder / title).mkdir(exist_ok=True)
             (folder / title / f"{figure.name}.png").write_bytes(figure.png)
@@ -90,7 +91,7 @@ def _folders(outputs: Path) -> dict[str, Link]:
     """Return {run id: link to its run directory}, relative to the reports, for all runs under `outputs`."""
     found = {Journal(path.parent).state.get("run_id"): path.parent for path in outputs.rglob(JOURNAL)}
     paths = {run_id: folder.relative_to(outputs).as_posix() for run_id, folder in found.items() if run_id}
-    return {run_id: Link(path, f"../{path}") for run_id, path in paths.items()}
+    return {run_id: Link(path, f"../{quote(path)}") for run_id, path in paths.items()}
 
 
 def _figures(section: Section) -> list[Figure]:

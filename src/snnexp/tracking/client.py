@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from snnexp.address import masked
+from snnexp.address import database, masked
 from snnexp.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +41,12 @@ def preload() -> type[MlflowClient]:
 
 def connect(uri: str) -> MlflowClient:
     """Return a client of the store at `uri`; the first request may fail."""
-    return preload()(uri)
+    return preload()(for_mlflow(uri))
+
+
+def for_mlflow(uri: str) -> str:
+    """Return `uri` with SQLite's driver: MLflow makes the folder of a plain sqlite:/// without unescaping its name."""
+    return uri.replace("sqlite:///", "sqlite+pysqlite:///", 1) if uri.startswith("sqlite:///") else uri
 
 
 def active_run(client: MlflowClient, run_id: str | None) -> Any:
@@ -53,6 +60,22 @@ def active_run(client: MlflowClient, run_id: str | None) -> Any:
             raise
         return None
     return run if run and run.info.lifecycle_stage == "active" else None
+
+
+def relocated(uri: str, artifacts: str) -> Path | None:
+    """Return the folder of a run's `artifacts`, whose path MLflow stores, beside an SQLite file that was moved with it.
+
+    None if nothing was moved. Raises UserError if the folder is in neither place.
+    """
+    store, old = database(uri), Path(unquote(artifacts))  # ROOT/<run id>/artifacts
+    if store is None or not old.is_absolute() or old.parents[1].exists():
+        return None
+    if (root := store.parent / "artifacts").is_dir():
+        return root.joinpath(*old.parts[-2:])
+    raise UserError(
+        f"the run's files were stored in {old.parents[1]}, which no longer exists, and are not in {root} either: move "
+        "that folder there as well"
+    )
 
 
 def unreachable(uri: str, error: Exception) -> UserError:

@@ -8,7 +8,7 @@ from typing import Any
 from snnexp.address import database
 from snnexp.errors import InvalidValue, UserError
 from snnexp.tracking.base import PARENT_TAG, STATUS_TAG, Tracker
-from snnexp.tracking.client import connect, reason, unreachable
+from snnexp.tracking.client import connect, reason, relocated, unreachable
 from snnexp.tracking.writer import MLflow
 
 
@@ -26,6 +26,7 @@ class Stored:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
+    artifacts: str = ""  # address of the folder
 
     @property
     def parent(self) -> str | None:
@@ -76,7 +77,10 @@ class Store:
         return {m.step: m.value for m in points}
 
     def files(self, run: Stored, folder: str, to: Path) -> list[Path]:
-        """Download the artifacts in `folder` into `to`; return their paths, sorted by name."""
+        """Return the paths of the artifacts in `folder`, sorted by name, after downloading them into `to`."""
+        if moved := relocated(self.uri, run.artifacts):
+            there = moved / folder
+            return sorted(path for path in there.iterdir() if path.is_file()) if there.is_dir() else []
         if folder not in [item.path for item in self._client.list_artifacts(run.run_id) if item.is_dir]:
             return []
         fetched = Path(self._client.download_artifacts(run.run_id, folder, str(to)))
@@ -96,4 +100,4 @@ def _stored(run: Any, experiment: str) -> Stored:
     info, tags = run.info, run.data.tags
     names = info.run_id, str(info.experiment_id), experiment, info.run_name, tags.get(STATUS_TAG, info.status.lower())
     times = info.start_time / 1000, info.end_time / 1000 if info.end_time else None
-    return Stored(*names, *times, run.data.params, tags, run.data.metrics)
+    return Stored(*names, *times, run.data.params, tags, run.data.metrics, info.artifact_uri)

@@ -19,13 +19,13 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from snnexp.address import alone, checked_uri, creating, database, masked
+from snnexp.address import alone, checked_uri, creating, database, masked, sqlite
 from snnexp.errors import UserError
 from snnexp.journal import Journal
 from snnexp.tracking.base import KEY_TAG, PARENT_TAG, STATUS_TAG, WEIGHTS, Status
-from snnexp.tracking.client import active_run, connect, preload, reason, shortened, unreachable
+from snnexp.tracking.client import active_run, connect, preload, reason, relocated, shortened, unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,7 +46,7 @@ class MLflow:
     def __init__(self, uri: str | None = None, experiment: str = "snnexp", outputs: str | Path = "outputs") -> None:
         self.outputs, self.experiment = Path(outputs).absolute(), experiment
         self.given = None if uri is None else checked_uri(uri)
-        self.store = self.given or f"sqlite:///{self.outputs}/mlflow.db"
+        self.store = self.given or sqlite(self.outputs / "mlflow.db")
         self.run_id: str | None = None
         self.place = ""
         self._journal: Journal | None = None
@@ -116,11 +116,14 @@ class MLflow:
             raise UserError(f"{asked}: there is no MLflow store {path}; name another with tracking.uri")
         try:
             client = connect(self.store)
-            if active_run(client, run_id) is None:
+            if (run := active_run(client, run_id)) is None:
                 raise UserError(f"{asked}: there is no such run in {masked(self.store)}")
-            if WEIGHTS not in [file.path for file in client.list_artifacts(run_id)]:
+            if (moved := relocated(self.store, run.info.artifact_uri)) and (moved / WEIGHTS).exists():
+                shutil.copy(moved / WEIGHTS, to)
+            elif WEIGHTS in [file.path for file in client.list_artifacts(run_id)]:
+                client.download_artifacts(run_id, WEIGHTS, str(to))
+            else:
                 raise UserError(f"{asked}: that run keeps no weights ({WEIGHTS}): was it a finished training?")
-            client.download_artifacts(run_id, WEIGHTS, str(to))
         except Exception as error:
             raise unreachable(self.store, error) from error
 
@@ -214,17 +217,18 @@ class MLflow:
         name, uri = journal.state["experiment"], journal.state["uri"]
         # a server chooses where artifacts are stored; for a database the client must say
         path = database(uri)
-        root = None if uri.startswith("http") else str((path.parent if path else self.outputs) / "artifacts")
+        root = None if uri.startswith("http") else (path.parent if path else self.outputs) / "artifacts"
         if (experiment := client.get_experiment_by_name(name)) is None:
+            location = str(root).replace("%", "%25") if root else None  # MLflow unescapes paths, of this character
             try:
-                return str(client.create_experiment(name, artifact_location=root))
+                return str(client.create_experiment(name, artifact_location=location))
             except MlflowException:  # another process was faster
                 if (experiment := client.get_experiment_by_name(name)) is None:
                     raise
         if experiment.lifecycle_stage != "active":
             raise UserError(f"tracking.experiment={name} was deleted in MLflow: restore it there, or use another name")
-        kept = Path(experiment.artifact_location)  # MLflow cannot change it, and would write to the old place
-        if root and kept.is_absolute() and str(kept) != root and not kept.exists():
+        kept = Path(unquote(experiment.artifact_location))  # MLflow cannot change it, and would write to the old place
+        if root and kept.is_absolute() and kept != root and not kept.exists():
             raise UserError(
                 f"tracking.experiment={name} stores its artifacts in {kept}, which no longer exists: was {path} "
                 "moved? Move it back, or use another name"
@@ -267,7 +271,8 @@ def create_store(path: Path) -> None:
     """Create a new SQLite store atomically: MLflow cannot use one whose creation was interrupted."""
     draft = path.with_name(f".{path.name}.new") / "draft"
     shutil.rmtree(draft.parent, ignore_errors=True)
-    connect(f"sqlite:///{draft}").search_experiments(max_results=1)
+    draft.parent.mkdir(parents=True)
+    connect(sqlite(draft)).search_experiments(max_results=1)
     draft.rename(path)
     draft.parent.rmdir()
 
