@@ -7,8 +7,9 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from snnexp.address import masked
+from snnexp.address import with_driver
 from snnexp.errors import UserError
+from snnexp.masking import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,8 +39,8 @@ def preload() -> type[MlflowClient]:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client of the store at `uri`; the first request may fail."""
-    return preload()(uri)
+    """Return a client of the store at `uri`; the first request may fail. Raises UserError without its driver."""
+    return preload()(with_driver(uri))
 
 
 def active_run(client: MlflowClient, run_id: str | None) -> Any:
@@ -55,21 +56,33 @@ def active_run(client: MlflowClient, run_id: str | None) -> Any:
     return run if run and run.info.lifecycle_stage == "active" else None
 
 
+class Unreachable(UserError):
+    """A store did not do what it was asked for."""
+
+
 def unreachable(uri: str, error: Exception) -> UserError:
     """Return `error` as a UserError that names the store."""
     if isinstance(error, UserError):
         return error
-    return UserError(
+    return Unreachable(
         f"tracking.uri={masked(uri)} cannot be reached: {reason(error)}\nStart the server, correct tracking.uri "
         "(null: a file in outputs_dir), or run without tracking: tracking=none"
     )
 
 
-def reason(error: Exception) -> str:
-    """Return the root cause in one line: MLflow wraps a refused connection three times."""
-    root: BaseException = error
-    while root.__cause__ or root.__context__:
-        root = root.__cause__ or root.__context__ or root
+def reason(error: Exception, before: BaseException | None = None) -> str:
+    """Return the cause in one line: the error of the system, which MLflow wraps three times, or of a driver, if any.
+
+    `before` is the exception that was being handled when the store was asked: Python links it to `error`.
+    """
+    links: list[BaseException] = [error]
+    while (inner := links[-1].__cause__ or links[-1].__context__) and inner is not before:
+        links.append(inner)
+    system = [link for link in links if isinstance(link, OSError)]
+    cause: BaseException = error
+    while cause.__cause__:
+        cause = cause.__cause__
+    root = links[0] if isinstance(error, UserError) else system[-1] if system else cause
     return shortened(masked(" ".join(str(root).split())), 200) or type(root).__name__
 
 
