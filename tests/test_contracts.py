@@ -33,7 +33,9 @@ ROWS = (
     ("model", "loss", "few_spike"),
     ("neuron", "dataset"),
     ("surrogate", "dynamics", "timefold", "checkpoint", "activations"),
-    ("errors", "lock"),
+    ("lock",),
+    ("files",),
+    ("errors", "masking"),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 

@@ -23,11 +23,10 @@ LOCK_PATIENCE = 300.0  # seconds; on a busy machine, many processes may wait whi
 # itself if we die. PostgreSQL raises an error instead of returning 0.
 ADVISORY = {
     "postgresql": (
-        "set local lock_timeout = {1}000; select 1 from (select pg_advisory_lock({0})) as taken",
-        "select concat('process ', pid, ' of ', usename, ' from ', coalesce(host(client_addr), 'the server itself'), "
-        "' ', nullif(application_name, '')) from pg_stat_activity where pid = (select pid from pg_locks where "
-        "locktype = 'advisory' and granted and objid = {0} and database = "
-        "(select oid from pg_database where datname = current_database()) limit 1)",
+        "select pg_advisory_lock({0})::text = ''",
+        "select concat('process ', pid, ' of ', usename, ' from ', coalesce(host(client_addr), 'the server itself')) "
+        "from pg_stat_activity where pid = (select pid from pg_locks where locktype = 'advisory' and granted and "
+        "objid = {0} and database = (select oid from pg_database where datname = current_database()) limit 1)",
         "select pg_advisory_unlock({0})",
     ),
     "mysql": (
@@ -72,10 +71,12 @@ def kind(uri: str) -> str:
 def check_password(name: str, uri: str) -> None:
     """Raise InvalidValue if the password was hidden, or was not quoted as the address of a database requires."""
     require(
-        not is_masked(uri), name, uri, "an address with its password, which is hidden in all that runs store: see docs/"
-        "tracking.md for how to give it in the environment"
+        not is_masked(uri),
+        name,
+        uri,
+        "an address with its own password, which runs replace by *** in all that they store (docs/tracking.md)",
     )
-    login = uri.partition("://")[2].rpartition("@")[0]
+    login = uri.partition("://")[2].partition("?")[0].rpartition("@")[0]
     plain = kind(uri) == "sqlite" or not re.search(r"[@\s]", login)
     require(plain, name, masked("".join(uri.split())), "an address whose password is percent-encoded (@ as %40)")
 
@@ -117,12 +118,16 @@ def advisory(engine: Engine, uri: str, purpose: str) -> Iterator[None]:
 
     After `TELL_AFTER` seconds of waiting, say once who holds it. Raises Held after `LOCK_PATIENCE` seconds.
     """
+    from sqlalchemy.exc import DBAPIError
+
     number = zlib.crc32(f"snnexp {purpose}".encode())
     take, who, give = ADVISORY[kind(uri)]
     with engine.connect() as connection:
 
         def taken(seconds: float) -> bool:
             try:
+                if kind(uri) == "postgresql":
+                    connection.exec_driver_sql(f"set local lock_timeout = {int(seconds * 1000)}")
                 return bool(connection.exec_driver_sql(take.format(number, int(seconds))).scalar())
             except DBAPIError as error:
                 connection.rollback()

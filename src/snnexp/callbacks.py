@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,7 @@ class Outputs(Callback):
         folder = Path(config.outputs_dir).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
             # Hydra turns exceptions of a callback into warnings, but not SystemExit
             sys.exit(f"cannot write to outputs_dir={folder}: {error.strerror}")

@@ -65,15 +65,15 @@ def locked(path: Path, patience: float = math.inf) -> Iterator[None]:
 
 def waiting(what: str, who: str, patience: float) -> str:
     """Return the message that `what` is held by `who`, and how long we wait for it."""
-    limit = "" if patience == math.inf else f" for up to {patience:.0f} s"
-    return f"waiting{limit} for {what}, which {who} holds"
+    limit = "" if patience == math.inf else f" (for up to {patience:g} s)"
+    return f"waiting for {what}, which is held by {who}{limit}"
 
 
 def gave_up(what: str, who: str, patience: float) -> Held:
-    """Return the error that `who` still holds `what`."""
+    """Return the error that `who` did not release `what`."""
     return Held(
-        f"{what} is in use: {who} has held it for the {patience:.0f} s that we waited\n"
-        "Start again when it has ended. If it hangs, end it first: its lock is then released"
+        f"{what} is in use by {who}, which did not release it within {patience:g} s\n"
+        "Start again when it has ended. If it hangs, end it: its lock is then released"
     )
 
 
@@ -84,8 +84,8 @@ def holder(path: Path) -> str:
         for line in Path("/proc/locks").read_text().splitlines():
             fields = line.split()  # 1: FLOCK ADVISORY WRITE <pid> <major>:<minor>:<inode> 0 EOF
             if "->" not in fields and fields[-3].rsplit(":", 1)[-1] == inode and _opened(fields[-4], path):
-                command = Path(f"/proc/{fields[-4]}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                return f"process {fields[-4]} ({masked(command.strip())[:200]})"
+                command = Path(f"/proc/{fields[-4]}/cmdline").read_text(errors="replace").replace("\0", " ")
+                return f"process {fields[-4]} ({masked(' '.join(command.split()))[:200]})"
     except (OSError, IndexError):
         pass
     return "another process"

@@ -37,7 +37,7 @@ def is_masked(address: str) -> bool:
 @contextmanager
 def masking_errors() -> Iterator[None]:
     """Mask what this process writes to stderr: Hydra and tracebacks print the command line as it was given."""
-    with redirect_stderr(_Masking(sys.stderr)):  # type: ignore[type-var]
+    with redirect_stderr(_Masking(sys.stderr)):
         yield
 
 

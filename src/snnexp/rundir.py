@@ -144,7 +144,9 @@ class RunDir:
         if not path.is_dir():
             return None
         if found := odd(path):
-            raise UserError(f"{found} is a link, pipe or device, which no run makes: remove it if you trust that folder")
+            raise UserError(
+                f"{found} is a link, pipe or device, which no run makes: remove it if you trust that folder"
+            )
         try:
             lock = try_lock(path / LOCK)
         except OSError as error:  # another user's file

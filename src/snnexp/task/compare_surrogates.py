@@ -15,6 +15,7 @@ from snnexp.analysis.comparison import VAL, Setting
 from snnexp.build import build
 from snnexp.config import experiment_of
 from snnexp.errors import UserError
+from snnexp.files import read_json
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.task.base import Task
@@ -43,7 +44,7 @@ class CompareSurrogates(Task):
 def _settings(folder: Path) -> list[Setting]:
     groups: dict[str, list[tuple[dict[str, Any], Path]]] = {}
     for job in sorted(folder.glob("*/job.json")):
-        run = Path(json.loads(job.read_text())["folder"])
+        run = Path((read_json(job) or {})["folder"])
         if (run / "result.json").exists() and (run / "last.pt").exists():
             config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
             groups.setdefault(json.dumps(config["surrogate"]), []).append((config, run))

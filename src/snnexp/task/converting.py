@@ -24,6 +24,7 @@ from snnexp.conversion.walk import Method, walk
 from snnexp.conversion.walk import Record as LayerRecord
 from snnexp.dataset.prepare import digest
 from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.files import remove_leftovers
 from snnexp.lock import locked
 from snnexp.mitigation.base import Mitigation
 from snnexp.record import Record
@@ -234,6 +235,7 @@ def trained(session: Session) -> Path:
     folder = Path(session.config["cache_dir"]) / "ann" / key
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
+        remove_leftovers(folder)
         if not (folder / "done").exists():
             launched(session.trainer, _fitted, session, folder)
             (folder / "done").touch()

@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 
-from snnexp.address import masked
+from snnexp.address import with_driver
 from snnexp.errors import UserError, integer, require
+from snnexp.masking import masked
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.task.base import Task
@@ -48,8 +49,9 @@ class UI(Task):
             "--workers",
             "1",
         ]
+        # the address is not an argument, because every user of the machine can read the arguments of a process
         environment = {**os.environ, **ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        subprocess.run([*command, "--backend-store-uri", store], env=environment, check=True)
+        subprocess.run(command, env=environment | {"MLFLOW_BACKEND_STORE_URI": with_driver(store)}, check=True)
         return {}
 
 

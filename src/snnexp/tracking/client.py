@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the journal retries; training must not wait
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # jobs are forked, and must not share connections to a database
 }
 
 
