@@ -62,7 +62,10 @@ class Journal:
             self.note(key=key, uri=uri, experiment=experiment, run_id=None, sent=0)
 
     def mend(self) -> None:
-        """Remove an incomplete last line, and a state that cannot be read; say so."""
+        """Remove an incomplete last line, and a state that cannot be read, and say so.
+
+        If more was sent than there is, the file is not the one that was sent: all of it will be sent.
+        """
         with opened(self.file, os.O_RDWR | os.O_CREAT, "rb+") as file:
             data = file.read()
             whole = data.rfind(b"\n") + 1
@@ -70,7 +73,8 @@ class Journal:
                 log.warning("%s: the last line was not written completely; it is removed", self.file)
                 file.truncate(whole)
         try:
-            _ = self.state
+            if self.state.get("sent", 0) > whole:
+                self.note(sent=0)
         except UserError as error:
             log.warning("%s\nThe run is tracked as a new one.", error)
             (self.folder / STATE).unlink()

@@ -12,7 +12,7 @@ HIDDEN = "***"
 USER = re.compile(r"(://[^\s:/]*:)\S*@")  # up to the last @, because a password may contain one
 # A quotation mark ends a value only where it closes a quotation: a password may contain one.
 QUERY = re.compile(
-    r"""([?&]\w*(?:password|passwd|pwd|token|secret|api_?key)\w*=)(?:(?!['"](?:[\s,)\]}]|$))[^\s&])+""", re.IGNORECASE
+    r"""([?&]\w*(?:password|passwd|pwd|token|secret|api_?key)\w*=)(?:(?!['"]+(?:[\s,)\]}]|$))[^\s&])+""", re.IGNORECASE
 )
 Value = TypeVar("Value")
 

@@ -104,7 +104,7 @@ class Record:
             status = "KILLED"
             again = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
             again += [] if self._trial else ["resume=true"]
-            print(f"\ninterrupted; go on with: {masked(shlex.join(['snnexp', *again]))}", file=sys.stderr)
+            print(f"\ninterrupted; go on with: {shlex.join(masked(['snnexp', *again]))}", file=sys.stderr)
             raise
         except OSError as error:
             if error.errno not in FULL:

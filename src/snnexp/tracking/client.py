@@ -72,14 +72,14 @@ def unreachable(uri: str, error: Exception) -> UserError:
 
 
 def reason(error: Exception, before: BaseException | None = None) -> str:
-    """Return the cause in one line: the error of the system, which MLflow wraps three times, or of a driver, if any.
+    """Return the cause in one line: the error of the network, which MLflow wraps three times, or of a driver, if any.
 
     `before` is the exception that was being handled when the store was asked: Python links it to `error`.
     """
     links: list[BaseException] = [error]
     while (inner := links[-1].__cause__ or links[-1].__context__) and inner is not before:
         links.append(inner)
-    system = [link for link in links if isinstance(link, OSError)]
+    system = [link for link in links if isinstance(link, OSError) or type(link).__module__.startswith("urllib3")]
     cause: BaseException = error
     while cause.__cause__:
         cause = cause.__cause__

@@ -26,6 +26,7 @@ from snnexp.trial.job import Address
 
 SCHEME = "journal:"
 CONNECT = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}, "mysql": {"connect_timeout": 10}}
+PATIENCE = 120.0  # seconds
 _threads = threading.RLock()  # reentrant, so that calls of `exclusive` can be nested
 _depth = 0
 
@@ -86,7 +87,7 @@ def exclusive(url: str) -> Iterator[None]:
         _depth += 1
         try:
             path = file(url)
-            with locked(path.with_name(f".{path.name}.turn"), patience=120) if path else _advisory(url):
+            with locked(path.with_name(f".{path.name}.turn"), PATIENCE) if path else _advisory(url):
                 yield
         finally:
             _depth -= 1
