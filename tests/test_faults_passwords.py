@@ -168,11 +168,9 @@ def test_the_folder_of_submitit_which_keeps_the_config_is_the_users_alone(
         raise UserError("enough")
 
     monkeypatch.setattr(Plugins, "instantiate_launcher", stop)
-    for uri, made in ((store.split("?")[0], 0), (store, 1)):
-        done = snnexp("-m", "hydra/launcher=submitit_local", "seed=0,1", *SMALL, f'tracking.uri="{uri}"')
-        folders = list(done.outputs.glob("multirun/*/*/.submitit"))
-        assert len(folders) == made
-    assert stat.S_IMODE(folders[0].stat().st_mode) == 0o700
+    done = snnexp("-m", "hydra/launcher=submitit_local", "seed=0,1", *SMALL, f'tracking.uri="{store}"')
+    (folder,) = done.outputs.glob("multirun/*/*/.submitit")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize(
@@ -181,9 +179,7 @@ def test_the_folder_of_submitit_which_keeps_the_config_is_the_users_alone(
         (["tracking.url=http://me:hunter2@host"], "tracking.url"),  # Hydra's own errors
         (["tracking.uri=http://me:hunter2@127.0.0.1:9"], "@127.0.0.1:9 cannot be reached"),
         (["tracking.uri=http://me:hunter2@host", "seed=("], "seed=("),
-        (["+tracking.a=http://me:hunter2@h", "model=none_such"], "none_such"),
         (["-m", "+sweep=learning_rate", "hydra.sweeper.storage=postgresql://me:hunter2@127.0.0.1:9/x"], "storage="),
-        (["-m", "+sweep=learning_rate", "hydra.sweeper.storages=postgresql://me:hunter2@127.0.0.1:9/x"], "storages"),
     ],
 )
 def test_no_error_shows_the_password(snnexp: Callable[..., Done], arguments: list[str], told: str) -> None:

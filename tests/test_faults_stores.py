@@ -184,17 +184,26 @@ def test_the_installed_driver_is_used(
     ],
 )
 def test_a_missing_driver_is_named_with_the_command_that_installs_it(
-    installed: Callable[..., None], snnexp: Callable[..., Done], address: str, drivers: str, package: str
+    installed: Callable[..., None], address: str, drivers: str, package: str
 ) -> None:
     installed()
+    with pytest.raises(UserError) as told:
+        with_driver(address)
     shown = address.replace("hunter2", "***")
-    told = (
+    assert str(told.value) == (
         f"{shown} needs the Python driver {drivers}, which is not installed: "
         f"python -m pip install '{package}' (with uv: uv pip install '{package}')"
     )
-    for arguments in ([f"tracking.uri={address}"], ["-m", "+sweep=learning_rate", f"hydra.sweeper.storage={address}"]):
-        done = snnexp(*arguments)
-        assert done.code == 1
-        assert told in done.err
-        assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("arguments", [["tracking.uri="], ["-m", "+sweep=learning_rate", "hydra.sweeper.storage="]])
+def test_a_missing_driver_stops_runs_and_studies_before_they_begin(
+    installed: Callable[..., None], snnexp: Callable[..., Done], arguments: list[str]
+) -> None:
+    installed()
+    *others, last = arguments
+    done = snnexp(*others, f"{last}postgresql://me@127.0.0.1:9/d")
+    assert done.code == 1
+    assert "needs the Python driver psycopg2 or psycopg" in done.err
+    assert "Traceback" not in done.err
     assert not done.runs()
