@@ -34,7 +34,9 @@ ROWS = (
     ("neuron", "dataset"),
     ("surrogate", "dynamics", "timefold", "checkpoint", "activations"),
     ("finite", "trust"),
-    ("errors", "lock", "signals"),
+    ("lock", "signals"),
+    ("files",),
+    ("errors", "masking"),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 

@@ -242,7 +242,7 @@ def test_a_network_to_convert_is_watched() -> None:
     x = torch.rand(8, 4)
     net = network().network
     net[1].weight.data[0, 0] = NAN
-    with pytest.raises(UserError, match="the weights 1.weight of the network are NaN or infinite"):
+    with pytest.raises(UserError, match=r"the weights 1\.weight of the network are NaN or infinite"):
         convert(net, x, MaxThreshold(), 4)
     net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
     for layer in (net[0], net[2]):

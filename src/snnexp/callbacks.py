@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,9 +37,7 @@ class Outputs(Callback):
         try:
             folder = folder_of(config, "outputs_dir")
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
+            tempfile.TemporaryFile(dir=folder).close()
         except UserError as error:  # Hydra turns exceptions of a callback into warnings, but not SystemExit
             _refuse(str(error))
         except OSError as error:

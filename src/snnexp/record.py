@@ -18,6 +18,8 @@ from omegaconf import OmegaConf
 
 from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, TAGS, flatten
 from snnexp.errors import Pruned, UserError
+from snnexp.files import replace
+from snnexp.masking import masked
 from snnexp.rundir import RunDir, write_csv, write_json
 from snnexp.session import Session
 from snnexp.signals import held
@@ -89,7 +91,7 @@ class Record:
     def _performed(self, work: Callable[[], Metrics], opened: RunDir) -> Metrics:
         status: Status = "FAILED"
         try:
-            OmegaConf.save(OmegaConf.create(self.config), self.folder / "config.yaml")
+            replace(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(masked(self.config))))
             opened.status = "RUNNING"
             parent = self.job.parent if self.job else None
             self.tracker.start(self.folder, self.name, self.parameters, self.tags, parent)
@@ -104,7 +106,7 @@ class Record:
             status = "KILLED"
             again = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
             again += [] if self._trial else ["resume=true"]
-            print(f"\ninterrupted; go on with: {shlex.join(['snnexp', *again])}", file=sys.stderr)
+            print(f"\ninterrupted; go on with: {shlex.join(masked(['snnexp', *again]))}", file=sys.stderr)
             raise
         except OSError as error:
             if error.errno not in FULL:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from snnexp.callbacks import close_grid
 from snnexp.config import check_objective, checked_config, conf_dir, listed
 from snnexp.errors import out_of_memory
+from snnexp.masking import masking_errors
 from snnexp.signals import held, ignored, interrupting
 
 
@@ -55,6 +56,7 @@ def objective(names: str | list[str] | None, result: dict[str, float]) -> float 
     return result[names] if isinstance(names, str) else [result[name] for name in names]
 
 
+@masking_errors()
 def main() -> None:
     """Run the console command. Exit with status 0, 1 after an error, 130 after Ctrl-C, SIGTERM or SIGHUP."""
     os.environ.setdefault("LOGURU_LEVEL", "WARNING")  # SpikingJelly logs its choices when it is imported

@@ -2,7 +2,7 @@
 
 import csv
 import json
-import os
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +12,13 @@ from filelock import FileLock
 
 from snnexp.config import experiment_of, fingerprint
 from snnexp.errors import UserError
+from snnexp.files import odd, read_json, remove_leftovers, replace
 from snnexp.lock import try_lock
+from snnexp.masking import masked
 
+log = logging.getLogger(__name__)
 LOCK = ".lock"  # in the folder of a run or a sweep
+TYPES = {"status": str, "fingerprint": str, "created": int | float, "config": dict}  # of the entries of run.json
 
 
 class RunDir:
@@ -44,7 +48,7 @@ class RunDir:
             digest = fingerprint(config)
             found = cls._newest(Path(config["outputs_dir"]), digest, data) if config["resume"] else None
             run = found or cls._create(new, config, digest, data)
-        if other := other_data((_read(run.path / "run.json") or {}).get("data"), data):
+        if other := other_data((_run(run.path / "run.json") or {}).get("data"), data):
             run.release()
             raise UserError(
                 f"resume={config['resume']}: the run in {run.path} {other}. Bring the old data back, or start a new "
@@ -58,7 +62,7 @@ class RunDir:
         if not isinstance(config["resume"], str):
             return None
         path = Path(config["resume"]).expanduser().absolute()
-        record = _read(path / "run.json")
+        record = _run(path / "run.json")
         if record is None:
             raise UserError(f"resume={path}: there is no run in that folder (no run.json)")
         if record["fingerprint"] != fingerprint(config):
@@ -81,16 +85,19 @@ class RunDir:
 
     @property
     def status(self) -> str:
-        return str((_read(self.path / "run.json") or {})["status"])
+        return str((read_json(self.path / "run.json") or {})["status"])
 
     @status.setter
     def status(self, status: str) -> None:
-        record = _read(self.path / "run.json") or {}
+        record = read_json(self.path / "run.json") or {}
         write_json(self.path / "run.json", record | {"status": status})
 
     def result(self) -> dict[str, float]:
-        """Return the metrics of a finished run, from `result.json`."""
-        return dict(json.loads((self.path / "result.json").read_text()))
+        """Return the metrics of a finished run, from `result.json`. Raises UserError if it cannot be read."""
+        result = read_json(self.path / "result.json")
+        if result is None or not all(isinstance(value, int | float) for value in result.values()):
+            raise UserError(f"{self.path / 'result.json'} cannot be read: it holds no metrics")
+        return result
 
     @classmethod
     def _create(cls, new: Path, config: Mapping[str, Any], digest: str, data: Mapping[str, Any] | None) -> Self:
@@ -107,22 +114,59 @@ class RunDir:
 
     @classmethod
     def _newest(cls, outputs: Path, digest: str, data: Mapping[str, Any] | None) -> Self | None:
-        paths = [*outputs.glob("runs/*/*/run.json"), *outputs.glob("multirun/*/*/*/run.json")]
-        same = [
-            (not other_data(r.get("data"), data), r["status"] != "FINISHED", r["created"], p)
-            for p in paths
-            if (r := _read(p)) and r["fingerprint"] == digest
-        ]
+        """Return the best run to resume, among those with the same data if there are any. Runs that cannot be read or
+        locked are skipped, with a warning."""
+        same, broken = [], []
+        for path in [*outputs.glob("runs/*/*/run.json"), *outputs.glob("multirun/*/*/*/run.json")]:
+            try:
+                if (r := _run(path)) and r["fingerprint"] == digest:
+                    same.append((not other_data(r.get("data"), data), r["status"] != "FINISHED", r["created"], path))
+            except UserError as error:
+                broken.append(str(error))
+        found = None
         for alike, _, _, path in sorted(same, reverse=True):
-            if alike == max(same)[0] and (run := cls.unused(path.parent)):
-                return run
-        return None
+            try:
+                if alike == max(same)[0] and (found := cls._usable(path.parent)):
+                    break
+            except UserError as error:
+                broken.append(str(error))
+        if broken:
+            log.warning("resume=true passes over what cannot be used:\n  %s", "\n  ".join(broken))
+        return found
+
+    @classmethod
+    def _usable(cls, path: Path) -> Self | None:
+        """Do the same as `unused`; raise UserError also for a finished run without its result."""
+        run = cls.unused(path)
+        try:
+            if run and run.finished:
+                run.result()
+        except UserError:
+            run.release()  # type: ignore[union-attr]
+            raise
+        return run
 
     @classmethod
     def unused(cls, path: Path) -> Self | None:
-        """Return the run directory `path`, locked; None if a live process holds the lock or there is no such folder."""
-        lock = try_lock(path / LOCK) if path.is_dir() else None
-        return cls(path, lock) if lock else None
+        """Return the run directory `path`, locked; None if a live process holds the lock or there is no such folder.
+
+        Temporary files that a killed process left in it are removed. Raises UserError if it cannot be locked, or holds
+        links, pipes or devices: snnexp makes none, and would write to other places or send what lies there.
+        """
+        if not path.is_dir():
+            return None
+        if found := odd(path):
+            raise UserError(
+                f"{found} is a link, pipe or device, which no run makes: remove it if you trust that folder"
+            )
+        try:
+            lock = try_lock(path / LOCK)
+        except OSError as error:  # another user's file
+            raise UserError(f"{path / LOCK} cannot be locked: {error.strerror}") from error
+        if lock is None:
+            return None
+        remove_leftovers(path)
+        return cls(path, lock)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -134,13 +178,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace the file `path` atomically by `value` as JSON."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=2, default=str)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Replace the file `path` atomically by `value` as JSON; passwords of addresses are masked."""
+    replace(path, json.dumps(masked(value), indent=2, default=str))
 
 
 def other_data(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
@@ -153,14 +192,16 @@ def other_data(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) ->
     return f"used other data of the dataset {now['name']}: train + val + test had {old}, and have {new} now"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError):
-        return None
+def _run(path: Path) -> dict[str, Any] | None:
+    """Return what a run.json holds; None if there is no such file. Raises UserError if it cannot be read."""
+    record = read_json(path)
+    for name, kind in TYPES.items() if record is not None else ():
+        if not isinstance((record or {}).get(name), kind):
+            raise UserError(f"{path} cannot be read: it has no valid {name}")
+    return record
 
 
 def _difference(record: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    then, now = experiment_of(record["config"]), experiment_of(config)
+    then, now = experiment_of(record["config"]), experiment_of(masked(config))
     differ = [k for k in sorted({*then, *now}) if then.get(k) != now.get(k)]
     return "; ".join(f"{k} was {then.get(k)}, is now {now.get(k)}" for k in differ[:3])

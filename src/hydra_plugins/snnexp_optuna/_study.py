@@ -191,14 +191,11 @@ def _open_study(url: str, name: str, directions: list[Direction], identity: Mapp
     """Create or open the study. Raises UserError if a study of that name has another space or configuration."""
     identity = json.loads(json.dumps(identity, default=str))
     storage = open_storage(url)
-    try:
-        with exclusive(url):
-            study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-            for kept, value in {"key": uuid.uuid4().hex, "identity": identity}.items():
-                if kept not in study.user_attrs:
-                    study.set_user_attr(kept, value)
-    except TimeoutError as error:
-        raise UserError(f"hydra.sweeper.storage={url}: {error}") from error
+    with exclusive(url):
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        for kept, value in {"key": uuid.uuid4().hex, "identity": identity}.items():
+            if kept not in study.user_attrs:
+                study.set_user_attr(kept, value)
     if differ := _difference(study.user_attrs["identity"], identity):
         raise UserError(
             f"hydra.sweeper.study={name} exists already with other settings: {differ}\n"

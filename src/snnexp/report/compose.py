@@ -1,6 +1,7 @@
 """Compose runs into a document: a section for each experiment, with one for each sweep and each setting run alone."""
 
 import csv
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from snnexp.report.lab import lab
 from snnexp.report.results import Result, accuracy_tables, results, seeds_of, what_was_run
 from snnexp.tracking import Store, Stored
 
+log = logging.getLogger(__name__)
 Block = Paragraph | Table | Figure | Section
 
 
@@ -40,12 +42,14 @@ class Source:
         """Return the run's own tables and figures."""
         to = self.scratch / run.run_id
         to.mkdir(exist_ok=True)
-        tables: list[Block] = [_table(path) for path in self.store.files(run, "tables", to) if path.suffix == ".csv"]
-        return tables + [
-            Figure(f"{run.run_id[:8]}-{path.stem}", path.stem.replace("_", " "), path.read_bytes())
-            for path in self.store.files(run, "figures", to)
-            if path.suffix == ".png"
-        ]
+        made: list[Block] = []
+        for folder, suffix, read in (("tables", ".csv", _table), ("figures", ".png", _figure)):
+            for path in (path for path in self.store.files(run, folder, to) if path.suffix == suffix):
+                try:
+                    made.append(read(path, run))
+                except (OSError, ValueError, csv.Error) as error:
+                    log.warning("%s/%s of run %s is left out: %s", folder, path.name, run.run_id, error)
+        return made
 
 
 def compose(name: str, runs: Sequence[Stored], source: Source) -> Section:
@@ -163,8 +167,18 @@ def _took(run: Stored) -> str:
     return f"{seconds / size:.0f} {unit}"
 
 
-def _table(path: Path) -> Table:
+def _figure(path: Path, run: Stored) -> Figure:
+    """Return the figure in a file. Raises ValueError unless it is a PNG."""
+    png = path.read_bytes()
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
+        raise ValueError("it is not a PNG image")
+    return Figure(f"{run.run_id[:8]}-{path.stem}", path.stem.replace("_", " "), png)
+
+
+def _table(path: Path, run: Stored) -> Table:
+    """Return the table in a file. Raises ValueError if it has no header, or is not text."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, restval="")
-        columns = reader.fieldnames or []
+        if not (columns := reader.fieldnames):
+            raise ValueError("it has no header")
         return Table(path.stem.replace("_", " "), columns, [[shown(row[name]) for name in columns] for row in reader])

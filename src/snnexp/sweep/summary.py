@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import re
 import statistics
@@ -20,10 +20,14 @@ from omegaconf import DictConfig
 from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED, minimized
 from snnexp.config import flatten, without_hydra
+from snnexp.errors import UserError
+from snnexp.files import read_json
+from snnexp.masking import masked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+log = logging.getLogger("snnexp.sweep")
 ALSO = ("val/accuracy", "test/accuracy", "test/spikes_per_sample", "epochs", "seconds")
 
 
@@ -40,20 +44,22 @@ class Child:
 
 
 def children(folder: Path) -> list[Child]:
-    """Return the jobs whose folders are in `folder`, sorted by number."""
-    found = [_child(path.parent) for path in folder.glob("*/job.json")]
+    """Return the jobs whose folders are in `folder`, sorted by number; what cannot be read is left out, with a word."""
+    found = []
+    for path in folder.glob("*/job.json"):
+        try:
+            found.append(_child(path.parent))
+        except (UserError, KeyError, TypeError) as error:
+            said = error if isinstance(error, UserError) else f"{path} cannot be read: it describes no job"
+            log.warning("left out of the summary: %s", said)
     return sorted(found, key=lambda child: child.number)
 
 
 def _child(folder: Path) -> Child:
-    def read(name: str) -> dict[str, Any]:
-        path = folder / name
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-
-    job, number = read("job.json"), int(folder.name) if folder.name.isdigit() else 0
+    job, number = read_json(folder / "job.json") or {}, int(folder.name) if folder.name.isdigit() else 0
     folder = folder / job["folder"]  # with resume=true, it may be the folder of a job of an earlier sweep
-    run_id = read("tracking.json").get("run_id")
-    return Child(number, job["name"], job["varied"], read("result.json"), job["overrides"], run_id)
+    result, state = (read_json(folder / name) or {} for name in ("result.json", "tracking.json"))
+    return Child(number, job["name"], job["varied"], result, job["overrides"], state.get("run_id"))
 
 
 def best(found: Sequence[Child], metric: str) -> Child | None:
@@ -98,7 +104,8 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
             *path, last = key.split(".")
             reduce(lambda node, part: node.setdefault(part, {}), path, values)[last] = value
     defaults = {"defaults": [{f"override /{group}": option} for group, option in options.items()]}
-    text = yaml.safe_dump(defaults, sort_keys=False) + (yaml.safe_dump(values, sort_keys=False) if values else "")
+    text = yaml.safe_dump(defaults, sort_keys=False)
+    text += yaml.safe_dump(masked(values), sort_keys=False) if values else ""
     return f"# @package _global_\n# {comment}\n{text}"
 
 

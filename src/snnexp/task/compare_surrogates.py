@@ -13,6 +13,7 @@ from snnexp.analysis.comparison import VAL, Setting
 from snnexp.build import build
 from snnexp.config import experiment_of, listed
 from snnexp.errors import UserError
+from snnexp.files import read_json
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.task.base import Task
@@ -45,7 +46,7 @@ def _settings(folder: Path, trusted: Sequence[str]) -> list[Setting]:
 
     groups: dict[str, list[tuple[dict[str, Any], Path]]] = {}
     for job in sorted(folder.glob("*/job.json")):
-        run = job.parent / json.loads(job.read_text())["folder"]
+        run = job.parent / (read_json(job) or {})["folder"]
         if (run / "result.json").exists() and (run / "last.pt").exists():
             config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
             source, packages = str(run / "config.yaml"), (*PACKAGES, *trusted)

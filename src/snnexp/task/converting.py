@@ -25,6 +25,7 @@ from snnexp.conversion.walk import LayerRecord, Method, walk
 from snnexp.dataset.manifest import MANIFEST, emptied, fault, seal
 from snnexp.dataset.prepare import digest
 from snnexp.errors import UserError, integer, integer_or_none, require, told
+from snnexp.files import remove_leftovers
 from snnexp.lock import locked
 from snnexp.mitigation.base import Mitigation
 from snnexp.record import Record
@@ -216,6 +217,7 @@ def trained(session: Session) -> Path:
     folder = Path(session.config["cache_dir"]) / "ann" / digest(config=config, data=session.data.identity["digest"])
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
+        remove_leftovers(folder)
         if wrong := fault(folder):
             if (folder / MANIFEST).exists():
                 log.warning("%s is not as it was trained (%s): it is trained again", folder, wrong)

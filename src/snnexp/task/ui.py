@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from snnexp.address import masked
 from snnexp.errors import UserError, integer, require
+from snnexp.masking import masked
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.signals import held
@@ -42,9 +42,10 @@ class UI(Task):
                 other = port + 1 if port < 65535 else port - 1
                 raise UserError(f"task.port={port} is taken by another program: choose another, e.g. task.port={other}")
         print(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
-        options = shlex.split(f"-m mlflow server --host 127.0.0.1 --port {port} --workers 1 --backend-store-uri")
+        options = shlex.split(f"-m mlflow server --host 127.0.0.1 --port {port} --workers 1")
+        # the address is not an argument, because every user of the machine can read the arguments of a process
         environment = {**os.environ, **ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        _served([sys.executable, *options, for_mlflow(store)], environment)
+        _served([sys.executable, *options], environment | {"MLFLOW_BACKEND_STORE_URI": for_mlflow(store)})
         return {}
 
 

@@ -1,5 +1,6 @@
 """Reading runs back from MLflow, for reports and the MLflow UI."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from snnexp.errors import InvalidValue, UserError
 from snnexp.tracking.base import PARENT_TAG, STATUS_TAG, Tracker
 from snnexp.tracking.client import connect, reason, relocated, unreachable
 from snnexp.tracking.writer import MLflow
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,20 @@ class Store:
         return {m.step: m.value for m in points}
 
     def files(self, run: Stored, folder: str, to: Path) -> list[Path]:
-        """Return the paths of the artifacts in `folder`, sorted by name, after downloading them into `to`."""
-        if moved := relocated(self.uri, run.artifacts):
-            there = moved / folder
-            return sorted(path for path in there.iterdir() if path.is_file()) if there.is_dir() else []
-        if folder not in [item.path for item in self._client.list_artifacts(run.run_id) if item.is_dir]:
+        """Return the paths of the artifacts in `folder`, sorted by name, after downloading them into `to`.
+
+        Artifacts that are out of reach are left out with a warning: a run's own may have been moved or deleted.
+        """
+        try:
+            if moved := relocated(self.uri, run.artifacts):
+                there = moved / folder
+                return sorted(path for path in there.iterdir() if path.is_file()) if there.is_dir() else []
+            if folder not in [item.path for item in self._client.list_artifacts(run.run_id) if item.is_dir]:
+                return []
+            fetched = Path(self._client.download_artifacts(run.run_id, folder, str(to)))
+        except Exception as error:  # stores of artifacts raise many types
+            log.warning("%s of run %s are left out: %s", folder, run.run_id, reason(error))
             return []
-        fetched = Path(self._client.download_artifacts(run.run_id, folder, str(to)))
         return sorted(path for path in fetched.iterdir() if path.is_file())
 
 
