@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from snnexp.dataset.base import Data
@@ -44,7 +45,7 @@ def limit(name: str, value: int | None, at_least: int) -> int | None:
 def _source(root: Path, split: str, limit: int | None) -> Archive | Folder:
     # archives first: they are complete or rejected, while a folder may come from an interrupted extraction
     for archive in (root / f"{split}.zip", root / "download" / f"{split}.zip"):
-        if archive.exists() and (source := Archive(archive, limit)).labels:
+        if os.path.lexists(archive) and (source := Archive(archive, limit)).labels:
             return source
     for folder in (root / split, root / "extract" / split):
         if (found := Folder(folder, limit)).labels:
