@@ -168,7 +168,7 @@ class Zip:
 
 
 def _status(path: Path) -> os.stat_result:
-    with refused(f"{shown(path)} {'is a link to what' if path.is_symlink() else ''} cannot be read".replace("  ", " ")):
+    with refused(f"{shown(path)}, or what it links to, cannot be read"):
         return path.stat()
 
 

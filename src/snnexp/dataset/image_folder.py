@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from snnexp.dataset.base import Data
@@ -94,6 +94,8 @@ def decode(file: BinaryIO, name: str, side: tuple[int, int] | None, mode: str, e
                 f"{shown(name)} has {image.height} x {image.width} pixels, the first image "
                 f"{side[0]} x {side[1]}: set dataset.size to bring all to one size"
             )
+        if not _covered(image):
+            raise ValueError("parts of it are missing")
         if image.info.get("progressive") and (scans := _scans(file)) > SCANS:
             raise UserError(f"{shown(name)} is a JPEG of {scans:,} scans, more than {SCANS}")
         pixels = np.asarray(_cut(_eight_bits(image, name).convert(mode), side or (image.height, image.width)))
@@ -140,12 +142,19 @@ def _read(paths: list[Path], side: tuple[int, int], mode: str, exact: bool, rows
     return out
 
 
-def _identified(file: BinaryIO) -> Image.Image:
+def _identified(file: BinaryIO) -> ImageFile.ImageFile:
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
         empty = file.seek(0, os.SEEK_END) == 0
         raise ValueError("it is empty" if empty else f"it is none of {', '.join(FORMATS)}") from error
+
+
+def _covered(image: ImageFile.ImageFile) -> bool:
+    """Return whether there are data for all pixels of an opened image: Pillow takes missing strips for black."""
+    boxes = [tile.extents or (0, 0, *image.size) for tile in image.tile]
+    area = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
+    return not boxes or area >= image.width * image.height
 
 
 def _scans(file: BinaryIO) -> int:
@@ -162,10 +171,10 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
             f"{shown(name)} has pixels of 32 bits or floats, whose range is not known: save it with 8 or 16 bits"
         )
     if sixteen:
-        full = np.asarray(image).astype(np.uint32)
+        table = ((np.arange(1 << 16) * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8)
         if (hidden := image.info.get("transparency")) is not None:
-            full[full == hidden] = 0xFFFF
-        return Image.fromarray(((full * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8))
+            table[hidden] = 255
+        return Image.fromarray(table[np.asarray(image).astype(np.uint16)])
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
