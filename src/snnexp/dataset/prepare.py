@@ -116,14 +116,16 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], ahead: i
     """Do the same as `map` with one thread per core (numpy releases the GIL in the slow parts), results in order; at
     most `ahead` results per thread wait, so memory stays bounded."""
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        pending = []
+    pool, pending = ThreadPoolExecutor(workers), []
+    try:
         for item in items:
             pending.append(pool.submit(function, item))
             if len(pending) >= workers * ahead:
                 yield pending.pop(0).result()
         for future in pending:
             yield future.result()
+    finally:  # after an error, what has not begun is not done
+        pool.shutdown(cancel_futures=True)
 
 
 def progress(
