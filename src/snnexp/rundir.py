@@ -13,12 +13,11 @@ from filelock import FileLock
 
 from snnexp.config import experiment_of, fingerprint
 from snnexp.errors import UserError
-from snnexp.files import odd, read_json, remove_leftovers, replace
+from snnexp.files import LOCK, odd, read_json, remove_leftovers, replace
 from snnexp.lock import try_lock
 from snnexp.masking import masked
 
 log = logging.getLogger(__name__)
-LOCK = ".lock"  # in the folder of a run or a sweep
 TYPES = {"status": str, "fingerprint": str, "created": int | float, "config": dict}  # of the entries of run.json
 
 
@@ -65,6 +64,10 @@ class RunDir:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Release the lock."""
         self._lock.release()
 
     @property
@@ -130,7 +133,7 @@ class RunDir:
             if run and run.finished:
                 run.result()
         except UserError:
-            run.__exit__()  # type: ignore[union-attr]
+            run.release()  # type: ignore[union-attr]
             raise
         return run
 
@@ -143,7 +146,7 @@ class RunDir:
         """
         if not path.is_dir():
             return None
-        if found := odd(path):
+        if found := odd(path, hidden=False):
             raise UserError(
                 f"{found} is a link, pipe or device, which no run makes: remove it if you trust that folder"
             )
