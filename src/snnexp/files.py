@@ -7,12 +7,13 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from snnexp.errors import UserError
 
+LOCK = ".lock"  # in the folder of a run or a sweep
 TEMPORARY = re.compile(r".+\.tmp\d*")  # names of files that are renamed when they are complete
 
 
@@ -61,21 +62,29 @@ def write(file: BinaryIO, data: bytes) -> None:
         rest = rest[file.write(rest) :]
 
 
-def odd(path: Path) -> Path | None:
-    """Return the first link, pipe or device at or below `path`; None if there are only regular files and folders."""
-    return next((each for each in (path, *_below(path)) if not _plain(each)), None)
+def odd(path: Path, *, hidden: bool = True) -> Path | None:
+    """Return the first link, pipe or device at or below `path`; None if there are only regular files and folders.
+
+    Without `hidden`, hidden folders are not entered: submitit keeps links in its own.
+    """
+    below = _below(path, lambda folder: not hidden and folder.name.startswith("."))
+    return next((each for each in (path, *below) if not _plain(each)), None)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files below `folder` that a killed process left. The caller holds the lock of the folder."""
-    for path in _below(folder):
+    """Remove temporary files below `folder` that a killed process left. The caller holds the lock of the folder.
+
+    Folders with a lock of their own (the jobs of a sweep, which may be active) and hidden ones are not entered.
+    """
+    for path in _below(folder, lambda inner: inner.name.startswith(".") or (inner / LOCK).exists()):
         if TEMPORARY.fullmatch(path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _below(folder: Path, skip: Callable[[Path], bool]) -> Iterator[Path]:
     for name, folders, files in os.walk(folder):  # which does not enter links
         yield from (Path(name, each) for each in (*folders, *files))
+        folders[:] = [each for each in folders if not skip(Path(name, each))]
 
 
 def _plain(path: Path) -> bool:

@@ -12,12 +12,11 @@ from filelock import FileLock
 
 from snnexp.config import experiment_of, fingerprint
 from snnexp.errors import UserError
-from snnexp.files import odd, read_json, remove_leftovers, replace
+from snnexp.files import LOCK, odd, read_json, remove_leftovers, replace
 from snnexp.lock import try_lock
 from snnexp.masking import masked
 
 log = logging.getLogger(__name__)
-LOCK = ".lock"  # in the folder of a run or a sweep
 TYPES = {"status": str, "fingerprint": str, "created": int | float, "config": dict}  # of the entries of run.json
 
 
@@ -155,7 +154,7 @@ class RunDir:
         """
         if not path.is_dir():
             return None
-        if found := odd(path):
+        if found := odd(path, hidden=False):
             raise UserError(
                 f"{found} is a link, pipe or device, which no run makes: remove it if you trust that folder"
             )
