@@ -127,7 +127,7 @@ test-slow: $(READY)  ## run the slow tests (minutes each): killed runs, servers,
 	$(BIN)/pytest -m slow $(ARGS)
 
 test-faults: $(READY)  ## run the fault tests, which kill runs, let servers fail, fill disks and damage files (FAULTS=10: ten times as often; FAULTS_SEED=...)
-	FAULTS=$(or $(FAULTS),1) FAULTS_SEED=$(or $(FAULTS_SEED),0) $(BIN)/pytest -m faults tests/faults $(ARGS)
+	FAULTS=$(or $(FAULTS),1) FAULTS_SEED=$(or $(FAULTS_SEED),0) FAULTS_TABLE=$(FAULTS_TABLE) $(BIN)/pytest -m faults tests/faults $(ARGS)
 
 test-cluster: $(READY)  ## test sweeps with SLURM and PostgreSQL, which it starts on this machine (on Debian, root also installs them)
 	tests/cluster/install.sh

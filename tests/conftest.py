@@ -19,8 +19,12 @@ from urllib.request import urlopen
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from snnexp.signals import SIGNALS
 from snnexp.tracking.writer import create_store
 
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored in a script's background job, and then by all children
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in as many processes as there are cores
 ROOT = Path(__file__).resolve().parents[1]
 # Small, but the real thing: every stage of the main job, in seconds.
@@ -79,11 +83,18 @@ def snnexp(
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", ["snnexp", *arguments])
         capfd.readouterr()
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             main()
             code: Any = 0
         except SystemExit as stop:
             code = stop.code
+        finally:
+            for number, handler in handlers.items():  # a command that was interrupted ignores further signals
+                signal.signal(number, handler)
+        if isinstance(code, str):  # the interpreter prints it
+            print(code, file=sys.stderr)
+            code = 1
         out, err = capfd.readouterr()
         return Done(int(code or 0), out, err, tmp_path / "outputs")
 

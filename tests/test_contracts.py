@@ -33,7 +33,10 @@ ROWS = (
     ("model", "loss", "few_spike"),
     ("neuron", "dataset"),
     ("surrogate", "dynamics", "timefold", "checkpoint", "activations"),
-    ("errors", "lock"),
+    ("finite", "trust"),
+    ("lock", "signals"),
+    ("files",),
+    ("errors", "masking"),
 )
 ROW = {name: row for row, names in enumerate(ROWS) for name in names}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -10,6 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+from snnexp.config import folder_of
+from snnexp.errors import UserError
 
 if TYPE_CHECKING:
     from snnexp.sweep.parent import Parent
@@ -30,16 +34,13 @@ class Outputs(Callback):
         self._check(config)
 
     def _check(self, config: DictConfig) -> None:
-        if not isinstance(config.outputs_dir, str):
-            _refuse(f"outputs_dir={config.outputs_dir} is not allowed: it must be the path of a folder")
-        folder = Path(config.outputs_dir).expanduser()
         try:
+            folder = folder_of(config, "outputs_dir")
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
+            tempfile.TemporaryFile(dir=folder).close()
+        except UserError as error:  # Hydra turns exceptions of a callback into warnings, but not SystemExit
+            _refuse(str(error))
         except OSError as error:
-            # Hydra turns exceptions of a callback into warnings, but not SystemExit
             _refuse(f"cannot write to outputs_dir={folder}: {error.strerror}")
 
 
@@ -50,7 +51,6 @@ class Grid(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the run if this is a grid. The sweeper reports the error if its jobs cannot be composed."""
-        from snnexp.errors import UserError
         from snnexp.trial.job import Job
 
         self.config, self.loader = config, GlobalHydra.instance().config_loader()

@@ -62,9 +62,25 @@ def checked_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def absolute(cfg: DictConfig) -> None:
-    """Make the folders independent of the working directory."""
+    """Make the folders independent of the working directory. Raises UserError for a path that cannot be used."""
     for key in FOLDERS:
-        cfg[key] = str(Path(str(cfg[key])).expanduser().absolute())
+        cfg[key] = str(folder_of(cfg, key))
+
+
+def folder_of(cfg: DictConfig, key: str) -> Path:
+    """Return the folder that `key` names, absolute. Raises UserError for a value that is not a usable path."""
+    path = cfg[key]
+    if not isinstance(path, str):
+        raise UserError(f"{key}={_shown(path)} is not allowed: it must be the path of a folder")
+    if "${" in path:
+        raise UserError(f"{key}={path} is not allowed: ${{ in a path would be read as a reference to another key")
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # bytes that the locale's encoding does not know
+        raise UserError(
+            f"{key}={path!a} is not allowed: its name cannot be read in this locale (try LC_ALL=C.UTF-8)"
+        ) from None
+    return Path(path).expanduser().absolute()
 
 
 def check_objective(names: object) -> None:
@@ -143,9 +159,6 @@ def _check_complete(cfg: DictConfig) -> None:
     for key in KEYS:
         if key not in cfg:
             raise UserError(f"{key} is missing: it cannot be deleted")
-    for key in FOLDERS:
-        if not isinstance(cfg[key], str):
-            raise UserError(f"{key}={_shown(cfg[key])} is not allowed: it must be the path of a folder")
     if not isinstance(cfg.resume, bool | str):
         raise UserError(f"resume={_shown(cfg.resume)} is not allowed: it must be true, false or a run directory")
     if not isinstance(cfg.checkpoint, str | None):
@@ -202,7 +215,7 @@ def _same_type(default: Any, value: Any) -> bool:
     # an int may be given as a list of ints (timesteps=[1,2,4]), a word as a list of words (objective=[a,b])
     if isinstance(value, ListConfig) and not isinstance(default, ListConfig | DictConfig):
         return all(_same_type(default, item) for item in value)
-    return isinstance(value, type(default)) or (isinstance(default, ListConfig) and not isinstance(value, DictConfig))
+    return isinstance(value, type(default))
 
 
 def _kind(default: Any) -> str:

@@ -42,6 +42,25 @@ def told(prefix: str = "") -> Iterator[None]:
         raise error.told(prefix + error.name) from error
 
 
+MEMORY = (  # how Python, torch and the system's loader say it
+    *("can't allocate memory", "cannot allocate memory", "out of memory", "failed to map segment"),
+    *("can't start new thread", "unable to allocate"),
+)
+
+
+def out_of_memory(error: Exception) -> UserError | None:
+    """Return the UserError that reports too little memory; None if `error` has another cause."""
+    said = " ".join(str(error).split())
+    if isinstance(error, UserError) or not (
+        isinstance(error, MemoryError) or any(sign in said.lower() for sign in MEMORY)
+    ):
+        return None
+    return UserError(
+        f"not enough memory: {said[-200:] or type(error).__name__}\nAllow the process more (ulimit -v, the job's "
+        "memory limit), or make the work smaller: trainer.batch_size, trainer.eval_batch_size, model sizes"
+    )
+
+
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
     """Raise `InvalidValue` unless `condition` holds. `allowed` completes the sentence 'it must be ...'."""
     if not condition:
@@ -80,6 +99,12 @@ def boolean(name: str, value: object) -> bool:
     """Return `value` if it is a bool, else raise `InvalidValue`."""
     require(isinstance(value, bool), name, value, "true or false")
     return bool(value)
+
+
+def integers(name: str, values: object, *, at_least: int) -> list[int]:
+    """Return `values` if it is a list of ints of at least `at_least`, else raise `InvalidValue`."""
+    require(isinstance(values, list | tuple), name, values, f"a list of integers >= {at_least}, such as [{at_least}]")
+    return [integer(name, value, at_least=at_least) for value in values]  # type: ignore[attr-defined]
 
 
 def choice(name: str, value: object, options: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import subprocess
 import sys
@@ -17,11 +18,15 @@ from omegaconf import OmegaConf
 
 from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, TAGS, flatten
 from snnexp.errors import Pruned, UserError
+from snnexp.files import replace
+from snnexp.masking import masked
 from snnexp.rundir import RunDir, write_csv, write_json
 from snnexp.session import Session
+from snnexp.signals import held
 from snnexp.terminal import closing_table, quiet, rows_table
 from snnexp.tracking import Status
 from snnexp.training import Metrics
+from snnexp.trial.data import check_data
 from snnexp.trial.job import Job
 
 if TYPE_CHECKING:
@@ -69,11 +74,16 @@ class Record:
         A run that is already finished is not repeated: its result is returned. However `work` ends, tracker and run
         directory say so; an interruption prints the command to resume.
         """
-        with RunDir.open(self.folder, self.config) as opened:
+        data = self.session.prepared
+        if self.job and data:
+            setting = {"dataset": self.config["dataset"], "task": self.config["task"]["_target_"]}
+            check_data(self.job, self.new_folder.parent, setting, data)
+        with RunDir.open(self.folder, self.config, data) as opened:
             self.folder = opened.path
             if self.job:
                 job = {"overrides": self.overrides, "varied": self._variation, "name": self.name}
-                write_json(self.new_folder / "job.json", job | {"folder": str(opened.path)})
+                folder = os.path.relpath(opened.path, self.new_folder)  # relative: outputs may be moved
+                write_json(self.new_folder / "job.json", job | {"folder": folder})
             if opened.finished:
                 return self._close(opened.result(), "this run was already finished (resume=false starts anew)")
             return self._close(self._performed(work, opened), self.tracker.place)
@@ -81,7 +91,7 @@ class Record:
     def _performed(self, work: Callable[[], Metrics], opened: RunDir) -> Metrics:
         status: Status = "FAILED"
         try:
-            OmegaConf.save(OmegaConf.create(self.config), self.folder / "config.yaml")
+            replace(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(masked(self.config))))
             opened.status = "RUNNING"
             parent = self.job.parent if self.job else None
             self.tracker.start(self.folder, self.name, self.parameters, self.tags, parent)
@@ -96,7 +106,7 @@ class Record:
             status = "KILLED"
             again = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
             again += [] if self._trial else ["resume=true"]
-            print(f"\ninterrupted; go on with: {shlex.join(['snnexp', *again])}", file=sys.stderr)
+            print(f"\ninterrupted; go on with: {shlex.join(masked(['snnexp', *again]))}", file=sys.stderr)
             raise
         except OSError as error:
             if error.errno not in FULL:
@@ -104,10 +114,11 @@ class Record:
             advice = "make room, then go on with resume=true"
             raise UserError(f"cannot write to {self.folder}: {error.strerror}; {advice}") from error
         finally:
-            with suppress(OSError):  # these fail as well on a full disk, and the first error is the one to report
-                self.tracker.finish(status)
-            with suppress(OSError):
-                opened.status = status
+            with held():  # an impatient second Ctrl-C would leave the run open
+                with suppress(OSError):  # these fail as well on a full disk, and the first error is the one to report
+                    self.tracker.finish(status)
+                with suppress(OSError):
+                    opened.status = status
         return result
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:

@@ -14,8 +14,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import active_children
 from pathlib import Path
@@ -26,12 +25,14 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from snnexp.dataset.base import Data, Split
 from snnexp.errors import InvalidValue, UserError, boolean, choice, integer, integer_or_none, number, require
+from snnexp.finite import Watch
+from snnexp.signals import collected, handled, held, interrupt, interrupting
 
 Metrics = dict[str, float]
 METRICS = ("val/accuracy", "val/loss")  # metrics that can choose an epoch, or a run of a sweep
@@ -104,7 +105,7 @@ class Trainer:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised at the end of a step after Ctrl-C (or SIGTERM), with a checkpoint written."""
+    """Raised at the end of a step after Ctrl-C, SIGTERM or SIGHUP, with a checkpoint written."""
 
 
 @dataclass
@@ -166,13 +167,15 @@ class Fit:
         # each batch size: a resumed run meets the sizes in another order, and must run the same graphs.
         trained = cast(nn.Module, torch.compile(net, dynamic=False)) if trainer.compile else net
         self.net, self.optimizer = fabric.setup(trained, plain)
+        self.watch = Watch(net, plain, trainer.gradient_clip, gradients=trainer.precision != "16-mixed")
         self.progress = Progress()
 
     def run(self) -> Progress:
-        """Train to the end. Raises UserError on a non-finite loss or an unwritable folder, Interrupted after Ctrl-C."""
+        """Train to the end. Raises UserError for values that are not finite and for an unwritable folder, Interrupted
+        after Ctrl-C."""
         self._load()
         p, saved = self.progress, time.monotonic()
-        with _signals() as stop:
+        with collected() as stop:
             while p.epoch < self.trainer.epochs and not self._out_of_patience():
                 order = self._order(p.epoch)
                 steps = -(-len(order) // self.trainer.batch_size)
@@ -186,6 +189,7 @@ class Fit:
                     due = stop or time.monotonic() - saved > self.trainer.checkpoint_every_s
                     # ranks that stop at different steps would wait forever: several ranks stop at an epoch's end
                     if due and p.step < steps and self.fabric.world_size == 1:
+                        self.watch.check("training", float(p.sums[0]), p.epoch)
                         self._save("last.pt", self._state())
                         saved = time.monotonic()
                         if stop:
@@ -223,12 +227,11 @@ class Fit:
         sums = self.fabric.to_device(torch.tensor([float(s) for s in p.sums], dtype=torch.float64))
         loss, correct, n = cast(Tensor, self.fabric.all_reduce(sums, reduce_op="sum")).tolist()
         metrics = {"train/loss": loss / n, "train/accuracy": correct / n, "lr": self.optimizer.param_groups[0]["lr"]}
-        if not torch.isfinite(torch.tensor(loss)):
-            advice = f"try a smaller optimizer.lr (now {metrics['lr']:g}) or trainer.gradient_clip=1"
-            raise UserError(f"the training loss became {loss} in epoch {p.epoch + 1}: {advice}")
+        self.watch.check("training", loss, p.epoch)
         metrics |= self._of_modules()
         metrics |= self.measure() if self.fabric.is_global_zero else {}
         metrics |= validate(self.net, self.data.val, self.loss, self.trainer.eval_batch_size, self.fabric.device)
+        self.watch.check("validation", metrics["val/loss"], p.epoch)
         metrics = self.fabric.broadcast(metrics)  # ranks must agree on the best epoch and on when to stop
         self.scheduler.step()
         if self.trainer.better(metrics, p.best):
@@ -287,6 +290,13 @@ class Fit:
         if not (self.folder / "last.pt").exists():
             return
         state = load_checkpoint(self.folder / "last.pt")
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            said = f"{self.folder / 'last.pt'} does not continue this training ({error!r})"
+            raise UserError(f"{said}: start a new run with resume=false, or remove that folder") from error
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["model"])
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
@@ -295,6 +305,8 @@ class Fit:
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.progress = Progress(**{k: state[k] for k in ("epoch", "step", "sums", "history", "best_epoch")})
+        if self.progress.best and not (self.folder / "best.pt").exists():
+            raise ValueError("best.pt is missing")
 
 
 @torch.inference_mode()
@@ -349,29 +361,6 @@ def mix(*parts: int) -> int:
     return x >> 1
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of ending in the middle of a step; the second signal acts at once."""
-    seen: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    old = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread, which alone can catch signals
-        pass
-    try:
-        yield seen
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 def launched(trainer: Trainer, function: Callable[..., Any], *arguments: Any) -> Any:
     """Run `function(fabric, *arguments)` on the requested devices; with several, in one spawned process each.
 
@@ -380,18 +369,24 @@ def launched(trainer: Trainer, function: Callable[..., Any], *arguments: Any) ->
     fabric = trainer.fabric()
     if trainer.devices == 1:
         return function(fabric, *arguments)
-    old = signal.signal(signal.SIGTERM, _to_ranks)
     try:
-        return fabric.launch(_Rank(function, os.getpid()), *arguments)
+        with handled(_to_ranks):
+            return fabric.launch(_Rank(function, os.getpid()), *arguments)
     except ProcessRaisedException as error:
         # the rank's exception arrives as text
         if said := re.search(r"snnexp\.errors\.UserError: (.*)", str(error), re.DOTALL):
             raise UserError(said[1].strip()) from error
         raise
+    except ProcessExitedException as error:
+        cause = f"killed by {error.signal_name}" if error.signal_name else f"exit status {error.exit_code}"
+        raise UserError(
+            f"rank {error.error_index} of the {trainer.devices} ranks died ({cause}), so the others were stopped. "
+            "SIGKILL is often the system's answer to too little memory. Continue with resume=true"
+        ) from error
     finally:
-        for rank in active_children():
-            rank.join(timeout=60)  # after Ctrl-C, ranks stop at their epoch's end: no resumed run may overlap them
-        signal.signal(signal.SIGTERM, old)
+        with held():
+            for rank in active_children():
+                rank.join(timeout=60)  # after Ctrl-C, ranks stop at their epoch's end: no resumed run may overlap them
 
 
 @dataclass(frozen=True)
@@ -406,7 +401,8 @@ class _Rank:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when the parent ends
             if os.getppid() != self.parent:
                 os._exit(1)
-        result = self.function(fabric, *arguments)
+        with interrupting():
+            result = self.function(fabric, *arguments)
         gc.collect()  # the wrapped network, no longer used, refers to the process group
         torch.distributed.destroy_process_group()  # joins its threads: one still running at exit aborts the process
         return result
@@ -416,4 +412,4 @@ def _to_ranks(number: int, frame: FrameType | None) -> None:
     for rank in active_children():
         if rank.pid:
             os.kill(rank.pid, signal.SIGTERM)
-    raise KeyboardInterrupt
+    interrupt(number, frame)

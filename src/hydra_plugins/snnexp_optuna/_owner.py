@@ -12,8 +12,8 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hydra_plugins.snnexp_optuna._job import TRIAL_LOCK
+from snnexp.files import LOCK
 from snnexp.lock import is_locked
-from snnexp.rundir import LOCK
 from snnexp.trial.storage import exclusive
 
 log = logging.getLogger("snnexp.sweep")

@@ -21,6 +21,7 @@ from snnexp.conversion.flow import Flow, before, sizes
 from snnexp.conversion.stateful import Frames, MaxGate
 from snnexp.conversion.vocabulary import TRAINS, Vocabulary, function_name, owner_name, where
 from snnexp.errors import UserError, choice
+from snnexp.finite import nonfinite
 from snnexp.neuron.clip import Bounded
 from snnexp.timefold import Dropout, Normalize, TimeMean
 
@@ -39,6 +40,8 @@ def rewrite(
     if maxpool is not None:
         choice("maxpool", maxpool, words.MAXPOOL)
     original = _plain(ann)
+    if bad := nonfinite(dict(original.named_parameters())):
+        raise UserError(f"the weights {bad[0]} of the network are NaN or infinite: nothing sensible can be converted")
     source = _traced(copy.deepcopy(original))
     _single_input(source)
     _keywords_as_arguments(source)
@@ -284,6 +287,8 @@ def _same_answers(original: nn.Module, source: fx.GraphModule, example: Tensor) 
         except Exception as error:  # the network may be anybody's
             shown = f"{len(x)} samples of shape {list(x.shape[1:])}, {x.dtype}"
             raise UserError(f"the network does not run on {shown}: {error}") from error
+        if nonfinite({str(k): answer for k, answer in enumerate(expected)}):
+            raise UserError("the network's answers are NaN or infinite: its weights, or its inputs, are too large")
         for a, b in zip(expected, found, strict=True):
             if not _close(b, a):
                 raise UserError(

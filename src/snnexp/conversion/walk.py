@@ -24,7 +24,9 @@ from torch import Tensor, fx, nn
 from snnexp.conversion.flow import Flow
 from snnexp.conversion.placed import Placed, Readout
 from snnexp.conversion.trains import along, channels_last, per_channel
-from snnexp.conversion.vocabulary import CONVS, NORMS, is_addition
+from snnexp.conversion.vocabulary import CONVS, NORMS, is_addition, where
+from snnexp.errors import UserError
+from snnexp.finite import nonfinite
 from snnexp.timefold import unfold
 
 IN_MEMORY = 2**28  # bytes of one array; larger ones are mapped files
@@ -316,6 +318,11 @@ class _Walk:
         env = {self._of(mode, n): self._stored(mode, n, rows) for n in known}
         flow.run([self._of(mode, n) for n in inside], env, steps)
         found = [env[self._of(mode, n)] for n in wanted]
+        if mode == "ann" and (bad := nonfinite({where(n): value for n, value in zip(wanted, found, strict=True)})):
+            raise UserError(
+                f"the output of layer {bad[0]} is NaN or infinite on the calibration images: its weights, or those "
+                "below, are too large"
+            )
         if steps is None:
             return found
         return [

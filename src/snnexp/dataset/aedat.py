@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from snnexp.dataset.events import EventFileError, Events, not_empty
+from snnexp.dataset.foreign import shown
 
 SIDE, BYTES, CLOCK = 128, 8, 1 << 32
+HEADER_BYTES = 1 << 16  # of all header lines; those of jAER have about 500
 VERSION = b"#!AER-DAT2.0"
 HEADER = (
     VERSION + b"\r\n# int32 address, int32 timestamp (8 bytes, big-endian) for each event\r\n"
@@ -68,10 +70,12 @@ def _header(data: bytes, name: str) -> int:
     not_empty(data, name)
     if not data.startswith(VERSION):
         first = data[:40].split(b"\n")[0].decode("ascii", "replace").strip()
-        what = f"it has another version ({first})" if first.startswith("#!AER-DAT") else "it is not an AEDAT file"
+        what = (
+            f"it has another version ({shown(first)})" if first.startswith("#!AER-DAT") else "it is not an AEDAT file"
+        )
         raise EventFileError(f"{name}: {what}; an AEDAT 2.0 file starts with the line {VERSION.decode()}")
     end = 0
     while data[end : end + 1] == b"#":
-        if not (end := data.find(b"\n", end) + 1):
+        if not (end := data.find(b"\n", end, HEADER_BYTES) + 1):
             raise EventFileError(f"{name}: the header is not terminated; the file is truncated")
     return end

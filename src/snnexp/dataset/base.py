@@ -1,7 +1,10 @@
 """The interface from datasets to training: three splits of in-memory or memory-mapped tensors."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -38,7 +41,8 @@ class Data:
     over time is shown at each step (`temporal` is then false).
 
     `augment(x [b, ...], seed)` changes a training batch on the batch's device, determined by x and `seed`. `normalize`:
-    (mean, std) per channel in units of 255; the network applies it, so its inputs are 0..255.
+    (mean, std) per channel in units of 255; the network applies it, so its inputs are 0..255. `content`: identifies the
+    stored samples and labels, e.g. a digest of their files (None: `identity` digests the tensors).
     """
 
     name: str
@@ -51,6 +55,20 @@ class Data:
     averaged: bool = False
     augment: Callable[[Tensor, int], Tensor] | None = None
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    content: str | None = None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Name, numbers of samples, and a `digest` of what the splits hold, which is the same wherever it is stored."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        stored = {id(t): t for split in splits.values() for t in (split.x, split.y)}
+        parts = [
+            self.content or [_digest(t) for t in stored.values()],
+            [[list(split.x.shape), _digest(split.index)] for split in splits.values()],
+            [list(self.shape), list(self.classes), self.temporal, self.averaged, self.normalize],
+        ]
+        digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return {"name": self.name} | {name: len(split) for name, split in splits.items()} | {"digest": digest}
 
     @classmethod
     def of(cls, name: str, x: Tensor, y: Tensor, trained: int, share: float, seed: int, **settings: Any) -> Self:
@@ -68,6 +86,13 @@ class Data:
             return Split(there[id(split.x)], there[id(split.y)], there[id(split.index)])
 
         return replace(self, train=moved(self.train), val=moved(self.val))
+
+
+def _digest(tensor: Tensor) -> str:
+    """Return a digest of the tensor's type and bytes."""
+    made = hashlib.sha256(str(tensor.dtype).encode())
+    made.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return made.hexdigest()
 
 
 def validation_share(value: float) -> float:

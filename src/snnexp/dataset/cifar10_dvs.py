@@ -2,6 +2,7 @@
 Neuroscience 2017); and recordings of the same kind by the simulated camera."""
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,16 +20,17 @@ from snnexp.dataset import digits as bundled
 from snnexp.dataset.augment import Augment
 from snnexp.dataset.base import Data
 from snnexp.dataset.events import Events
+from snnexp.dataset.foreign import RECORDING_BYTES, Zip, by_number, listed, read_bytes, shown
 from snnexp.dataset.image_folder import image_folder
 from snnexp.dataset.images import files
 from snnexp.dataset.prepare import digest, in_order, prepared_once, progress, ranges
-from snnexp.dataset.recordings import RecordingOptions, Zip, load_recordings
+from snnexp.dataset.recordings import RecordingOptions, load_recordings
 from snnexp.errors import UserError, boolean, choice, integer_or_none, number, require
 
 PAGE = "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671/2"
 CLASSES = tuple(standard.CIFAR10.split())
 SOURCES = ("digits", "cifar10", "image_folder")
-NUMBERED = re.compile(r"(\d+)\.aedat$")
+NUMBERED = re.compile(r"(?P<number>\d*)\.aedat\Z")
 CHUNK = 8  # images simulated at a time, so that arrays stay in the cache
 
 
@@ -103,8 +105,8 @@ class Recordings:
     def read(self, k: int) -> Events:
         """Return the events of recording `k`. Raises EventFileError."""
         place, member = self.places[k]
-        name = f"{place.path}:{member}" if isinstance(place, Zip) else str(place)
-        t, x, y, p = aedat.decode(place.read(member) if isinstance(place, Zip) else place.read_bytes(), name)
+        name = f"{shown(place.path)}:{shown(member)}" if isinstance(place, Zip) else shown(place)
+        t, x, y, p = aedat.decode(place.read(member) if isinstance(place, Zip) else read_bytes(place), name)
         if not len(t):
             raise UserError(f"{name}: the file holds no events")
         return Events(t - t[0], x // self.cell, y // self.cell, p)
@@ -193,15 +195,15 @@ def _found(root: Path, name: str, samples: int | None) -> tuple[list[tuple[Path 
     """Return (first `samples` recordings of class `name` by number, an identity that changes when their files do)."""
     # archives first: they are complete or rejected, while a folder may come from an interrupted extraction
     for path in (root / f"{name}.zip", root / "download" / f"{name}.zip"):
-        if path.exists():
-            archive = Zip(path)
-            inside = _by_number(archive.names)[:samples]
+        if os.path.lexists(path):
+            archive = Zip(path, ".aedat")
+            inside = by_number(archive.names, NUMBERED, path)[:samples]
             if inside:
-                return [(archive, member) for member in inside], [*archive.identity(), len(inside)]
+                return [(archive, match.string) for match in inside], [*archive.identity(), len(inside)]
     for folder in (root / name, root / "extract" / name):
-        paths = [Path(p) for p in _by_number([str(p) for p in folder.glob("*.aedat")])][:samples]
+        paths = [folder / match.string for match in by_number(listed(folder), NUMBERED, folder)][:samples]
         if paths:
-            return [(path, "") for path in paths], files(paths)
+            return [(path, "") for path in paths], files(paths, RECORDING_BYTES)
         if any(folder.glob("*.aedat4")):
             raise UserError(f"{folder} holds AEDAT 4 files: only the AEDAT 2.0 files of {PAGE} can be read")
     raise UserError(
@@ -210,8 +212,3 @@ def _found(root: Path, name: str, samples: int | None) -> tuple[list[tuple[Path 
         "not), point dataset.root at the folder that holds them, or name the classes that you have: "
         "dataset.classes=[airplane,...]. dataset=cifar10_saccade needs no download"
     )
-
-
-def _by_number(names: Sequence[str]) -> list[str]:
-    """Return the `names` that end like a recording's, sorted by number."""
-    return [m.string for m in sorted(filter(None, map(NUMBERED.search, names)), key=lambda m: (int(m[1]), m.string))]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from snnexp.dataset.foreign import read_bytes, shown
 from snnexp.errors import UserError
 
 BYTES, MARKER_ROW, MARKER_STEP, CLOCK = 5, 240, 1 << 13, 1 << 23
@@ -71,8 +72,10 @@ def encode(events: Events) -> bytes:
 
 
 def read_events(path: Path, height: int = HEIGHT, width: int = WIDTH) -> Events:
-    """Read the events in the file `path`. Raises EventFileError like `decode`, and for an empty file."""
-    return decode(not_empty(path.read_bytes(), str(path)), height, width, str(path))
+    """Read the events in the file `path`. Raises EventFileError like `decode` and for an empty file, and UserError for
+    what is no regular file of at most RECORDING_BYTES."""
+    name = shown(path)
+    return decode(not_empty(read_bytes(path), name), height, width, name)
 
 
 def write(path: Path, events: Events) -> None:

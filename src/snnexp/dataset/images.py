@@ -14,11 +14,13 @@ from torch import Tensor
 
 from snnexp.dataset.augment import Augment
 from snnexp.dataset.base import Data, validation_share
+from snnexp.dataset.foreign import regular
+from snnexp.dataset.manifest import content
 from snnexp.dataset.prepare import digest, in_order, prepared_once, progress, ranges, store, stored
 from snnexp.errors import InvalidValue, boolean, number, require
 
 log = logging.getLogger(__name__)
-CHUNK = 256  # images decoded at a time
+CHUNK, CHUNK_BYTES = 256, 1 << 24  # images decoded at a time: not more than that many, nor (but for one) bytes
 Bytes = NDArray[np.uint8]
 
 
@@ -80,6 +82,7 @@ def load_images(
     for key, values in (("mean", mean), ("std", std)):
         require(len(values) == shape[0], key, list(values), f"{shape[0]} numbers, one per channel")
     settings = {"shape": shape, "classes": tuple(classes), "normalize": (tuple(mean), tuple(std)), "temporal": False}
+    settings["content"] = content(directory, "images.npy", "labels.npy")
     data = Data.of(name, shown, y, trained, options.validation, options.seed, augment=options.augment, **settings)
     log.info("%s: %d images to train, %d to validate, %d to test", name, len(data.train), len(data.val), len(data.test))
     if options.augment is not None and options.augment.zoom is not None:
@@ -98,7 +101,9 @@ def middle(x: Tensor, size: int | None) -> Tensor:
 def _store(name: str, parts: Sequence[Part], directory: Path) -> None:
     """Write `parts`, in order, to `directory`: images.npy, labels.npy, meta.json; mean and std are of the first."""
     labels = np.array([label for part in parts for label in part.labels], np.int64)
-    chunks = [(part, rows) for part in parts for rows in ranges(len(part.labels), CHUNK)]
+    first = parts[0].read(range(min(1, len(parts[0].labels))))
+    size = max(1, min(CHUNK, CHUNK_BYTES // max(1, first.nbytes)))
+    chunks = [(part, rows) for part in parts for rows in ranges(len(part.labels), size)]
     read = in_order(lambda chunk: chunk[0].read(chunk[1]), chunks)
     sums = Sums()
 
@@ -135,9 +140,12 @@ class Sums:
         return tuple(means), tuple(std or 1.0 for std in stds)
 
 
-def files(paths: Iterable[Path]) -> list[object]:
-    """Return name, size and modification time of each file, which change when the files do."""
-    return [[str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in paths]
+def files(paths: Iterable[Path], limit: int | None = None) -> list[object]:
+    """Return name, size and modification time of each file, which change when the files do.
+
+    Raises UserError for what is no regular file of at most `limit` bytes.
+    """
+    return [[str(path), (stat := regular(path, limit)).st_size, stat.st_mtime_ns] for path in paths]
 
 
 def of_array(images: Bytes, labels: Sequence[int]) -> Part:

@@ -1,5 +1,6 @@
 """N-MNIST: MNIST's digits, recorded by an ATIS event camera that makes three saccades (Orchard et al. 2015)."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def nmnist(
 def _source(root: Path, split: str, limit: int | None) -> Archive | Folder:
     # archives first: they are complete or rejected, while a folder may come from an interrupted extraction
     for archive in (root / f"{split}.zip", root / "download" / f"{split}.zip"):
-        if archive.exists() and (source := Archive(archive, limit)).labels:
+        if os.path.lexists(archive) and (source := Archive(archive, limit)).labels:
             return source
     for folder in (root / split, root / "extract" / split):
         if (found := Folder(folder, limit)).labels:

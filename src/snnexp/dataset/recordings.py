@@ -4,8 +4,6 @@
 import json
 import logging
 import re
-import threading
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +15,14 @@ from numpy.typing import NDArray
 
 from snnexp.dataset import events, frames
 from snnexp.dataset.base import Data, validation_share
+from snnexp.dataset.foreign import RECORDING_BYTES, Zip, by_number, listed, regular, shown
+from snnexp.dataset.manifest import content
 from snnexp.dataset.prepare import digest, in_order, prepared_once, progress, ranges, store, stored
-from snnexp.errors import UserError, choice, integer
+from snnexp.errors import choice, integer
 
 log = logging.getLogger(__name__)
 CHUNK = 64 * events.HEIGHT * events.WIDTH  # pixels binned at a time, summed over the recordings of a chunk
-MEMBER = re.compile(r"(?:^|/)(\d)/(\d+)\.bin$")
+MEMBER = re.compile(r"(?:^|/)(?P<label>[0-9])/(?P<number>[^/]*)\.bin\Z")
 DIGITS = tuple("0123456789")
 
 
@@ -59,14 +59,15 @@ class Folder:
     """The recordings `<label>/<number>.bin` below `path`, sorted by number; `limit` keeps only the first ones."""
 
     def __init__(self, path: Path, limit: int | None = None) -> None:
-        found = sorted((p for p in path.glob("[0-9]/*.bin") if p.stem.isdigit()), key=lambda p: (int(p.stem), str(p)))
-        self.path, self.files = path, found[:limit]
-        self.labels = [int(p.parent.name) for p in self.files]
+        names = (f"{label}/{name}" for label in DIGITS for name in listed(path / label))
+        found = by_number(names, MEMBER, path)[:limit]
+        self.path, self.files = path, [path / match.string for match in found]
+        self.labels = [int(match["label"]) for match in found]
 
     def identity(self) -> list[object]:
         """Return path, size and modification time of each file, which change when the files do."""
         pairs = zip(self.files, self.labels, strict=True)
-        stats = [(p.name, label, (stat := p.stat()).st_size, stat.st_mtime_ns) for p, label in pairs]
+        stats = [(p.name, label, (s := regular(p, RECORDING_BYTES)).st_size, s.st_mtime_ns) for p, label in pairs]
         return [str(self.path.resolve()), *stats]
 
     def read(self, k: int) -> events.Events:
@@ -74,41 +75,13 @@ class Folder:
         return events.read_events(self.files[k])
 
 
-class Zip:
-    """A zip file, read in place by any thread, so that no half-finished extraction can be left behind.
-
-    Raises UserError for an incomplete archive.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lock = path, threading.Lock()
-        try:
-            self.zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"{path} is not a complete zip archive ({error}): download it again") from error
-        self.names = [name for name in self.zip.namelist() if "__MACOSX" not in name]
-
-    def identity(self) -> list[object]:
-        """Return path, size and modification time, which change when the archive does."""
-        stat = self.path.stat()
-        return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns]
-
-    def read(self, name: str) -> bytes:
-        """Return the bytes of the member `name`. Raises UserError if it is damaged."""
-        try:
-            with self.lock:
-                return self.zip.read(name)
-        except (zipfile.BadZipFile, EOFError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
-            raise UserError(f"{self.path}:{name} is damaged ({error}): download the archive again") from error
-
-
 class Archive:
     """The same as `Folder`, in the zip file `path`."""
 
     def __init__(self, path: Path, limit: int | None = None) -> None:
-        self.zip = Zip(path)
-        found = sorted((int(m[2]), m.string, int(m[1])) for m in map(MEMBER.search, self.zip.names) if m)[:limit]
-        self.names, self.labels = [name for _, name, _ in found], [label for _, _, label in found]
+        self.zip = Zip(path, ".bin")
+        found = by_number(self.zip.names, MEMBER, path)[:limit]
+        self.names, self.labels = [match.string for match in found], [int(match["label"]) for match in found]
 
     def identity(self) -> list[object]:
         """Return the archive's identity and the number of recordings used."""
@@ -116,7 +89,7 @@ class Archive:
 
     def read(self, k: int) -> events.Events:
         """Return the events of recording `k`."""
-        name = f"{self.zip.path}:{self.names[k]}"
+        name = f"{shown(self.zip.path)}:{shown(self.names[k])}"
         return events.decode(events.not_empty(self.zip.read(self.names[k]), name), name=name)
 
 
@@ -149,6 +122,7 @@ def load_recordings(
     if meta["saturated"]:
         log.warning("%s: %d cells hold more than 255 events and were clipped at 255", name, meta["saturated"])
     settings = {"shape": tuple(x.shape[2:]), "classes": classes, "temporal": True}
+    settings["content"] = content(directory, "frames.npy", "labels.npy")
     data = Data.of(name, x, y, meta["train"], options.validation, options.seed, **settings)
     sizes = len(data.train), len(data.val), len(data.test)
     log.info("%s: %d recordings to train, %d to validate, %d to test", name, *sizes)
@@ -163,9 +137,11 @@ def _bin(name: str, sources: Sequence[RecordingSource], options: RecordingOption
 
     def binned(chunk: tuple[RecordingSource, range]) -> tuple[NDArray[np.uint8], int]:
         source, rows = chunk
-        recordings = [source.read(k) for k in rows]
-        counts = frames.count(recordings, options.timesteps, options.bins, options.duration, side, side)
-        return frames.to_bytes(counts, options.values)
+        made = []
+        for k in rows:  # one by one, so that only one recording's events are in memory
+            counts = frames.count([source.read(k)], options.timesteps, options.bins, options.duration, side, side)
+            made.append(frames.to_bytes(counts, options.values))
+        return np.concatenate([array for array, _ in made]), sum(cut for _, cut in made)
 
     def arrays() -> Iterator[NDArray[np.uint8]]:
         read = in_order(binned, chunks)

@@ -1,8 +1,10 @@
 """Image datasets seen by the simulated event camera: scikit-learn's digits (embedded), MNIST, FashionMNIST."""
 
 import gzip
+import io
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from snnexp.dataset import events
 from snnexp.dataset.base import Data
 from snnexp.dataset.camera import IMAGE, VERSION, Camera
 from snnexp.dataset.digits import Images, read_digits
+from snnexp.dataset.foreign import opened, refused, shown
 from snnexp.dataset.images import files
 from snnexp.dataset.prepare import digest, in_order, prepared_once, progress
 from snnexp.dataset.recordings import DIGITS, Folder, RecordingOptions, load_recordings
 from snnexp.errors import UserError, integer_or_none
 
 log = logging.getLogger(__name__)
+IDX_BYTES = 1 << 28  # of an MNIST file, unpacked: five times the largest
 CHUNK = 32  # images simulated at a time: few, so that arrays stay in the cache and are not mapped again at each step
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
@@ -66,11 +70,11 @@ def mnist_saccade(
     paths = idx_files(root / folder / "raw")
 
     def images() -> tuple[Images, Images]:
-        x, y, x_test, y_test = map(read_idx, paths)
-        train, test = limits
-        return Images(x[:train], y[:train].astype(np.int64)), Images(x_test[:test], y_test[:test].astype(np.int64))
+        read = (read_images(paths[k : k + 2], len(classes)) for k in (0, 2))
+        train, test = (Images(x[:cut], y[:cut]) for (x, y), cut in zip(read, limits, strict=True))
+        return train, test
 
-    source = [files(path.resolve() for path in paths), limits]
+    source = [files((path.resolve() for path in paths), IDX_BYTES), limits]
     return _filmed(name, images, source, camera or Camera(), chosen, classes)
 
 
@@ -96,16 +100,41 @@ def enlarged_digits() -> tuple[Images, Images]:
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Read the array in an MNIST file, gzipped or not (LeCun et al. 1998). Raises UserError if it is damaged."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            data = file.read()
-        zero, kind, axes = int.from_bytes(data[:2], "big"), data[2], data[3]
-        if (zero, kind) != (0, 8):
-            raise ValueError("it does not start like a file of unsigned bytes")
-        shape = np.frombuffer(data, ">u4", axes, 4).astype(int)
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is damaged or not an MNIST file: {error}") from error
+    with opened(path, IDX_BYTES) as file:
+        return decode_idx(gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file, str(path))
+
+
+def decode_idx(file: io.BufferedIOBase, name: str) -> NDArray[np.uint8]:
+    """Read the array of unsigned bytes in an opened idx file; its header must state exactly what follows.
+
+    Raises UserError, which names `name`, for anything else and for more than IDX_BYTES.
+    """
+    with refused(f"{shown(name)} is damaged or not an MNIST file"):
+        start = file.read(4)
+        if start not in (b"\0\0\x08\x01", b"\0\0\x08\x03"):
+            raise ValueError("it does not start like a file of unsigned bytes in one or three dimensions")
+        shape = np.frombuffer(file.read(4 * start[3]), ">u4", start[3]).tolist()
+        if (size := math.prod(shape)) > IDX_BYTES:
+            raise ValueError(f"its header states {size:,} bytes, more than the {IDX_BYTES:,} that are read")
+        data = file.read(size + 1)  # the end of a gzipped file, with its checksum, is read as well
+        if len(data) != size:
+            raise ValueError(
+                f"its header states {size:,} bytes, but it has {'more' if len(data) > size else len(data)}"
+            )
+        return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def read_images(paths: Sequence[Path], classes: int) -> Images:
+    """Read (MNIST images [n, 28, 28], their labels) from two files. Raises UserError that names the one at fault."""
+    images, labels = paths
+    x, y = map(read_idx, paths)
+    if x.shape[1:] != (IMAGE, IMAGE) or not len(x):
+        raise UserError(f"{shown(images)} holds an array of shape {x.shape}, not images of {IMAGE} x {IMAGE}")
+    if y.shape != x.shape[:1]:
+        raise UserError(f"{shown(labels)} holds an array of shape {y.shape}, not a label for each of {len(x):,} images")
+    if (y >= classes).any():
+        raise UserError(f"{shown(labels)} holds the label {y.max()}: there are {classes} classes, from 0 on")
+    return Images(x, y.astype(np.int64))
 
 
 def fetch(kind: Callable[..., Any], root: Path) -> None:

@@ -9,9 +9,10 @@ from torchvision import datasets
 
 from snnexp.dataset.base import Data
 from snnexp.dataset.images import ImageOptions, Part, files, load_images, of_array
-from snnexp.dataset.saccade import CLOTHES, fetch, idx_files, read_idx
+from snnexp.dataset.saccade import CLOTHES, IDX_BYTES, fetch, idx_files, read_images
 from snnexp.errors import UserError
 
+CIFAR_BYTES = 1 << 28  # of a file; the largest, of CIFAR-100, has 155 million
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100 = (
     "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
@@ -70,7 +71,7 @@ def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: I
         return train, test
 
     name = kind.__name__.lower()
-    return load_images(name, parts, [name, files([*paths, meta])], classes.split(), options)
+    return load_images(name, parts, [name, files([*paths, meta], CIFAR_BYTES)], classes.split(), options)
 
 
 def _mnist(name: str, classes: tuple[str, ...], root: str | Path, download: bool, options: ImageOptions) -> Data:
@@ -81,7 +82,7 @@ def _mnist(name: str, classes: tuple[str, ...], root: str | Path, download: bool
     paths = idx_files(raw)
 
     def parts() -> tuple[Part, Part]:
-        x, y, x_test, y_test = map(read_idx, paths)
-        return of_array(x[:, None], y.tolist()), of_array(x_test[:, None], y_test.tolist())
+        train, test = (read_images(paths[k : k + 2], len(classes)) for k in (0, 2))
+        return of_array(train.x[:, None], train.y.tolist()), of_array(test.x[:, None], test.y.tolist())
 
-    return load_images(name.lower(), parts, files(paths), classes, options)
+    return load_images(name.lower(), parts, files(paths, IDX_BYTES), classes, options)

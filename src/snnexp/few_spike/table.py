@@ -99,7 +99,7 @@ def save_tables(tables: Sequence[Fitted], path: Path) -> None:
         errors = f"mse: {fit.mse:.4g}, largest: {fit.largest:.4g}, spikes: {fit.spikes:.4g}"
         parts = [f"{name}: {[float(f'{v:.9g}') for v in part.tolist()]}" for name, part in fit.table._asdict().items()]
         lines.append(f"- {{K: {fit.table.K}, range: {list(fit.range)}, {errors}, {', '.join(parts)}}}")
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def load_tables(activation: str, folder: Path | None = None) -> list[Fitted]:
@@ -111,7 +111,7 @@ def load_tables(activation: str, folder: Path | None = None) -> list[Fitted]:
     if not path.exists():
         return []
     try:
-        content, found = yaml.safe_load(path.read_text()), []
+        content, found = yaml.safe_load(path.read_text(encoding="utf-8")), []
         for t in content["tables"]:
             table = Coefficients(*(torch.tensor(t[name], dtype=torch.float64) for name in Coefficients._fields))
             errors = (float(t[name]) for name in ("mse", "largest", "spikes"))

@@ -9,11 +9,12 @@ from torch import Tensor, fx
 
 from snnexp.conversion.network import Converted, Simulation, joined
 from snnexp.conversion.neuron import ScaledIF, integrator
+from snnexp.conversion.stored import Settings
 from snnexp.errors import UserError, integer, require
 from snnexp.timefold import unfold
 
 
-class Mitigation:
+class Mitigation(Settings):
     """No mitigation, `mitigation=none`, and the base class of the others.
 
     `before`: steps that the whole network runs before the steps that count. `again`: the number of first steps that

@@ -6,7 +6,7 @@ from math import prod
 
 from torch import nn
 
-from snnexp.errors import integer
+from snnexp.errors import integers
 from snnexp.model import Neuron, Shape, readout_site
 
 
@@ -17,7 +17,7 @@ class MLP(nn.Sequential):
     """
 
     def __init__(self, shape: Shape, classes: int, neuron: Neuron, *, hidden: Sequence[int], readout: str) -> None:
-        sizes = [prod(shape), *(integer("hidden", size, at_least=1) for size in hidden)]
+        sizes = [prod(shape), *integers("hidden", hidden, at_least=1)]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), neuron()]

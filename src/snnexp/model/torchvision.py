@@ -44,10 +44,10 @@ def _trained(name: str, weights: str) -> nn.Module:
                 f"model.weights=default: torchvision cannot fetch the weights of {name} ({error}); "
                 "give a file with model.weights=FILE, or null"
             ) from error
-    state = read_weights(weights)
+    state = read_weights(weights, "model.weights")
     heads = [value.shape[0] for value in state.values() if value.dim() == 2]
     net = torchvision.models.get_model(name, num_classes=heads[-1] if heads else 1000)
-    load_weights(net, state, weights)
+    load_weights(net, state, weights, "model.weights")
     return net  # type: ignore[no-any-return]
 
 

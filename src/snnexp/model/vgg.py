@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from snnexp.errors import integer
+from snnexp.errors import integer, integers
 from snnexp.model import Neuron, Shape, at_least, conv_unit, he_init, pool2, readout_site
 from snnexp.timefold import Dropout
 
@@ -41,8 +41,8 @@ class VGG16(nn.Sequential):
                 channels = units * width
             layers.append(pool2(pooling))
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        for size in hidden:
-            layers += [nn.Linear(channels, integer("hidden", size, at_least=1)), neuron(), Dropout(dropout)]
+        for size in integers("hidden", hidden, at_least=1):
+            layers += [nn.Linear(channels, size), neuron(), Dropout(dropout)]
             channels = size
         super().__init__(*layers, nn.Linear(channels, classes), readout_site(readout, neuron))
         he_init(self)

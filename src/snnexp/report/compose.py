@@ -1,6 +1,7 @@
 """Compose runs into a document: a section for each experiment, with one for each sweep and each setting run alone."""
 
 import csv
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from snnexp.analysis import seeds
-from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, shown
+from snnexp.report.document import Figure, Link, Name, Paragraph, Section, Table, Words, shown
 from snnexp.report.lab import lab
 from snnexp.report.results import Result, accuracy_tables, results, seeds_of, what_was_run
 from snnexp.tracking import Store, Stored
 
+log = logging.getLogger(__name__)
 Block = Paragraph | Table | Figure | Section
 
 
@@ -40,12 +42,14 @@ class Source:
         """Return the run's own tables and figures."""
         to = self.scratch / run.run_id
         to.mkdir(exist_ok=True)
-        tables: list[Block] = [_table(path) for path in self.store.files(run, "tables", to) if path.suffix == ".csv"]
-        return tables + [
-            Figure(f"{run.run_id[:8]}-{path.stem}", path.stem.replace("_", " "), path.read_bytes())
-            for path in self.store.files(run, "figures", to)
-            if path.suffix == ".png"
-        ]
+        made: list[Block] = []
+        for folder, suffix, read in (("tables", ".csv", _table), ("figures", ".png", _figure)):
+            for path in (path for path in self.store.files(run, folder, to) if path.suffix == suffix):
+                try:
+                    made.append(read(path, run))
+                except (OSError, ValueError, csv.Error) as error:
+                    log.warning("%s/%s of run %s is left out: %s", folder, path.name, run.run_id, error)
+        return made
 
 
 def compose(name: str, runs: Sequence[Stored], source: Source) -> Section:
@@ -58,7 +62,7 @@ def compose(name: str, runs: Sequence[Stored], source: Source) -> Section:
     )
     if len(sections) == 1:
         (only,) = sections
-        contents: list[str | Link] = []
+        contents: list[str | Link | Name] = []
         for part in (block for block in only.blocks if isinstance(block, Section)):
             contents += [*([" · "] if contents else []), part.link]
         return Section(only.name, only.title, [Paragraph(contents, "Contents."), *only.blocks, colophon])
@@ -124,9 +128,9 @@ def _swept(sweep: Stored, children: Sequence[Stored], source: Source) -> Section
     """Return a section on a sweep: its own tables and figures, and its runs as a table."""
     states = [run.status for run in children]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    best = f"; best by validation: {sweep.tags['best']}" if "best" in sweep.tags else ""
+    best: list[str | Link | Name] = ["; best by validation: ", Name(sweep.tags["best"])] if "best" in sweep.tags else []
     objective = [metric.removeprefix("best/") for metric in sweep.metrics if metric.startswith("best/")]
-    told = Paragraph([f"{len(children)} runs ({counts}){best}. ", *source.places(sweep)])
+    told = Paragraph([f"{len(children)} runs (", Name(counts), ")", *best, ". ", *source.places(sweep)])
     tables = accuracy_tables(children, objective, source.store, source.link)
     return Section(sweep.run_id, f"Sweep: {sweep.name}", [told, *tables, *source.shown(sweep)])
 
@@ -135,9 +139,9 @@ def _group(group: Sequence[Result], own: Sequence[Block], source: Source) -> Sec
     """Return a section on runs that differ only in their seed, with `own`, the tables and figures of the first."""
     first, *others = (result.run for result in group)
     title = f"{first.tags.get('task', 'run').replace('_', ' ')}: {re.sub(r'-s[0-9]+$', '', first.name)}"
-    words: list[str | Link] = [f"Seed {group[0].seed}: ", *source.places(first)]
+    words: list[str | Link | Name] = ["Seed ", Name(group[0].seed), ": ", *source.places(first)]
     for result, run in zip(group[1:], others, strict=True):
-        words += [f"; seed {result.seed}: ", *source.places(run)]
+        words += ["; seed ", Name(result.seed), ": ", *source.places(run)]
     return Section(first.run_id, title, [Paragraph(words), *own])
 
 
@@ -163,8 +167,18 @@ def _took(run: Stored) -> str:
     return f"{seconds / size:.0f} {unit}"
 
 
-def _table(path: Path) -> Table:
-    with path.open(newline="") as file:
+def _figure(path: Path, run: Stored) -> Figure:
+    """Return the figure in a file. Raises ValueError unless it is a PNG."""
+    png = path.read_bytes()
+    if png[:8] != b"\x89PNG\r\n\x1a\n" or len(png) < 24:
+        raise ValueError("it is not a PNG image")
+    return Figure(f"{run.run_id[:8]}-{path.stem}", path.stem.replace("_", " "), png)
+
+
+def _table(path: Path, run: Stored) -> Table:
+    """Return the table in a file. Raises ValueError if it has no header, or is not text."""
+    with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, restval="")
-        columns = reader.fieldnames or []
+        if not (columns := reader.fieldnames):
+            raise ValueError("it has no header")
         return Table(path.stem.replace("_", " "), columns, [[shown(row[name]) for name in columns] for row in reader])

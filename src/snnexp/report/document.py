@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from snnexp.analysis.seeds import short
 
@@ -18,7 +19,14 @@ class Link:
     href: str
 
 
-Words = str | Sequence[str | Link]
+@dataclass(frozen=True)
+class Name:
+    """Text that somebody else chose, such as the name of a run; backticks in it mark nothing."""
+
+    text: str
+
+
+Words = str | Sequence[str | Link | Name]
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,12 @@ class Section:
     @property
     def link(self) -> Link:
         """A link to this section, within the document."""
-        return Link(self.title, f"#{self.name}")
+        return Link(self.title, f"#{self.anchor}")
+
+    @property
+    def anchor(self) -> str:
+        """The name as an address, without quotes, spaces or brackets."""
+        return quote(self.name, safe="")
 
 
 def is_number(text: str) -> bool:
@@ -80,6 +93,6 @@ def shown(text: str) -> str:
     return text if not is_number(text) or re.fullmatch(r"[-+]?\d+", text) else short(float(text), 4)
 
 
-def parts_of(words: Words) -> list[str | Link]:
+def parts_of(words: Words) -> list[str | Link | Name]:
     """Return words as a list of their parts."""
     return [words] if isinstance(words, str) else list(words)

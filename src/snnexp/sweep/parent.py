@@ -6,13 +6,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from filelock import FileLock
-
 from snnexp.build import build
 from snnexp.errors import UserError
 from snnexp.journal import JOURNAL, Journal
-from snnexp.lock import try_lock
-from snnexp.rundir import LOCK
+from snnexp.rundir import RunDir
 from snnexp.tracking import MLflow, Status, Tracker
 
 log = logging.getLogger("snnexp.sweep")
@@ -36,13 +33,13 @@ class Parent:
     ) -> None:
         self.config, self.folder, self.name, self.params, self.tags, self.key = config, folder, name, params, tags, key
         self.tracker: Tracker = build("tracking", config)
-        self._lock: FileLock | None = None
+        self._held: RunDir | None = None
 
     def __enter__(self) -> Self:
         self.tracker.check()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = try_lock(self.folder / LOCK)  # as long as it is held, task=sync skips this folder
-        if self._lock is None:
+        self._held = RunDir.unused(self.folder)  # as long as it is locked, task=sync skips this folder
+        if self._held is None:
             raise UserError(f"hydra.sweep.dir={self.folder} is in use by another sweep")
         if self.key:
             Journal(self.folder).note(key=self.key)
@@ -56,8 +53,8 @@ class Parent:
     def close(self, status: Status) -> None:
         """Close the run and release the folder."""
         self.tracker.finish(status)
-        if self._lock:
-            self._lock.release()
+        if self._held:
+            self._held.release()
 
     @property
     def run_id(self) -> str | None:
@@ -65,7 +62,7 @@ class Parent:
 
     def publish(self, text: str, *files: str) -> None:
         """Print `text` and write it to summary.md; log it, and of the folder the experiments, figures and `files`."""
-        (self.folder / "summary.md").write_text(text)
+        (self.folder / "summary.md").write_text(text, encoding="utf-8")
         self.tracker.tags({"mlflow.note.content": text})
         for name in (*files, "summary.md", "experiment", "figures"):
             if (self.folder / name).exists():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,14 @@ from omegaconf import DictConfig
 from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED, minimized
 from snnexp.config import flatten, without_hydra
+from snnexp.errors import UserError
+from snnexp.files import read_json
+from snnexp.masking import masked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+log = logging.getLogger("snnexp.sweep")
 ALSO = ("val/accuracy", "test/accuracy", "test/spikes_per_sample", "epochs", "seconds")
 
 
@@ -39,20 +44,22 @@ class Child:
 
 
 def children(folder: Path) -> list[Child]:
-    """Return the jobs whose folders are in `folder`, sorted by number."""
-    found = [_child(path.parent) for path in folder.glob("*/job.json")]
+    """Return the jobs whose folders are in `folder`, sorted by number; what cannot be read is left out, with a word."""
+    found = []
+    for path in folder.glob("*/job.json"):
+        try:
+            found.append(_child(path.parent))
+        except (UserError, KeyError, TypeError) as error:
+            said = error if isinstance(error, UserError) else f"{path} cannot be read: it describes no job"
+            log.warning("left out of the summary: %s", said)
     return sorted(found, key=lambda child: child.number)
 
 
 def _child(folder: Path) -> Child:
-    def read(name: str) -> dict[str, Any]:
-        path = folder / name
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-
-    job, number = read("job.json"), int(folder.name) if folder.name.isdigit() else 0
-    folder = Path(job["folder"])  # with resume=true, it may be the folder of a job of an earlier sweep
-    run_id = read("tracking.json").get("run_id")
-    return Child(number, job["name"], job["varied"], read("result.json"), job["overrides"], run_id)
+    job, number = read_json(folder / "job.json") or {}, int(folder.name) if folder.name.isdigit() else 0
+    folder = folder / job["folder"]  # with resume=true, it may be the folder of a job of an earlier sweep
+    result, state = (read_json(folder / name) or {} for name in ("result.json", "tracking.json"))
+    return Child(number, job["name"], job["varied"], result, job["overrides"], state.get("run_id"))
 
 
 def best(found: Sequence[Child], metric: str) -> Child | None:
@@ -70,7 +77,9 @@ def table(found: Sequence[Child], objective: Sequence[str]) -> list[dict[str, An
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as a Markdown table, a mean and its spread in one cell."""
     columns = seeds.columns(rows)
-    lines = [columns, ["---"] * len(columns), *([seeds.cell(row, key) for key in columns] for row in rows)]
+    cells = [columns, *([seeds.cell(row, key) for key in columns] for row in rows)]
+    lines = [[re.sub(r"\s+", " ", cell.replace("|", r"\|")) for cell in line] for line in cells]
+    lines.insert(1, ["---"] * len(columns))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -95,14 +104,15 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
             *path, last = key.split(".")
             reduce(lambda node, part: node.setdefault(part, {}), path, values)[last] = value
     defaults = {"defaults": [{f"override /{group}": option} for group, option in options.items()]}
-    text = yaml.safe_dump(defaults, sort_keys=False) + (yaml.safe_dump(values, sort_keys=False) if values else "")
+    text = yaml.safe_dump(defaults, sort_keys=False)
+    text += yaml.safe_dump(masked(values), sort_keys=False) if values else ""
     return f"# @package _global_\n# {comment}\n{text}"
 
 
 def write_experiment(folder: Path, name: str, text: str) -> None:
     """Write an experiment file where `--config-dir FOLDER` finds it."""
     (folder / "experiment").mkdir(exist_ok=True)
-    (folder / "experiment" / f"{name}.yaml").write_text(text)
+    (folder / "experiment" / f"{name}.yaml").write_text(text, encoding="utf-8")
 
 
 def figure(found: Sequence[Child], metric: str) -> Figure:

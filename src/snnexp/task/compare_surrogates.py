@@ -11,39 +11,46 @@ from omegaconf import OmegaConf
 from snnexp.analysis import comparison, figures
 from snnexp.analysis.comparison import VAL, Setting
 from snnexp.build import build
-from snnexp.config import experiment_of
+from snnexp.config import experiment_of, listed
 from snnexp.errors import UserError
+from snnexp.files import read_json
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.task.base import Task
 from snnexp.training import Metrics, load_checkpoint
+from snnexp.trust import PACKAGES, check_targets
 
 
 class CompareSurrogates(Task):
     """Compare the finished runs in the folder `sweep`, in tables (settings, ranking, correlation; where measured,
-    sparsity; where peaks agree, same_peak) and figures. `run` raises UserError if there are no such runs.
+    sparsity; where peaks agree, same_peak) and figures. Their configs may name surrogates of `trusted_packages` besides
+    those of `trust.PACKAGES`. `run` raises UserError if there are no such runs.
     """
 
     groups = ("model", "dataset", "neuron", "surrogate")
 
-    def __init__(self, sweep: str) -> None:
-        self.sweep = Path(sweep).expanduser()
+    def __init__(self, sweep: str, trusted_packages: Sequence[str] = ()) -> None:
+        self.sweep, self.trusted = Path(sweep).expanduser(), listed(trusted_packages)
 
     def objectives(self, session: Session) -> list[str]:
         return [VAL]
 
     def run(self, session: Session, record: Record) -> Metrics:
         session.check()
-        found = _settings(self.sweep)
+        found = _settings(self.sweep, self.trusted)
         return record.tracked(lambda: _compared(record, found))
 
 
-def _settings(folder: Path) -> list[Setting]:
+def _settings(folder: Path, trusted: Sequence[str]) -> list[Setting]:
+    from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
+
     groups: dict[str, list[tuple[dict[str, Any], Path]]] = {}
     for job in sorted(folder.glob("*/job.json")):
-        run = Path(json.loads(job.read_text())["folder"])
+        run = job.parent / (read_json(job) or {})["folder"]
         if (run / "result.json").exists() and (run / "last.pt").exists():
             config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+            source, packages = str(run / "config.yaml"), (*PACKAGES, *trusted)
+            check_targets(config["surrogate"], SurrogateFunctionBase, source, packages, "task.trusted_packages")
             groups.setdefault(json.dumps(config["surrogate"]), []).append((config, run))
     if not groups:
         raise UserError(f"task.sweep={folder}: there are no finished trainings in that folder")

@@ -1,5 +1,6 @@
 """`task=convert`: turn a trained ANN into an SNN and test it at every T of timesteps, beside the ANN."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +10,8 @@ from matplotlib.figure import Figure
 
 from snnexp.analysis.style import BLUE, GREY, ORANGE, PURPLE, panels
 from snnexp.conversion.measure import LayerError
+from snnexp.conversion.network import Converted
+from snnexp.conversion.stored import save_network
 from snnexp.errors import UserError
 from snnexp.record import Record
 from snnexp.rundir import write_csv, write_json
@@ -16,6 +19,7 @@ from snnexp.session import Session
 from snnexp.task.converting import Conversion, Converting, accuracy_figure
 from snnexp.training import Metrics
 
+log = logging.getLogger(__name__)
 CURVES = {"before calibration": "plain", "SNN": "snn"}  # of the figure: label and metric
 
 
@@ -53,11 +57,21 @@ def _measured(conversion: Conversion) -> Metrics:
             layers += errors
             result |= cost
         done += [{"T": steps[-1], **asdict(each)} for each in records]
-        torch.save(snn.cpu(), record.folder / f"model_T{steps[-1]}.pt")
+        _save(snn.cpu(), record, steps[-1])
         record.write({f"{name}_T{snn.T}": rows for name, rows in snn.tables().items()}, {})
     result["val/accuracy"] = result[f"val/snn_accuracy_T{conversion.steps[-1]}"]  # the default objective
     _report(conversion, result, layers, done)
     return result
+
+
+def _save(snn: Converted, record: Record, T: int) -> None:
+    """Write the network as a pickle and, if possible, as a file that cannot run code."""
+    torch.save(snn, record.folder / f"model_T{T}.pt")
+    try:
+        save_network(snn, record.folder / f"network_T{T}.pt")
+        record.artifact(f"network_T{T}.pt")
+    except UserError as error:
+        log.warning("network_T%d.pt was not written, only the pickle model_T%d.pt: %s", T, T, error)
 
 
 def _report(conversion: Conversion, result: Metrics, layers: Sequence[LayerError], done: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +22,10 @@ from snnexp.conversion.measure import Account, LayerError, accuracies, ann_accur
 from snnexp.conversion.network import Converted, converted
 from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.walk import LayerRecord, Method, walk
+from snnexp.dataset.manifest import MANIFEST, emptied, fault, seal
 from snnexp.dataset.prepare import digest
 from snnexp.errors import UserError, integer, integer_or_none, require, told
+from snnexp.files import remove_leftovers
 from snnexp.lock import locked
 from snnexp.mitigation.base import Mitigation
 from snnexp.record import Record
@@ -33,6 +36,7 @@ from snnexp.terminal import LayerBar
 from snnexp.timefold import TimeFold
 from snnexp.training import THREADS, Metrics, launched
 
+log = logging.getLogger(__name__)
 COSTS = ("spikes", "spikes_per_neuron", "synaptic_operations", "energy_nj", "latency")  # of `Account`
 ANN = ("dataset", "model", "neuron", "loss", "optimizer", "scheduler", "trainer", "seed")  # what determines an ANN
 
@@ -206,17 +210,21 @@ def still(net: TimeFold) -> nn.Module:
 def trained(session: Session) -> Path:
     """Return the weights of this config's ANN, which is trained once and then found again by any conversion.
 
-    An interrupted training is resumed; a second process that wants the same ANN waits.
+    An interrupted training is resumed; a second process that wants the same ANN waits. Weights that are not as the
+    training left them are trained again.
     """
-    data = session.data
-    seen = [len(data.train), len(data.val), data.shape, data.classes, data.normalize]  # other images in the same place
-    key = digest(config={key: session.config[key] for key in ANN}, data=seen)
-    folder = Path(session.config["cache_dir"]) / "ann" / key
+    config = {key: session.config[key] for key in ANN}
+    folder = Path(session.config["cache_dir"]) / "ann" / digest(config=config, data=session.data.identity["digest"])
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
-        if not (folder / "done").exists():
+        remove_leftovers(folder)
+        if wrong := fault(folder):
+            if (folder / MANIFEST).exists():
+                log.warning("%s is not as it was trained (%s): it is trained again", folder, wrong)
+                emptied(folder)
             launched(session.trainer, _fitted, session, folder)
-            (folder / "done").touch()
+            (folder / "last.pt").unlink()  # resumes an interrupted training only
+            seal(folder)
     return folder / "best.pt"
 
 

@@ -112,7 +112,7 @@ def _density(distribution: str) -> Density | None:
     if distribution == "uniform":
         return None
     try:
-        with Path(distribution).expanduser().open(newline="") as file:
+        with Path(distribution).expanduser().open(encoding="utf-8", newline="") as file:
             rows = sorted((float(row["x"]), float(row["weight"])) for row in csv.DictReader(file))
     except (OSError, KeyError, ValueError, TypeError) as error:
         allowed = f"uniform, or a CSV file with columns x and weight ({error})"

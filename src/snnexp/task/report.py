@@ -1,12 +1,15 @@
 """`task=report`: write one page, as HTML and as Markdown, from what was logged."""
 
+import logging
 import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from snnexp.config import listed
 from snnexp.errors import UserError, require, told
+from snnexp.files import replace
 from snnexp.journal import JOURNAL, Journal
 from snnexp.record import Record
 from snnexp.report import html, markdown
@@ -18,6 +21,7 @@ from snnexp.task.ui import checked_port
 from snnexp.tracking import PARENT_TAG, Store, Stored
 from snnexp.training import Metrics
 
+log = logging.getLogger(__name__)
 NAME = r"[\w.+-]+"  # of a file
 
 
@@ -58,11 +62,11 @@ class Report(Task):
         ui = store.uri if store.uri.startswith("http") else f"http://127.0.0.1:{self.port}"
         with tempfile.TemporaryDirectory() as scratch:
             document = compose(title, runs, Source(store, ui, _folders(folder.parent), Path(scratch)))
-        (folder / f"{title}.html").write_text(html.written(document))
-        (folder / f"{title}.md").write_text(markdown.written(document, title))
+        replace(folder / f"{title}.html", html.written(document))
+        replace(folder / f"{title}.md", markdown.written(document, title))
         for figure in _figures(document):
             (folder / title).mkdir(exist_ok=True)
-            (folder / title / f"{figure.name}.png").write_bytes(figure.png)
+            replace(folder / title / f"{figure.name}.png", figure.png)
         print(f"report on {len(runs)} runs: {folder / title}.html\n  as Markdown: {folder / title}.md")
         return {"runs": float(len(runs))}
 
@@ -88,9 +92,17 @@ def _chosen(store: Store, names: Sequence[str], sweep: str | None, filter: str |
 
 def _folders(outputs: Path) -> dict[str, Link]:
     """Return {run id: link to its run directory}, relative to the reports, for all runs under `outputs`."""
-    found = {Journal(path.parent).state.get("run_id"): path.parent for path in outputs.rglob(JOURNAL)}
-    paths = {run_id: folder.relative_to(outputs).as_posix() for run_id, folder in found.items() if run_id}
-    return {run_id: Link(path, f"../{path}") for run_id, path in paths.items()}
+    links, broken = {}, []
+    for journal in (Journal(path.parent) for path in outputs.rglob(JOURNAL)):
+        try:
+            if run_id := journal.state.get("run_id"):
+                path = journal.folder.relative_to(outputs).as_posix()
+                links[run_id] = Link(path, f"../{quote(path)}")
+        except UserError as error:
+            broken.append(str(error))
+    if broken:
+        log.warning("no links to these run directories:\n  %s", "\n  ".join(broken))
+    return links
 
 
 def _figures(section: Section) -> list[Figure]:
