@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import os
 import shlex
 import subprocess
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, flatten
-from snnexp.errors import Pruned, UserError
+from snnexp.errors import FULL, Pruned, UserError
 from snnexp.rundir import RunDir, write_json
 from snnexp.session import Session
 from snnexp.signals import held
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from snnexp.task.base import Task
 
 Rows = Sequence[Mapping[str, Any]]  # a table: every row has the same keys
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # The groups that can name and tag a run, in the order of a run's name.
 TAGS = ("task", "model", "dataset", "neuron", "surrogate", "conversion", "calibration", "mitigation")
 
@@ -111,7 +109,8 @@ class Record:
             if error.errno not in FULL:
                 raise
             raise UserError(
-                f"cannot write to {self.folder}: {error.strerror}; make room, then go on with resume=true"
+                f"cannot write to {error.filename or self.folder}: {error.strerror}; make room, "
+                "then go on with resume=true"
             ) from error
         finally:
             with held():  # an impatient second Ctrl-C would leave the run open

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from snnexp.callbacks import close_grid
 from snnexp.config import check_objective, checked_config, conf_dir, listed
-from snnexp.errors import out_of_memory
+from snnexp.errors import explained
 from snnexp.signals import held, ignored, interrupting
 
 
@@ -25,7 +25,7 @@ def run(cfg: DictConfig) -> float | list[float] | None:
         with interrupting():
             return _run(cfg)
     except Exception as error:
-        if told := out_of_memory(error):
+        if told := explained(error):
             raise told from error
         raise
 
