@@ -19,7 +19,7 @@ import stored
 from conftest import SMALL, Done
 from snnexp.address import SQLITE_PATH, checked_uri, database, sqlite
 from snnexp.config import quoted
-from snnexp.errors import UserError, out_of_memory
+from snnexp.errors import UserError, explained
 from snnexp.run import _check_surroundings
 from snnexp.sweep import summary
 from snnexp.terminal import closing_table, rows_table
@@ -198,15 +198,27 @@ def test_a_report_in_an_ascii_locale(tmp_path: Path, empty_database: Path) -> No
     ids=lambda error: type(error).__name__,
 )
 def test_too_little_memory_is_a_sentence(error: Exception) -> None:
-    told = out_of_memory(error)
+    told = explained(error)
     assert told is not None
     assert str(told).startswith("not enough memory: ")
     assert "ulimit -v" in str(told)
 
 
-def test_other_errors_are_not_about_memory() -> None:
-    assert out_of_memory(ValueError("a wrong value")) is None
-    assert out_of_memory(UserError("killed by SIGKILL (out of memory?)")) is None
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device", "/tmp/x"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_full_disk_is_a_sentence(error: Exception) -> None:
+    assert "Make room in outputs_dir, cache_dir or TMPDIR, then repeat the command" in str(explained(error))
+
+
+def test_other_errors_are_not_explained() -> None:
+    assert explained(ValueError("a wrong value")) is None
+    assert explained(UserError("killed by SIGKILL (out of memory?)")) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")

@@ -1,5 +1,6 @@
 """Errors the user can fix: printed as one message, never as a traceback. Imports nothing heavy."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -42,23 +43,30 @@ def told(prefix: str = "") -> Iterator[None]:
         raise error.told(prefix + error.name) from error
 
 
-MEMORY = (  # how Python, torch and the system's loader say it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+UNWRITTEN = ("pytorchstreamwriter failed", "unexpected pos")  # torch.save on a full disk
+MEMORY = (  # how Python, torch and the system's loader report it
     *("can't allocate memory", "cannot allocate memory", "out of memory", "failed to map segment"),
     *("can't start new thread", "unable to allocate"),
 )
 
 
-def out_of_memory(error: Exception) -> UserError | None:
-    """Return the UserError that reports too little memory; None if `error` has another cause."""
-    said = " ".join(str(error).split())
-    if isinstance(error, UserError) or not (
-        isinstance(error, MemoryError) or any(sign in said.lower() for sign in MEMORY)
-    ):
+def explained(error: Exception) -> UserError | None:
+    """Return the UserError for what the machine lacks, memory or room on a disk; None if `error` has another cause."""
+    if isinstance(error, UserError):
         return None
-    return UserError(
-        f"not enough memory: {said[-200:] or type(error).__name__}\nAllow the process more (ulimit -v, the job's "
-        "memory limit), or make the work smaller: trainer.batch_size, trainer.eval_batch_size, model sizes"
-    )
+    said = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(sign in said.lower() for sign in MEMORY):
+        return UserError(
+            f"not enough memory: {said[-200:] or type(error).__name__}\nAllow the process more (ulimit -v, the job's "
+            "memory limit), or make the work smaller: trainer.batch_size, trainer.eval_batch_size, model sizes"
+        )
+    full = isinstance(error, OSError) and error.errno in FULL
+    if full or any(sign in said.lower() for sign in UNWRITTEN):
+        return UserError(
+            f"cannot write: {said}\nMake room in outputs_dir, cache_dir or TMPDIR, then repeat the command"
+        )
+    return None
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:

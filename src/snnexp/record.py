@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import subprocess
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, TAGS, flatten
-from snnexp.errors import Pruned, UserError
+from snnexp.errors import FULL, Pruned, UserError
 from snnexp.files import replace
 from snnexp.masking import masked
 from snnexp.rundir import RunDir, write_csv, write_json
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from snnexp.task.base import Task
 
 Rows = Sequence[Mapping[str, Any]]  # a table: every row has the same keys
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Record:
@@ -112,7 +110,7 @@ class Record:
             if error.errno not in FULL:
                 raise
             advice = "make room, then go on with resume=true"
-            raise UserError(f"cannot write to {self.folder}: {error.strerror}; {advice}") from error
+            raise UserError(f"cannot write to {error.filename or self.folder}: {error.strerror}; {advice}") from error
         finally:
             with held():  # an impatient second Ctrl-C would leave the run open
                 with suppress(OSError):  # these fail as well on a full disk, and the first error is the one to report

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from snnexp.callbacks import close_grid
 from snnexp.config import check_objective, checked_config, conf_dir, listed
-from snnexp.errors import out_of_memory
+from snnexp.errors import explained
 from snnexp.masking import masking_errors
 from snnexp.signals import held, ignored, interrupting
 
@@ -24,7 +24,7 @@ def run(cfg: DictConfig) -> float | list[float] | None:
         with interrupting():
             return _run(cfg)
     except Exception as error:
-        if told := out_of_memory(error):
+        if told := explained(error):
             raise told from error
         raise
 

@@ -60,7 +60,7 @@ class Report(Task):
         folder = Path(session.config["outputs_dir"]) / "reports"
         folder.mkdir(parents=True, exist_ok=True)
         ui = store.uri if store.uri.startswith("http") else f"http://127.0.0.1:{self.port}"
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             document = compose(title, runs, Source(store, ui, _folders(folder.parent), Path(scratch)))
         replace(folder / f"{title}.html", html.written(document))
         replace(folder / f"{title}.md", markdown.written(document, title))
