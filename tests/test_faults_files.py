@@ -60,7 +60,7 @@ def test_the_fuzzer_finds_what_is_bad() -> None:
 
     found = {}
     for data in (b"exception", b"foreign words", b"terminal", b"endless", b"large", b"larger", b"refused", b"accepted"):
-        counts = fuzz(lambda _, data=data: read(data), [b"x"], 1, 0, "file", seconds=1)
+        counts = fuzz(lambda _, data=data: read(data), [b"x"], 1, 0, "file", seconds=0.5)
         found[data.decode()] = counts.bad[0].split(": ")[1] if counts.bad else (counts.refused, counts.accepted)
     assert found.pop("large").startswith("took 2")
     assert found == {
@@ -372,7 +372,6 @@ for folder in map(Path, sys.argv[1:]):
     except UserError as error:
         said = "refused"
     spent = resource.getrusage(resource.RUSAGE_SELF).ru_utime - cpu
-    import time; print(time.time(), file=sys.stderr)
     print(folder.name, said, status("VmHWM") - start, round(spent, 1))
 """
 
@@ -405,13 +404,8 @@ def test_memory_and_time_are_bounded(tmp_path: Path) -> None:
                 picture.save(folder / f"{k}.png")
         expected[name] = said
     command = [sys.executable, "-W", "ignore", "-c", CHILD, *(str(tmp_path / name) for name in expected)]
-    import time
-
-    print(time.time())
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    print(done.stdout, done.stderr, time.time())
-    assert 0
     rows = [line.split() for line in done.stdout.splitlines()]
     assert {row[0]: row[1] for row in rows} == expected
     assert {row[0]: row[2] for row in rows if int(row[2]) > 80} == {}, "MiB, of which an MNIST file has 45"
