@@ -111,6 +111,9 @@ def snnexp(
             code: Any = 0
         except SystemExit as stop:
             code = stop.code
+        if isinstance(code, str):  # a message, which the interpreter prints
+            print(code, file=sys.stderr)
+            code = 1
         out, err = capfd.readouterr()
         return Done(int(code or 0), out, err, tmp_path / "outputs")
 

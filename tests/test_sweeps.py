@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 import hydra_plugins.snnexp_optuna._report
 import sweep_app
-from conftest import ROOT, SMALL, Done, start
+from conftest import ROOT, SMALL, Done
 from forked import Forked
 from waiting import until
 
@@ -308,8 +309,14 @@ def runs(done: Done) -> list[Any]:
     return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
 
 
-def test_a_grid_has_a_parent_with_a_summary(snnexp: Callable[..., Done]) -> None:
-    done = snnexp("-m", *SMALL, "trainer.epochs=1", "surrogate=atan,sine", "seed=0,1")
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hydra_plugins.snnexp_optuna._report._figures", lambda study, names, folder: None)
+
+
+@pytest.mark.usefixtures("store")
+def test_a_grid_has_a_run_per_job_and_a_parent_with_a_summary(snnexp: Callable[..., Done]) -> None:
+    done = snnexp("-m", *TINY, "surrogate=atan,sine", "seed=0,1")
     assert done.code == 0, done.err
     (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs(done) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -321,6 +328,9 @@ def test_a_grid_has_a_parent_with_a_summary(snnexp: Callable[..., Done]) -> None
     best = max(children, key=lambda run: run.data.metrics["val/accuracy"])
     assert parent.data.metrics["best/val/accuracy"] == best.data.metrics["val/accuracy"]
     (folder,) = done.outputs.glob("multirun/*/*")
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
+    assert len(results) == 4
+    assert all(one != other for one, other in combinations(results, 2))
     rows = (folder / "summary.csv").read_text().splitlines()
     assert len(rows) == 3
     assert "val/accuracy std" in rows[0]
@@ -329,8 +339,9 @@ def test_a_grid_has_a_parent_with_a_summary(snnexp: Callable[..., Done]) -> None
     assert again.result()["val/accuracy"] == best.data.metrics["val/accuracy"]
 
 
+@pytest.mark.usefixtures("store")
 def test_a_grid_that_fails_keeps_what_it_found(snnexp: Callable[..., Done]) -> None:
-    done = snnexp("-m", *SMALL, "trainer.epochs=1", "seed=0,-1")
+    done = snnexp("-m", *TINY, "seed=0,-1")
     assert done.code == 1
     assert "seed=-1 is not allowed" in done.err
     (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]
@@ -338,8 +349,9 @@ def test_a_grid_that_fails_keeps_what_it_found(snnexp: Callable[..., Done]) -> N
     assert next(done.outputs.glob("multirun/*/*/summary.csv")).read_text().splitlines()[1].startswith("1,")
 
 
+@pytest.mark.usefixtures("store")
 def test_a_grid_that_is_resumed_counts_what_was_there(snnexp: Callable[..., Done]) -> None:
-    small = (*SMALL, "trainer.epochs=1", "resume=true")
+    small = (*TINY, "resume=true")
     assert snnexp("-m", *small, "seed=0,1").code == 0
     done = snnexp("-m", *small, "seed=0,1,2")
     assert done.code == 0, done.err
@@ -354,6 +366,7 @@ def test_a_study_wants_a_multirun_and_a_range_a_study(snnexp: Callable[..., Done
     assert (grid.code, "hydra.sweeper.n_trials=N" in grid.err) == (1, True)
 
 
+@pytest.mark.usefixtures("store", "no_figures")
 def test_a_study_of_trainings_prunes_and_nests_its_trials(snnexp: Callable[..., Done]) -> None:
     # the lowest percentile: whatever is not the best so far is pruned
     pruner = (
@@ -362,7 +375,7 @@ def test_a_study_of_trainings_prunes_and_nests_its_trials(snnexp: Callable[..., 
     )
     done = snnexp(
         "-m",
-        *SMALL,
+        *TINY,
         "+sweep=surrogate_alpha",
         "trainer.epochs=2",
         "hydra.sweeper.n_trials=4",
@@ -383,12 +396,17 @@ def test_a_study_of_trainings_prunes_and_nests_its_trials(snnexp: Callable[..., 
     assert "PRUNED" in states(ours.trials)
 
 
-def test_accuracy_against_spikes_and_against_time(snnexp: Callable[..., Done]) -> None:
+def test_accuracy_against_spikes_and_against_time(
+    snnexp: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawings = hydra_plugins.snnexp_optuna._report._drawings
+    first = lambda study, names: islice(drawings(study, names), 1)  # noqa: E731  # the Pareto front
+    monkeypatch.setattr("hydra_plugins.snnexp_optuna._report._drawings", first)
     names = ["val/accuracy", "val/spikes_per_sample", "val/accuracy_T1"]
     done = snnexp(
         "-m",
-        *SMALL,
-        "trainer.epochs=1",
+        *TINY,
+        "tracking=none",
         f"objective=[{','.join(names)}]",
         "neuron.threshold=range(1,4)",
         "hydra.sweeper.direction=[maximize,minimize,maximize]",
@@ -424,13 +442,15 @@ def test_these_sweeps_are_shipped() -> None:
     ]
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("name", [name for name in SWEEPS if name != "conversion_threshold"])
 def test_every_shipped_sweep_begins(snnexp: Callable[..., Done], name: str) -> None:
-    done = snnexp("-m", *SMALL, f"+sweep={name}", "trainer.epochs=1", "hydra.sweeper.n_trials=1", "tracking=none")
+    done = snnexp("-m", *TINY, f"+sweep={name}", "hydra.sweeper.n_trials=1", "tracking=none")
     assert done.code == 0, done.err
     assert "best: trial 0" in done.out
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_sweep_over_conversions_trains_its_network_once(snnexp: Callable[..., Done], cache: Path) -> None:
     before = set(cache.glob("ann/*"))
     done = snnexp(
@@ -439,7 +459,7 @@ def test_a_sweep_over_conversions_trains_its_network_once(snnexp: Callable[..., 
         "timesteps=[2,4]",
         "trainer.epochs=1",
         "trainer.threads=1",
-        "model.width=8",
+        "model.width=4",
         "objective=[val/snn_accuracy_T2,val/snn_accuracy_T4]",
         "tracking=none",
         "hydra.sweeper.direction=[maximize,maximize]",
@@ -460,23 +480,19 @@ def test_an_unknown_sweep_is_an_error(snnexp: Callable[..., Done]) -> None:
 
 
 @pytest.mark.slow
-def test_eight_processes_write_one_store_and_one_study(environment: dict[str, str], tmp_path: Path) -> None:
+def test_eight_processes_write_one_store_and_one_study(forked: Callable[..., Forked], tmp_path: Path) -> None:
     """Nothing lost, nothing twice, no locked database. SNNEXP_TEST_RUNS=200 makes it long."""
     n = int(os.environ.get("SNNEXP_TEST_RUNS", "48"))
     arguments = (
         "-m",
-        *SMALL,
-        "trainer.epochs=1",
-        "model.hidden=8",
-        "timesteps=2",
+        *TINY,
         "dataset.validation=0.1",
         "neuron.threshold=interval(0.5,2)",
         f"hydra.sweeper.n_trials={n}",
     )
-    environment = environment | {"OMP_NUM_THREADS": "1"}
-    parents = [start(environment, *arguments) for _ in range(8)]
+    parents = [forked(*arguments) for _ in range(8)]
     for parent in parents:
-        _, err = parent.communicate()
+        _, err = parent.communicate(timeout=3600)
         assert parent.returncode == 0, err
         assert "locked" not in err
     done = Done(0, "", "", tmp_path / "outputs")
