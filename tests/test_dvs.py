@@ -31,7 +31,7 @@ from snnexp.model.convnet import ConvNet
 from snnexp.neuron.qcfs import QCFS
 from snnexp.session import Session
 from snnexp.task.dvs import accumulates, summary
-from snnexp.task.train import fit
+from snnexp.task.train import train_network
 from snnexp.timefold import TimeFold, TimeMean
 from test_images import composed
 
@@ -508,12 +508,12 @@ def test_the_dspike_presets_train_in_small(preset: str, root: Path, tmp_path: Pa
         "tracking=none",
         f"cache_dir={tmp_path}",
     )
-    session = Session(config, {}, tmp_path)
+    session = Session(config, {})
     net = session.network()
     assert {type(site).__name__ for site in net.sites().values()} == {"LIF"}
     assert len(net.sites()) == 17  # ResNet-18: 17 convolutions with a neuron each
     assert {type(site.surrogate).__name__ for site in net.sites().values()} == {"Dspike"}
     before = next(net.network.parameters()).clone()
-    progress = fit(session.trainer.fabric(), session, net, tmp_path)
+    progress = train_network(session.trainer.fabric(), session, net, tmp_path)
     assert np.isfinite(progress.history[0]["train/loss"])
     assert not torch.equal(before, next(net.network.parameters()))

@@ -495,7 +495,7 @@ BRIEF = (
 def fit(folder: Path, *overrides: str, stop: int | None = None) -> dict[str, object]:
     """What last.pt holds after a training of `BRIEF`, killed after `stop` steps of its second epoch."""
     folder.mkdir(exist_ok=True)
-    session = Session(composed(*BRIEF, *overrides), {}, folder)
+    session = Session(composed(*BRIEF, *overrides), {})
 
     def on_step(p: Progress, steps: int) -> None:
         if (p.epoch, p.step) == (1, stop):
@@ -536,7 +536,7 @@ def test_a_compiled_network_trains_and_validates_as_the_network_it_is_of(tmp_pat
         torch.testing.assert_close(compiled["model"][key], value, rtol=1e-3, atol=1e-4)
     for ours, theirs in zip(compiled["history"], plain["history"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3)
-    net = Session(composed(*BRIEF), {}, tmp_path).network()
+    net = Session(composed(*BRIEF), {}).network()
     net.load_state_dict(load_checkpoint(tmp_path / "true" / "best.pt")["model"])
     best = compiled["history"][compiled["best_epoch"]]
     data, loss = digits(validation=0.9), torch.nn.functional.cross_entropy
@@ -673,7 +673,7 @@ def test_every_preset_says_what_to_expect_and_can_be_made(path: Path) -> None:
     assert header[2].startswith(f"# snnexp experiment={path.stem}")
     assert any(line.startswith("# Expected: ") and "+-" in line for line in header)
     assert any(line.startswith("# Time: ") for line in header)
-    session = Session(composed(f"experiment={path.stem}", "tracking=none"), {}, path.parent)
+    session = Session(composed(f"experiment={path.stem}", "tracking=none"), {})
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     split = Split(images, torch.zeros(2, dtype=torch.int64), torch.arange(2))
     session.data = (
