@@ -39,12 +39,12 @@ def session(options: argparse.Namespace, seed: int) -> Session:
         config = OmegaConf.to_container(
             compose("config", overrides=[*overrides, "trainer.accelerator=cpu"]), resolve=True
         )
-    return Session(config, {}, Path(tempfile.mkdtemp()))
+    return Session(config, {})
 
 
 def ours(options: argparse.Namespace, seed: int, data: Data) -> float:
     """Return the test accuracy of the epoch that is best on the validation split."""
-    run = session(options, seed)
+    run, folder = session(options, seed), Path(tempfile.mkdtemp())
     run.data = data
     net = run.network()
     Fit(
@@ -56,11 +56,11 @@ def ours(options: argparse.Namespace, seed: int, data: Data) -> float:
         run.scheduler,
         run.trainer,
         seed=seed,
-        folder=run.run_dir,
+        folder=folder,
         on_step=lambda *_: None,
         on_epoch=lambda _: None,
     ).run()
-    net.load_state_dict(load_checkpoint(run.run_dir / "best.pt")["model"])
+    net.load_state_dict(load_checkpoint(folder / "best.pt")["model"])
     return evaluate(net, data.test, run.loss, 256, CPU, len(data.classes)).accuracy
 
 

@@ -1,4 +1,4 @@
-"""A job that does nothing, for bench/sweep_overhead.py: a task of snnexp, and a Hydra program with snnexp's configs.
+"""A Hydra program with snnexp's configs whose jobs do nothing, for bench/sweep_overhead.py.
 
 Each call appends the time and the processor time used so far to the file $STARTS.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -19,11 +18,6 @@ CONF = str(Path(__file__).resolve().parents[1] / "conf")
 def mark() -> None:
     with Path(os.environ["STARTS"]).open("a") as file:
         file.write(f"{time.time()!r} {time.process_time()!r}\n")
-
-
-def task(session: Any) -> dict[str, float]:
-    mark()
-    return session.tracked(lambda: {"val/accuracy": 0.5})  # type: ignore[no-any-return]
 
 
 @hydra.main(config_path=CONF, config_name="config", version_base="1.3")

@@ -32,7 +32,7 @@ from snnexp.analysis import temperature
 from snnexp.config import conf_dir
 from snnexp.evaluate import evaluate
 from snnexp.session import Session
-from snnexp.task.train import fit
+from snnexp.task.train import train_network
 from snnexp.training import load_checkpoint
 
 LAB = {
@@ -66,7 +66,7 @@ class Runs:
         return self.known[key]
 
     def _run(self, key: str) -> dict[str, Any]:
-        session = self._session(key.split())
+        session, folder = self._session(key.split()), Path(tempfile.mkdtemp(dir=self.work))
         net, choices = session.network(), [0.0]
 
         def timed(*arguments: Any) -> None:
@@ -76,9 +76,9 @@ class Runs:
 
         chosen, begin = temperature.choose, time.process_time()
         with patch.object(temperature, "choose", timed), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            progress = fit(session.trainer.fabric(), session, net, session.run_dir)
+            progress = train_network(session.trainer.fabric(), session, net, folder)
         seconds = time.process_time() - begin
-        best = load_checkpoint(session.run_dir / "best.pt")
+        best = load_checkpoint(folder / "best.pt")
         net.load_state_dict(best["model"])
         test = evaluate(net, session.data.test, session.loss, 256, torch.device("cpu"), 10).accuracy
         return {
@@ -100,7 +100,7 @@ class Runs:
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             config = OmegaConf.to_container(compose("config", overrides=[*overrides, *fixed]), resolve=True)
         torch.set_num_threads(1)
-        return Session(config, {}, Path(tempfile.mkdtemp(dir=self.work)))  # type: ignore[arg-type]
+        return Session(config, {})  # type: ignore[arg-type]
 
 
 def table(runs: Runs, variants: dict[str, str], common: str, seeds: int) -> dict[str, dict[str, list[float]]]:

@@ -78,7 +78,7 @@ def commands(folder: Path, n: int, peer: Path) -> dict[str, list[str]]:
     random = ["hydra.sweeper.sampler={_target_:optuna.samplers.RandomSampler,seed:0}"]
     no_callbacks = ["~hydra.callbacks.outputs", "~hydra.callbacks.grid"]
     program = [str(HERE / "nothing.py")]
-    ours = ["-m", "snnexp.run", *common, "task._target_=nothing.task", *study, *random]
+    ours = ["-m", "snnexp.run", *common, "task._target_=nothing_task.NothingTask", *study, *random]
     theirs = [
         "hydra/sweeper=optuna",
         "hydra/sweeper/sampler=random",

@@ -72,7 +72,7 @@ def ours(args: argparse.Namespace, x: Tensor, y: Tensor) -> float:
         augment=Augment(crop=4, flip=True),
         normalize=((0.5,) * 3, (0.25,) * 3),
     )
-    session = Session(config(args, 2), {}, Path(tempfile.mkdtemp()))
+    session = Session(config(args, 2), {})
     session.data = data
     times: list[float] = []
     Fit(
@@ -84,7 +84,7 @@ def ours(args: argparse.Namespace, x: Tensor, y: Tensor) -> float:
         session.scheduler,
         session.trainer,
         seed=0,
-        folder=session.run_dir,
+        folder=Path(tempfile.mkdtemp()),
         on_step=lambda p, _: times.append(time.perf_counter()),
         on_epoch=lambda _: None,
     ).run()

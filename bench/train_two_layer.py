@@ -48,7 +48,7 @@ def snnexp_side(options: argparse.Namespace) -> float:
 
     config = composed(options)
     folder = Path(tempfile.mkdtemp(dir=options.cache))
-    session = Session(config, {}, folder)
+    session = Session(config, {})
     data, times = session.data, []
 
     def on_step(progress: object, steps: int) -> None:

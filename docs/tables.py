@@ -35,7 +35,7 @@ def options(group: str) -> dict[str, str]:
             raise SystemExit(f"{path} has no header line")
         goes_on = lines[1].startswith("#")  # then the header ends with the last whole sentence of its first line
         sentences = re.match(r".*[.?](?= |$)", lines[0]) if goes_on else None
-        found[path.stem] = (sentences[0] if sentences else lines[0]).removeprefix("# ")
+        found[path.stem] = (sentences[0] if sentences else lines[0]).removeprefix("# ").replace("|", r"\|")
     return found
 
 

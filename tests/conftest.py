@@ -21,9 +21,13 @@ from hydra.core.global_hydra import GlobalHydra
 
 from forked import Forked
 from snnexp.lock import locked
+from snnexp.signals import SIGNALS
 from snnexp.tracking.writer import create_store
 from waiting import until
 
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored in a script's background job, and then by all children
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in as many processes as there are cores
 ROOT = Path(__file__).resolve().parents[1]
 # Small, but the real thing: every stage of the main job, in seconds.
@@ -106,12 +110,16 @@ def snnexp(
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", ["snnexp", *arguments])
         capfd.readouterr()
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             main()
             code: Any = 0
         except SystemExit as stop:
             code = stop.code
-        if isinstance(code, str):  # a message, which the interpreter prints
+        finally:
+            for number, handler in handlers.items():  # a command that was interrupted ignores further signals
+                signal.signal(number, handler)
+        if isinstance(code, str):  # the interpreter prints it
             print(code, file=sys.stderr)
             code = 1
         out, err = capfd.readouterr()

@@ -81,7 +81,10 @@ def test_one_holder_at_a_time_and_the_others_are_told(path: Path) -> None:
     with holder(path) as process:
         assert is_locked(path) is True
         assert try_lock(path) is None
-        with pytest.raises(TimeoutError, match=r"a\.lock is in use by another process"), locked(path, patience=0.1):
+        with (
+            pytest.raises(TimeoutError, match=rf"a\.lock is in use by process {process.pid} \("),
+            locked(path, patience=0.1),
+        ):
             pass
         process.kill()
         process.wait()
@@ -106,8 +109,11 @@ def test_a_wait_ends_soon_after_the_release(path: Path) -> None:
             assert 0.2 < time.monotonic() - begin < 5
 
 
-def test_a_wait_without_limit_is_logged_once(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wait_without_limit_is_logged_once(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr("snnexp.lock.TELL_AFTER", 0.1)
     with locked(path):
         assert not caplog.records
     with holder(path) as process:
@@ -115,7 +121,7 @@ def test_a_wait_without_limit_is_logged_once(path: Path, caplog: pytest.LogCaptu
         with locked(path):
             pass
     (record,) = caplog.records
-    assert record.getMessage() == f"waiting for another process to release {path}"
+    assert record.getMessage().startswith(f"waiting for {path}, which is held by process {process.pid} (")
 
 
 def test_two_threads_and_two_holds_of_one_thread_exclude_each_other(path: Path) -> None:
