@@ -232,7 +232,9 @@ def test_a_model_that_brings_broken_weights_is_refused() -> None:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         made = compose("config", ["dataset=digits", "model=custom", f"model._target_={__name__}.broken"])
     config = OmegaConf.to_container(made, resolve=True)
-    with pytest.raises(UserError, match=rf"model \({__name__}.broken\) gives weights that are NaN or infinite: 1.weight"):
+    with pytest.raises(
+        UserError, match=rf"model \({__name__}.broken\) gives weights that are NaN or infinite: 1.weight"
+    ):
         Session(config, {}).network()
 
 
@@ -240,7 +242,7 @@ def test_a_network_to_convert_is_watched() -> None:
     x = torch.rand(8, 4)
     net = network().network
     net[1].weight.data[0, 0] = NAN
-    with pytest.raises(UserError, match="the weights 1.weight of the network are NaN or infinite"):
+    with pytest.raises(UserError, match=r"the weights 1\.weight of the network are NaN or infinite"):
         convert(net, x, MaxThreshold(), 4)
     net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
     for layer in (net[0], net[2]):

@@ -46,7 +46,9 @@ def read(path: str | Path, key: str = "checkpoint") -> dict[str, Tensor]:
         if not isinstance(name, str):
             raise UserError(f"{key}={path}: the key {name!r} of a tensor is not text, as those of a state_dict are")
         if kind := _kind(value):
-            raise UserError(f"{key}={path}: {name} is a {kind} tensor: save it as a dense one of floating-point numbers")
+            raise UserError(
+                f"{key}={path}: {name} is a {kind} tensor: save it as a dense one of floating-point numbers"
+            )
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
