@@ -34,11 +34,9 @@ def preload() -> None:
         import matplotlib.pyplot
         import optuna.storages.journal
         import optuna.visualization.matplotlib
-        import sklearn.ensemble
         from hydra.core.plugins import Plugins
 
         Plugins.instance()  # first: it executes the modules of plugins, even if they are imported already
-        import hydra_plugins.snnexp_optuna._study
         import snnexp.task.train
         import snnexp.tracking.client
 

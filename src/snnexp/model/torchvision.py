@@ -25,6 +25,7 @@ def network(shape: Shape, classes: int, neuron: Neuron, *, name: str, weights: s
     near = tuple(fnmatch.filter(known, f"{str(name)[:6]}*")) or tuple(known)
     choice("name", name, tuple(known) if name in known else near)
     require(shape[0] == 3, "name", name, "used with images of three channels (dataset.channels=3)")
+    require(weights is None or isinstance(weights, str), "weights", weights, "null, default, or a file of weights")
     if weights is None:
         net = torchvision.models.get_model(name, num_classes=classes)
     else:
