@@ -396,9 +396,7 @@ def test_a_study_of_trainings_prunes_and_nests_its_trials(snnexp: Callable[..., 
     assert "PRUNED" in states(ours.trials)
 
 
-def test_accuracy_against_spikes_and_against_time(
-    snnexp: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_accuracy_against_spikes_and_against_time(snnexp: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     drawings = hydra_plugins.snnexp_optuna._report._drawings
     first = lambda study, names: islice(drawings(study, names), 1)  # noqa: E731  # the Pareto front
     monkeypatch.setattr("hydra_plugins.snnexp_optuna._report._drawings", first)
