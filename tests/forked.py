@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
 
+from snnexp.signals import SIGNALS
+
 fork = multiprocessing.get_context("fork")
 
 
@@ -34,9 +36,11 @@ def preload() -> None:
         import matplotlib.pyplot
         import optuna.storages.journal
         import optuna.visualization.matplotlib
+        import sklearn.ensemble  # noqa: F401
         from hydra.core.plugins import Plugins
 
         Plugins.instance()  # first: it executes the modules of plugins, even if they are imported already
+        import hydra_plugins.snnexp_optuna._study  # noqa: F401
         import snnexp.task.train
         import snnexp.tracking.client
 
@@ -126,7 +130,8 @@ def _child(
     function: Callable[[], object], argv: list[str], folder: Path, files: list[Path], environment: dict[str, str]
 ) -> None:
     os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for number, file in enumerate(files, 1):
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, number)

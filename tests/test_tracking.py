@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,24 +203,22 @@ def assert_complete(uri: str, run_id: str) -> None:
 def test_killed_at_random_moments_and_resumed_it_is_one_complete_run(
     store: str, request: pytest.FixtureRequest, empty_database: Path
 ) -> None:
-    """Killed twice within 0.4 s of its start, which is when a fresh store is created, and four times in later epochs."""
+    """Killed twice within 0.4 s of its start, when a fresh store is being created, and four times in later epochs."""
     outputs, chance = request.getfixturevalue(store), random.Random(0)
     mark, kills = outputs / "runs" / "a" / "epoch", 0
+    process: Any = None
 
     def epoch() -> int:
         text = mark.read_text() if mark.exists() else ""
-        return int(text or 0)
+        return int(text or 0) if process.is_alive() else EPOCHS + 2
 
-    for target in (None, None, 3, 6, 9, 12, EPOCHS + 1):
+    for target in (0, 0, 3, 6, 9, 12, EPOCHS + 1):
         process = fork.Process(target=train, args=(outputs, "a"))
         process.start()
-        if target is None:
-            process.join(chance.uniform(0, 0.4))
-        else:
-            until(lambda: epoch() >= target or not process.is_alive(), f"epoch {target}", progress=epoch)
-            process.join(chance.uniform(0, 0.02))
+        until(partial(lambda target: epoch() >= target, target), f"epoch {target}", progress=epoch)
+        process.join(chance.uniform(0, 0.02 if target else 0.4))
         if process.is_alive():
-            os.kill(process.pid or 0, signal.SIGKILL)
+            os.kill(process.pid, signal.SIGKILL)
             process.join()
         kills += process.exitcode == -signal.SIGKILL
     assert process.exitcode == 0
