@@ -703,7 +703,7 @@ def test_convert_trains_its_ann_once_and_logs_what_the_design_names(snnexp: Call
     ):
         assert name in result
     (run,) = done.runs()
-    assert {"layers.csv", "model_T4.pt", "corrections.json"} <= {p.name for p in run.iterdir()}
+    assert {"layers.csv", "model_T4.pt", "network_T4.pt", "corrections.json"} <= {p.name for p in run.iterdir()}
     assert {p.name for p in (run / "figures").iterdir()} == {"accuracy.png", "layers.png"}
     from mlflow import MlflowClient
 

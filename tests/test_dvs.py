@@ -485,7 +485,7 @@ def test_mitigations_are_compared_on_whole_recordings(snnexp: Callable[..., Done
         (["dataset=digits"], "choose dataset=cifar10_dvs or dataset=cifar10_saccade"),
         (["neuron=lif"], "neuron=lif spikes: task=dvs trains ANNs"),
         (["neuron@task.direct=relu"], "task.direct=torch.nn.ReLU does not spike"),
-        (["task.seeds=3"], "task.seeds=3 is not allowed: it must be a list of integers"),
+        (["task.seeds=3"], "task.seeds=3 is not allowed: it must be a list"),
         (["task.rounds=[0]"], "task.rounds=0 is not allowed"),
         (["neuron=relu"], "conversion=qcfs takes its thresholds"),
     ],

@@ -62,7 +62,7 @@ def test_the_fuzzer_finds_what_is_bad() -> None:
     for data in (b"exception", b"foreign words", b"terminal", b"endless", b"large", b"larger", b"refused", b"accepted"):
         counts = fuzz(lambda _, data=data: read(data), [b"x"], 1, 0, "file", seconds=0.5)
         found[data.decode()] = counts.bad[0].split(": ")[1] if counts.bad else (counts.refused, counts.accepted)
-    assert found.pop("large").startswith("took 2")
+    assert 190 <= int(found.pop("large").removeprefix("took ").removesuffix(" MiB")) <= 260
     assert found == {
         "exception": "ValueError",
         "foreign words": "an unclear refusal",

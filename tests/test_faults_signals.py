@@ -89,7 +89,7 @@ def _images_only(conversion: Any) -> None:
 def test_a_signal_during_preparation_leaves_no_run(
     snnexp: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    interrupted(monkeypatch, "os.sync", signal.SIGTERM)  # when all is written, but not yet in its place
+    interrupted(monkeypatch, "snnexp.dataset.saccade.progress", signal.SIGTERM)  # the folder is made, but not complete
     done = snnexp(*SMALL, f"cache_dir={tmp_path / 'cache'}")
     assert (done.code, done.runs()) == (130, [])
     assert "Traceback" not in done.err

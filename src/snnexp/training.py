@@ -32,7 +32,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from snnexp.dataset.base import Data, Split
 from snnexp.errors import InvalidValue, UserError, boolean, choice, integer, integer_or_none, number, require
 from snnexp.finite import Watch
-from snnexp.signals import collected, handled, held, interrupt, interrupting
+from snnexp.signals import collected, handled, interrupt, interrupting
 
 Metrics = dict[str, float]
 METRICS = ("val/accuracy", "val/loss")  # metrics that can choose an epoch, or a run of a sweep
@@ -370,7 +370,7 @@ def launched(trainer: Trainer, function: Callable[..., Any], *arguments: Any) ->
     if trainer.devices == 1:
         return function(fabric, *arguments)
     try:
-        with handled(_to_ranks):
+        with handled(_interrupt):
             return fabric.launch(_Rank(function, os.getpid()), *arguments)
     except ProcessRaisedException as error:
         # the rank's exception arrives as text
@@ -384,7 +384,7 @@ def launched(trainer: Trainer, function: Callable[..., Any], *arguments: Any) ->
             "SIGKILL is often the system's answer to too little memory. Continue with resume=true"
         ) from error
     finally:
-        with held():
+        with handled(_to_ranks):
             for rank in active_children():
                 rank.join(timeout=60)  # after Ctrl-C, ranks stop at their epoch's end: no resumed run may overlap them
 
@@ -408,8 +408,13 @@ class _Rank:
         return result
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Answer a signal in the parent of ranks."""
+    _to_ranks(number, frame)
+    interrupt(number, frame)
+
+
 def _to_ranks(number: int, frame: FrameType | None) -> None:
     for rank in active_children():
         if rank.pid:
             os.kill(rank.pid, signal.SIGTERM)
-    interrupt(number, frame)

@@ -72,9 +72,12 @@ def relocated(uri: str, artifacts: str) -> Path | None:
     None if nothing was moved. Raises UserError if the folder is in neither place.
     """
     store, old = database(uri), Path(unquote(artifacts))  # ROOT/<run id>/artifacts
-    if store is None or not old.is_absolute() or old.parents[1].exists():
+    if store is None or not old.is_absolute():
         return None
-    if (root := store.parent / "artifacts").is_dir():
+    root = store.parent / "artifacts"
+    if old.parents[1] == root or old.parents[1].exists():  # without files there is no folder
+        return None
+    if root.is_dir():
         return root.joinpath(*old.parts[-2:])
     raise UserError(
         f"the run's files were stored in {old.parents[1]}, which no longer exists, and are not in {root} either: move "
