@@ -61,7 +61,7 @@ class Flow:
         return found
 
     def replace(self, node: fx.Node, module: nn.Module) -> None:
-        """Put `module` in the place of the one that `node` calls."""
+        """Replace the module that `node` calls by `module`."""
         self.graph.set_submodule(str(node.target), module)
         self.modules = dict(self.graph.named_modules())
 

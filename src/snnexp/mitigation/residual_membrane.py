@@ -2,7 +2,8 @@
 
 Hao et al., "Reducing ANN-SNN Conversion Error through Residual Membrane Potential", AAAI 2023: the network runs
 `rehearse` steps; then it starts again, and neurons with v(rehearse) < 0 emit nothing in the T steps that count. (The
-authors' code silences v <= 0.001 theta.) It acts only on over-firing, of neurons whose ANN activation is mostly 0.
+authors' code silences v <= 0.001 theta.) It only corrects neurons that fire too often; the ANN's activation of these is
+mostly 0.
 """
 
 import torch

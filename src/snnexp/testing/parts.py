@@ -65,7 +65,7 @@ class SurrogateContract:
 
 
 class NeuronContract:
-    """`make` returns a spiking `Site`: [T*N, ...] -> spikes of the same shape, and the same spikes step by step."""
+    """`make` returns a spiking `Site`: [T*N, ...] -> spikes of the same shape, which are the same step by step."""
 
     def make(self) -> Site:
         raise NotImplementedError
