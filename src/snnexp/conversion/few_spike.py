@@ -72,7 +72,7 @@ class FewSpikeConversion:
 
 
 def _as_fitted(activation: Activation, layer: Layer) -> None:
-    """Raise UserError for an activation whose parameters no coefficients were fitted for, such as LeakyReLU(0.5)."""
+    """Raise UserError if no coefficients were fitted for the activation's parameters, as for LeakyReLU(0.5)."""
     x = torch.linspace(-8, 8, 1001)
     f = copy.deepcopy(layer.activation).cpu().float()
     if not torch.allclose(f(x), activation.function(x), atol=0.01):  # accepts the tanh form of GELU
