@@ -15,9 +15,9 @@ from snnexp.errors import InvalidValue, UserError
 def build(group: str, config: Mapping[str, Any], protocol: type | None = None, **extra: Any) -> Any:
     """Instantiate `config[group]`, passing `extra` keyword arguments as they are, and check it against `protocol`.
 
-    `protocol` is a class that the object must be an instance of, or a Protocol whose members it must have.
-    Raises UserError, naming the key, if the constructor refuses a value or does not take a key, or if the object is not
-    what `protocol` asks for. Errors inside a constructor pass through.
+    `protocol` is a class that the object must be an instance of, or a Protocol whose members it must have. Raises
+    UserError, naming the key, if the constructor refuses a value or does not take a key, or if the object does not
+    satisfy `protocol`. Errors inside a constructor pass through.
     """
     # Hydra would copy `extra` into the config, which takes plain values only: bind the config first, then call.
     node = {**config[group], "_partial_": True} if extra else config[group]

@@ -281,7 +281,7 @@ def finish(graph: fx.GraphModule) -> None:
 
 @torch.no_grad()
 def _same_answers(original: nn.Module, source: fx.GraphModule, example: Tensor) -> None:
-    """Raise UserError where the traced network gives other answers, for control flow that depends on data."""
+    """Raise UserError if the traced network gives other answers, as with control flow that depends on data."""
     for x in (example, example[:1]):  # another batch size reveals a size that the trace froze
         try:
             expected = _leaves(original(x.clone()))

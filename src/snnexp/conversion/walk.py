@@ -115,7 +115,7 @@ class Correction(Protocol):
     def propose(self, layer: Layer) -> Proposal | None:
         """Return a change for the layer, whose `neuron` and `stats` are set; None if there is nothing to propose.
 
-        `layer.neuron.values` names what the neuron lets corrections change.
+        `layer.neuron.values` names the buffers that corrections may change.
         """
         ...
 

@@ -17,7 +17,7 @@ State = tuple[Tensor, Tensor]  # v [N, ...], and a mask of the silent neurons
 
 
 class ResidualMembrane(Mitigation):
-    """Runs `rehearse` >= 1 steps of the whole network before the steps that count. Raises InvalidValue."""
+    """Rehearses `rehearse` >= 1 steps of the whole network before the steps that count. Raises InvalidValue."""
 
     def __init__(self, rehearse: int) -> None:
         self.before = integer("rehearse", rehearse, at_least=1)

@@ -24,7 +24,7 @@ CURVES = {"before calibration": "plain", "SNN": "snn"}  # of the figure: label a
 
 
 class Convert(Converting):
-    """Place the neurons of `conversion` in the ANN; give accuracies, spikes and energy.
+    """Replace the ANN's activations by the neurons of `conversion`; return accuracies, spikes and energy.
 
     `run` raises UserError for wrong values, missing data, and networks that cannot be converted faithfully.
     """

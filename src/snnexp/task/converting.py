@@ -77,7 +77,7 @@ class Conversion:
         self._check_network()
 
     def _check_network(self) -> None:
-        """Convert the untrained network for two images, so that what cannot be converted is refused before training."""
+        """Convert the untrained network for two images, to refuse networks that cannot be converted before training."""
         data, net = self.source.data, self.source.network()
         if net.sites():
             ann = "conversion starts from an ANN (neuron=relu, clip or qcfs)"

@@ -32,8 +32,8 @@ class SurrogateContract:
         raise NotImplementedError
 
     def slope(self, surrogate: Any, x: Tensor) -> Tensor | None:
-        """Return the expected factor of backward at x: the numeric derivative of the primitive; None if there is no
-        primitive. Override it if backward differs on purpose, for example by a cap."""
+        """Return the expected derivative at x: the numeric derivative of the primitive; None if there is no primitive.
+        Override it if backward differs on purpose, for example by a cap."""
         h = 1e-7
         above, below = primitive(surrogate, x + h), primitive(surrogate, x - h)
         return None if above is None or below is None else (above - below) / (2 * h)
