@@ -1,4 +1,4 @@
-"""Make objects from plain configs: Hydra's `_target_` is the registry, and a refusal names the full key."""
+"""Make objects from plain configs: Hydra's `_target_` names the class, and errors name the full key."""
 
 import inspect
 import re
@@ -15,9 +15,9 @@ from snnexp.errors import InvalidValue, UserError
 def build(group: str, config: Mapping[str, Any], protocol: type | None = None, **extra: Any) -> Any:
     """Instantiate `config[group]`, passing `extra` keyword arguments as they are, and check it against `protocol`.
 
-    `protocol` is a class that the object must be an instance of, or a Protocol whose members it must have.
-    Raises UserError, naming the key, if the constructor refuses a value or does not take a key, or if the object is not
-    what `protocol` asks for. Errors inside a constructor pass through.
+    `protocol` is a class that the object must be an instance of, or a Protocol whose members it must have. Raises
+    UserError, naming the key, if the constructor refuses a value or does not take a key, or if the object does not
+    satisfy `protocol`. Errors inside a constructor pass through.
     """
     # Hydra would copy `extra` into the config, which takes plain values only: bind the config first, then call.
     node = {**config[group], "_partial_": True} if extra else config[group]
@@ -39,9 +39,9 @@ def build(group: str, config: Mapping[str, Any], protocol: type | None = None, *
 
 
 def unlike(made: object, protocol: type) -> str:
-    """Say why `made` does not satisfy `protocol`, to complete "which ..."; "" if it does.
+    """Return why `made` does not satisfy `protocol`, as text that completes "which ..."; "" if it does.
 
-    Of a Protocol, names alone are compared: attributes, properties and methods that do not begin with an underscore.
+    For a Protocol, only names are compared: attributes, properties and methods that do not begin with an underscore.
     """
     if not getattr(protocol, "_is_protocol", False):
         return "" if isinstance(made, protocol) else f"is no {protocol.__module__}.{protocol.__qualname__}"
@@ -66,7 +66,7 @@ def _instantiated(group: str, config: Mapping[str, Any], node: Mapping[str, Any]
 
 
 def accepted(node: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `offered` that the `_target_` of `node` has as parameters and `node` does not set itself.
+    """Return the items of `offered` that are parameters of the `_target_` of `node` and that `node` does not set.
 
     A user's own callable thus gets only its own keywords. A target that cannot be found is left to `build` to report.
     """
@@ -78,9 +78,9 @@ def accepted(node: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, A
 
 
 def _wrong_call(error: BaseException, given: Iterable[str]) -> bool:
-    """Return whether the call itself failed, for a missing argument or an unknown one of `given`, not something inside.
+    """Return whether the call itself failed (an argument is missing, or one of `given` is unknown), not code inside it.
 
-    A constructor may pass the keywords that it does not know itself on to another one.
+    A constructor may pass keywords that it does not know on to another one.
     """
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     place = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -89,7 +89,7 @@ def _wrong_call(error: BaseException, given: Iterable[str]) -> bool:
 
 
 def _refusal(group: str, config: Mapping[str, Any], nested: str, error: InvalidValue) -> UserError:
-    """Return the refusal under the full key, or under the top-level key that the group takes its value from."""
+    """Return the error with the full key, or with the top-level key from which the group takes its value."""
     path = [group, *filter(None, nested.split(".")), *error.name.split(".")]
     own = config[group].get(path[1], config)
     if path[1] in config and (own is config or own == config[path[1]]):

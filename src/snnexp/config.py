@@ -1,4 +1,4 @@
-"""The boundary between the user's YAML and the program: find the configs, and check them without loading torch."""
+"""Find the YAML configs, and check the composed config without loading torch."""
 
 import hashlib
 import json
@@ -116,7 +116,7 @@ def quoted(value: Any) -> str:
 
 
 def without_hydra(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
-    """Return a composed config without Hydra's part, as plain containers; unresolved, interpolations stay text."""
+    """Return a config without Hydra's part, as plain containers; without `resolve`, interpolations stay text."""
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     return OmegaConf.to_container(own, resolve=resolve)  # type: ignore[return-value]
 
@@ -169,7 +169,7 @@ def _check_complete(cfg: DictConfig) -> None:
 def _check_types(cfg: DictConfig) -> None:
     """Check types by example: an overridden value must have the type of the default that it replaces.
 
-    The defaults are composed again, with only the command line's choices of groups, where a value was overridden.
+    If a value was overridden, the defaults are composed again, with only the command line's choices of groups.
     """
     hydra = HydraConfig.get()
     groups = set(hydra.runtime.choices)

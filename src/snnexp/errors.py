@@ -52,7 +52,7 @@ MEMORY = (  # how Python, torch and the system's loader report it
 
 
 def explained(error: Exception) -> UserError | None:
-    """Return the UserError for what the machine lacks, memory or room on a disk; None if `error` has another cause."""
+    """Return a UserError if `error` means that memory or disk space ran out; None if it has another cause."""
     if isinstance(error, UserError):
         return None
     said = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""Detection of values that are NaN or infinite. A NaN potential never spikes, so they need not show in the loss."""
+"""Detection of NaN and infinite values. A neuron with a NaN potential never spikes, so the loss may hide them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from snnexp.errors import UserError
 
 
 def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors that hold a NaN or an infinity. It waits once for each device."""
+    """Return the names of the tensors that hold a NaN or an infinity. Each device is synchronized only once."""
     zeros: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         if is_lazy(tensor) or tensor.layout is not torch.strided or not tensor.numel():
@@ -35,7 +35,7 @@ class Watch:
     """The values of a training that must stay finite: loss, weights, buffers, gradients, and the optimizer's state.
 
     Tensors that are not finite at the start (a mask of -inf) are left out. `clip`: the norm at which gradients are
-    clipped, for advice. `gradients`: false where a scaler of the loss skips steps whose gradients are not finite.
+    clipped, for advice. `gradients`: false if a loss scaler skips steps whose gradients are not finite.
     """
 
     def __init__(self, net: nn.Module, optimizer: Optimizer, clip: float | None, *, gradients: bool) -> None:

@@ -54,7 +54,7 @@ class Record:
         return self.job is not None and self.job.trial is not None
 
     def check(self) -> None:
-        """Raise UserError now for an objective that the task does not give, and if nothing could be recorded."""
+        """Raise UserError if the task does not return the objective, or if results cannot be recorded."""
         gives = list(self.task.objectives(self.session))
         for name in self.session.objectives:
             if name in gives or (name == DEFAULT_OBJECTIVE and not self._trial):
@@ -67,10 +67,10 @@ class Record:
             self.tracker.check()
 
     def tracked(self, work: Callable[[], Metrics]) -> Metrics:
-        """Do `work` as a run: in a run directory (with `resume`, an earlier one), tracked, with its result kept.
+        """Run `work` in a run directory (with `resume`, an earlier one), track it, and save and return its result.
 
-        A run that is already finished is not repeated: its result is returned. However `work` ends, tracker and run
-        directory say so; an interruption prints the command to resume.
+        If the run is already finished, its saved result is returned. Tracker and run directory record how `work` ended;
+        after an interruption, the command to resume is printed.
         """
         data = self.session.prepared
         if self.job and data:
@@ -145,7 +145,7 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The run's name: what varies in its sweep, or the options that take part and the seed."""
+        """The run's name: the values that vary in its sweep, or the options that take part and the seed."""
         if self.job:
             return self.job.name or " ".join(f"{key}={value}" for key, value in self._variation.items())
         named = [option for group, option in self.options.items() if group != "task" and option != "none"]

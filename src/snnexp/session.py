@@ -1,4 +1,4 @@
-"""The parts of a run, made from its config when they are asked for."""
+"""The parts of a run, made from its config when they are first needed."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Session:
 
     @property
     def prepared(self) -> dict[str, Any] | None:
-        """The identity of the dataset that this session, or one derived from it, has loaded first; None so far."""
+        """The identity of the first dataset that this session, or one derived from it, has loaded; None before that."""
         return next((data.identity for data in self._loaded.values()), None)
 
     def network(self) -> TimeFold:

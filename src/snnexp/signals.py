@@ -25,7 +25,7 @@ _last = -SAME
 
 @contextmanager
 def handled(handler: Handler, replaced: tuple[Any, ...] | None = None) -> Iterator[None]:
-    """Let `handler` answer the signals that are not ignored (if `replaced` is given: whose handler is one of these)."""
+    """Let `handler` answer the signals that are not ignored; with `replaced`, only those with a handler in it."""
     old: dict[signal.Signals, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
@@ -49,14 +49,14 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Raise KeyboardInterrupt on each signal. Handlers of others, such as those of a cluster's launcher, stay."""
+    """Raise KeyboardInterrupt on each signal. Other handlers, such as those of a cluster's launcher, stay."""
     with handled(interrupt, DEFAULT):
         yield
 
 
 @contextmanager
 def collected() -> Iterator[list[int]]:
-    """Collect signals in the list given; one that comes `SAME` seconds or more after the first acts at once."""
+    """Collect signals in the yielded list; a signal `SAME` seconds or more after the first acts at once."""
     seen: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -73,7 +73,7 @@ def collected() -> Iterator[list[int]]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Hold signals back until the block has ended; then raise KeyboardInterrupt, unless an exception is under way."""
+    """Hold signals back until the block has ended; raise KeyboardInterrupt if one came and no exception is active."""
     seen: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -105,7 +105,7 @@ class Trainer:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised at the end of a step after Ctrl-C, SIGTERM or SIGHUP, with a checkpoint written."""
+    """Raised at the end of a step after Ctrl-C, SIGTERM or SIGHUP, once a checkpoint is written."""
 
 
 @dataclass
@@ -391,7 +391,7 @@ def launched(trainer: Trainer, function: Callable[..., Any], *arguments: Any) ->
 
 @dataclass(frozen=True)
 class _Rank:
-    """The call that a spawned rank makes."""
+    """The function that a spawned rank calls."""
 
     function: Callable[..., Any]
     parent: int

@@ -1,4 +1,4 @@
-"""What a file of somebody else may name: classes of known packages, never functions.
+"""Check the names in files of other people: only classes of known packages are allowed, never functions.
 
 A config's `_target_` runs whatever it names. So a config that comes with a run, and a stored network, may only name
 classes of the expected kind, from PACKAGES and from packages that the user adds.
@@ -19,7 +19,8 @@ PACKAGES = ("snnexp", "torch", "torchvision", "spikingjelly", "optuna")
 def check_targets(config: Any, kind: type, source: str, packages: Sequence[str], key: str) -> None:
     """Raise UserError unless `config` (plain containers) of the file `source` may be instantiated.
 
-    Each `_target_` in it must be allowed (see `allowed`), and no text may be an interpolation, which could become one.
+    Each `_target_` in it must be allowed (see `allowed`), and no text may be an interpolation, which could resolve to
+    one.
     """
     for name, value in _entries(config):
         if isinstance(value, str) and "${" in value:
@@ -31,7 +32,7 @@ def check_targets(config: Any, kind: type, source: str, packages: Sequence[str],
 def allowed(target: object, kind: type, source: str, packages: Sequence[str], key: str) -> type:
     """Return the class that `target`, a dotted name in the file `source`, names.
 
-    Raises UserError unless it is a subclass of `kind` in one of `packages`, to which the user adds others by `key`.
+    Raises UserError unless it is a subclass of `kind` in one of `packages`; the config key `key` adds packages.
     """
     *path, name = str(target).split(".")
     module = ".".join(path)

@@ -12,9 +12,9 @@ from snnexp.errors import InvalidValue, integer, require
 
 
 class Calibration:
-    """The corrections `steps`, names of `available` ones, which are applied in order at every layer.
+    """The corrections that `steps` names, out of `available`; they are applied in this order at every layer.
 
-    `images` are the number of calibration images, drawn from the training split by `seed`; conversion methods use them
+    `images` is the number of calibration images, drawn from the training split by `seed`; conversion methods use them
     as well. Raises InvalidValue.
     """
 

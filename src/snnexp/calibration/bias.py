@@ -10,7 +10,7 @@ from snnexp.conversion.walk import Layer, Proposal, Stats
 
 
 class Bias:
-    """Proposes the bias at every site and at the output; its objective is the squared mean error of each channel."""
+    """Proposes a bias at every site and at the output; its objective is the squared mean error of each channel."""
 
     name = "bias"
 

@@ -19,7 +19,7 @@ from snnexp.errors import choice, integer
 
 
 class AdaptiveThreshold(Placing):
-    """theta as above from `grid` points, for the layer or `per_channel`; v(0) = `start` theta.
+    """The best theta of `grid` points, as above, for the layer or `per_channel`; v(0) = `start` theta.
 
     `inputs`, the source of x: `ann`, the ANN's inputs (the paper), or `snn`, the mean inputs from the converted network
     below. Sums run over a histogram of 4096 bins. Raises InvalidValue.

@@ -23,19 +23,19 @@ def as_it_is(train: Tensor, random: torch.Generator) -> Tensor:
 
 
 def steps_permuted(train: Tensor, random: torch.Generator) -> Tensor:
-    """Put the steps into another order, the same for all neurons of an image, so that coincident spikes stay so."""
+    """Permute the steps, in the same way for all neurons of an image, so that coincident spikes stay coincident."""
     random.manual_seed(random.initial_seed())  # the same order for all sites that are heard
     order = torch.rand(train.shape[:2], generator=random).argsort(0).to(train.device)
     return train.gather(0, order.view(*order.shape, *[1] * (train.dim() - 2)).expand_as(train))
 
 
 def shuffled(train: Tensor, random: torch.Generator) -> Tensor:
-    """Move the spikes of each neuron to random times of its own."""
+    """Move the spikes of each neuron to random times, independently of other neurons."""
     return train.gather(0, torch.rand(train.shape, generator=random).argsort(0).to(train.device))
 
 
 def evenly(train: Tensor, random: torch.Generator) -> Tensor:
-    """Spread the spikes of each neuron as evenly as T steps allow, with a random phase of its own."""
+    """Spread the spikes of each neuron as evenly as T steps allow, with a random phase for each neuron."""
     return _spread(train, torch.rand(train.shape[1:], generator=random).to(train))
 
 
@@ -63,12 +63,12 @@ ORDERS: dict[str, Order] = {
 
 @dataclass
 class Arrival(Averages):
-    """The result for one site whose input trains arrive in one order, over images and neurons.
+    """The result for one site and one order of its input spikes, over images and neurons.
 
-    `depth`: sites below it on the longest path; `sources`: sites that it hears directly (several at residual joins);
-    `channels` and `side` of its maps; `over`, `under`: shares of neurons; `uneven`: root mean square of n - n*, in
-    spikes; `swing`: root mean square of the current around its mean over time, in units of theta; `trend`: root mean
-    square of the mean current of the later half less that of the earlier half, in units of theta.
+    `depth`: sites below it on the longest path; `sources`: sites that feed it directly (several after a residual
+    addition); `channels` and `side` of its maps; `over`, `under`: shares of neurons; `uneven`: root mean square of n -
+    n*, in spikes; `swing`: root mean square of the current around its mean over time, in units of theta; `trend`: root
+    mean square of the difference of the mean currents of the later and the earlier half, in units of theta.
     """
 
     layer: str
@@ -91,7 +91,7 @@ def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
     """Run every site after the first with each of `ORDERS`, for inputs [N, ...] and T >= 2 steps.
 
     The layers below a site are unchanged, so the mean input of a neuron is the same in all orders. Raises UserError for
-    neurons that are no plain integrate-and-fire neurons.
+    neurons other than plain integrate-and-fire neurons.
     """
     flow, found = snn.flow, dict[tuple[str, str], Arrival]()
     levels = flow.levels
@@ -127,10 +127,11 @@ TRAITS = ("swing", "trend", "depth", "sources", "channels", "side")
 
 
 def explanations(rows: Sequence[Arrival]) -> list[dict[str, Any]]:
-    """Return for each T the rank correlation, over layers, of each of `TRAITS` with the unevenness error as it is.
+    """Return for each T the rank correlation, over layers, of each of `TRAITS` with the unevenness error in the
+    original order.
 
-    Also `kept_first` and `kept_last`, for the first and the last layer: the error as it is, divided by the error with
-    the steps permuted.
+    Also `kept_first` and `kept_last`, for the first and the last layer: the error in the original order, divided by the
+    error with the steps permuted.
     """
     found = []
     for T in sorted({row.T for row in rows}):

@@ -25,13 +25,13 @@ RIDGE = 1e-4  # of the regression of the output weights, as a share of the neuro
 
 
 class FewSpikeConversion:
-    """Places the few-spike neuron with the least squared error on calibration images, for the layer or `per_channel`,
-    on the inputs that the converted network below gives.
+    """Places the few-spike neuron with the least squared error, for the layer or `per_channel`, on the inputs that the
+    converted network below delivers for the calibration images.
 
-    ReLU, also clipped or quantised: the analytic table, with one of 100 ranges up to the largest activation. Others: a
-    table for the activation and K in `tables`, a folder of files of task=fit_few_spike (null: the shipped tables, each
-    for several ranges), with the output weights d regressed on the inputs. Raises InvalidValue, and UserError, naming
-    the layer, where there is no table.
+    For a ReLU, also clipped or quantised, it is the analytic table, with one of 100 ranges up to the largest
+    activation. For other activations it is a table for the activation and K from `tables`, a folder of files of
+    task=fit_few_spike (null: the shipped tables, each for several ranges), with the output weights d regressed on the
+    inputs. Raises InvalidValue, and UserError, naming the layer, where there is no table.
     """
 
     neuron = FewSpike
@@ -72,7 +72,7 @@ class FewSpikeConversion:
 
 
 def _as_fitted(activation: Activation, layer: Layer) -> None:
-    """Raise UserError for an activation with parameters to which no coefficients are fitted, such as LeakyReLU(0.5)."""
+    """Raise UserError if no coefficients were fitted for the activation's parameters, as for LeakyReLU(0.5)."""
     x = torch.linspace(-8, 8, 1001)
     f = copy.deepcopy(layer.activation).cpu().float()
     if not torch.allclose(f(x), activation.function(x), atol=0.01):  # accepts the tanh form of GELU
@@ -81,7 +81,7 @@ def _as_fitted(activation: Activation, layer: Layer) -> None:
 
 
 def _seen(layer: Layer, per_channel: bool) -> Histogram:
-    """Return the histogram of the inputs that arrive, by channel or of all, and the ANN's mean activation in each."""
+    """Return the histogram of the arriving inputs, by channel or layer, with the ANN's mean activation in each bin."""
     ends = [(c.amin((0, 2)), c.amax((0, 2))) for _, c in _rows(layer, per_channel)]
     low, high = torch.stack([least for least, _ in ends]).amin(0), torch.stack([most for _, most in ends]).amax(0)
     width = ((high - low) / BINS).clamp(min=SMALLEST / BINS)

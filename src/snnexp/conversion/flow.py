@@ -17,7 +17,7 @@ from snnexp.timefold import fold, unfold
 
 
 class Flow:
-    """A graph in execution order, divided by what varies in time.
+    """A graph in execution order, divided into parts that vary in time and parts that do not.
 
     `sites`: calls of an activation or a neuron. `timed`: all nodes after a site or after the frames of a recording.
     `head`: the nodes that are not timed. `body`: the sites and the timed nodes that lead to one. `tail`: the other
@@ -61,7 +61,7 @@ class Flow:
         return found
 
     def replace(self, node: fx.Node, module: nn.Module) -> None:
-        """Put `module` in the place of the one that `node` calls."""
+        """Replace the module that `node` calls by `module`."""
         self.graph.set_submodule(str(node.target), module)
         self.modules = dict(self.graph.named_modules())
 

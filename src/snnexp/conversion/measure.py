@@ -58,7 +58,7 @@ class Averages:
     """A row of a table whose numbers are means over all inputs, added up batch by batch."""
 
     def add(self, traits: Mapping[str, Tensor], share: float) -> None:
-        """Add the means of `traits` over one batch, `share` of all inputs."""
+        """Add the means of `traits` over one batch, which is the `share` of all inputs."""
         for name, value in traits.items():
             setattr(self, name, getattr(self, name) + share * float(value.mean()))
 
@@ -74,7 +74,7 @@ class LayerError(Averages):
         propagated = f(c) - f(z)
 
     (clipped and QCFS sources: quantisation = CF* - f(c), clipping = 0). `over`: share of neurons that fired too often
-    (v(T) < 0 after a spike), `under`: too seldom (v(T) >= theta, with a step to spare); `over_spikes` and
+    (v(T) < 0 after a spike), `under`: too seldom (v(T) >= theta, and a step without a spike); `over_spikes` and
     `under_spikes`: by how many spikes, as means over all neurons. `zeros` and `saturated`: shares of neurons outside
     [0, theta) without an error (v(T) < 0 and no spike; v(T) >= theta and a spike at each step). Columns that a code
     does not have are 0 (see `Placed.traits`).
@@ -102,9 +102,10 @@ class LayerError(Averages):
 
 @dataclass
 class Account:
-    """The mean cost of one inference: `spikes` in all and per neuron, synaptic operations (one for each synapse that a
-    spike reaches), and energy in nJ, where layers computed once per input count as multiply-accumulates. Rehearsals
-    count in all of them. `latency`: steps until the answer. `more`: further numbers of a kind of network."""
+    """The mean cost of one inference: `spikes` in total and per neuron, synaptic operations (one for each synapse that
+    a spike reaches), and energy in nJ, where layers computed once per input count as multiply-accumulates. Rehearsals
+    count in all of them. `latency`: steps until the answer. `more`: further numbers that only some kinds of network
+    have."""
 
     neurons: int
     spikes: float
@@ -129,7 +130,8 @@ class Account:
 
 @torch.no_grad()
 def examine_trains(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) -> tuple[list[LayerError], Account]:
-    """Return the errors by layer and the cost of an inference over the inputs x [N, ...], after T steps of trains."""
+    """Return the errors by layer and the cost of an inference of T steps, for inputs x [N, ...] to a network of spike
+    trains."""
     ann, flow = Flow(source), snn.flow
     layers = {site: LayerError(str(site.target), T) for site in flow.sites}
     neurons, spikes, operations, macs, analog = 0, 0.0, 0.0, 0.0, 0.0
@@ -172,7 +174,7 @@ def split_error(
 
 
 def even_count(count: Tensor, v: Tensor, theta: Tensor, T: int) -> Tensor:
-    """Return the spike count for the same input arriving evenly, T/theta CF*, from the count and the potential left."""
+    """Return the spike count for the same input arriving evenly, T/theta CF*, from the actual count and v(T)."""
     return (count + torch.floor(v / theta)).clamp(0, T)
 
 

@@ -76,7 +76,7 @@ class Converted(nn.Module):
         return [joined(parts) for parts in zip(*found, strict=True)]
 
     def stream(self, x: Tensor) -> Iterator[Any]:
-        """Yield without end, after each step t, the mean output so far, `snn(x, t)`, for all of `x` at a time."""
+        """Yield the mean output so far, `snn(x, t)`, after each step t, without end. All of `x` is computed at once."""
         return (y for _, y in self._running(x, iter(lambda: 1, 0)))
 
     def latency(self, T: int) -> int:
@@ -98,7 +98,7 @@ class Converted(nn.Module):
 
     @torch.no_grad()
     def simulated(self, x: Tensor, T: int) -> Simulation:
-        """Run T steps for inputs [N, ...], all at a time."""
+        """Run T steps for inputs [N, ...], all at once."""
         flow, state = self.flow, dict[fx.Node, Any]()
         env = flow.values(x, flow.head)
         flow.run(flow.body + flow.tail, env, T, state)
@@ -129,7 +129,7 @@ class Converted(nn.Module):
 
 
 class Decoded(Converted):
-    """A network of few-spike neurons, with one slot of K = T steps a layer: K belongs to the network.
+    """A network of few-spike neurons, in which each layer has a slot of K = T steps; K cannot be changed.
 
     A layer needs all spikes of the layers below before its first own spike. So layers pass on the numbers that K spikes
     encode, and batches are computed with these numbers. `stream` runs all layers at the same time, slot by slot.

@@ -1,4 +1,4 @@
-"""The neurons of the codes: integrate-and-fire for rate codes, few-spike neurons for codes of numbers."""
+"""The placed neurons of each code: integrate-and-fire neurons for the rate code, and few-spike neurons."""
 
 from typing import Any, cast
 
@@ -26,7 +26,8 @@ class ScaledIF(Placed):
         v(t) = v(t-1) + c(t) + bias - theta s(t);  s(t) = 1 where v(t-1) + c(t) + bias >= theta
 
     `theta` > 0 [1, C, 1, ...], the start `v_init` and `bias` (the shape of theta, or one per neuron [1, C, H, W]) are
-    buffers. A state_dict may bring other shapes. Raises InvalidValue for a threshold that is not positive and finite.
+    buffers. Loading a state_dict may change their shapes. Raises InvalidValue for a threshold that is not positive and
+    finite.
     """
 
     network = Converted
@@ -51,11 +52,11 @@ class ScaledIF(Placed):
         return float(self.theta.mean())
 
     def start(self, current: Tensor) -> Tensor:
-        """Return v(0) in the shape of one step, [N, ...]; new memory."""
+        """Return v(0) as a new tensor in the shape of one step, [N, ...]."""
         return torch.zeros_like(current) + self.v_init
 
     def scan(self, x: Tensor, state: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Do what `Stateful.scan` does; the output is written to `out`, which may be x."""
+        """Run all steps (see `Stateful.scan`); the output is written to `out`, which may be x."""
         v = self.start(x[0]) if state is None else state
         out = torch.empty_like(x) if out is None else out
         biased = bool(self.bias.any())
@@ -108,8 +109,8 @@ class ScaledIF(Placed):
 
 
 class FewSpike(Placed):
-    """Few-spike neuron: gets its whole input at once, fires in the K steps of its slot, and passes on the number that
-    its spikes encode (`snnexp.few_spike.table`), an approximation of the activation.
+    """Few-spike neuron: it receives its whole input at once, fires in the K steps of its slot, and passes on the number
+    that its spikes encode (`snnexp.few_spike.table`), an approximation of the activation.
 
     `T`, `h`, `d` [K, 1, C or 1, 1, ...] and `bias` [1, C, 1, ...], which is added to the input, are buffers.
     """
@@ -141,7 +142,7 @@ class FewSpike(Placed):
         return torch.stack(list(spikes(x + self.bias, self.table)))
 
     def traits(self, c: Tensor, z: Tensor, phi: Tensor, state: Any, T: int, f: nn.Module) -> dict[str, Tensor]:
-        """Do what `Placed.traits` does; `state` are the spike counts."""
+        """Return the columns of `Placed.traits`; `state` holds the spike counts."""
         own = {"threshold": self.T.amax(0), "firing_rate": state / T, "silent": (state == 0).float()}
         return super().traits(c, z, phi, state, T, f) | own
 
@@ -150,7 +151,8 @@ class FewSpike(Placed):
 
 
 def integrator(flow: Flow, site: fx.Node, what: str) -> ScaledIF:
-    """Return the plain integrate-and-fire neuron at `site`, which `what` needs. Raises UserError for another neuron."""
+    """Return the plain integrate-and-fire neuron at `site`; `what` needs it and is named in errors. Raises UserError
+    for another neuron."""
     neuron = flow.neuron(site)
     if not neuron.integrates:
         other = f"layer {site.target} has a {type(neuron).__name__}: choose another conversion"

@@ -220,10 +220,12 @@ def _pools_as_modules(graph: fx.GraphModule) -> None:
 
 @torch.no_grad()
 def fold_norms(graph: fx.GraphModule, example: Tensor | None = None) -> None:
-    """Fold BatchNorm into the convolution or linear layer before it, where both are called once and only it uses that.
+    """Fold BatchNorm into the convolution or linear layer before it, where both are called once and the layer has no
+    other user.
 
-    Other norms stay: in evaluation mode they are affine, and their constant is added once per step like a bias. With
-    `example`, linear layers of tokens are recognised, whose axis 1, on which a norm acts, is not that of their outputs.
+    Other norms stay: in evaluation mode they are affine, and their constant is added once per step like a bias.
+    `example` reveals linear layers of tokens, which keep their norm because it acts on axis 1, not on their output
+    axis.
     """
     if example is not None:
         ShapeProp(graph).propagate(example)  # type: ignore[no-untyped-call]
@@ -279,7 +281,7 @@ def finish(graph: fx.GraphModule) -> None:
 
 @torch.no_grad()
 def _same_answers(original: nn.Module, source: fx.GraphModule, example: Tensor) -> None:
-    """Raise UserError where the traced network gives other answers, for control flow that depends on data."""
+    """Raise UserError if the traced network gives other answers, as with control flow that depends on data."""
     for x in (example, example[:1]):  # another batch size reveals a size that the trace froze
         try:
             expected = _leaves(original(x.clone()))

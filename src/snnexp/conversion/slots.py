@@ -25,12 +25,12 @@ FEW = 2  # spikes
 def examine_slots(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list[LayerError], Account]:
     """Return the errors by layer and the cost of an inference over the inputs x [N, ...].
 
-    A layer's error is phi - a = [phi - f(c)] quantisation, inputs outside of the neuron's range included, + [f(c) -
-    f(z)] propagated. Each spike costs an operation in every synapse that it reaches: a layer's multiply-accumulates per
-    input, times the spikes of the sites that lead to it. A number that a layer, product or maximum computed from
-    numbers costs a multiply-accumulate.
-    The latency of an answer is L K steps, and `interval`, 2K, is the time between two answers (K steps to gather, K to
-    fire), as in the paper. `more`: parameters, layers L, `at_most_two` (share of neurons with at most two spikes).
+    A layer's error phi - a is the sum of quantisation, phi - f(c), which includes inputs outside of the neuron's range,
+    and propagated, f(c) - f(z). Each spike costs an operation in every synapse that it reaches: a layer's
+    multiply-accumulates per input, times the spikes of the sites that lead to it. Inputs that are numbers instead of
+    spikes (outputs of another layer, a product or a maximum) cost multiply-accumulates. The latency of an answer is L K
+    steps, and `interval`, 2K, is the time between two answers (K steps to gather, K to fire), as in the paper. `more`:
+    parameters, layers L, `at_most_two` (share of neurons with at most two spikes).
     """
     ann, flow, K = Flow(source), snn.flow, snn.T
     layers = {site: LayerError(str(site.target), K) for site in flow.sites}

@@ -14,7 +14,7 @@ class Stateful(nn.Module):
         raise NotImplementedError
 
     def consume(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Do what `scan` does; the memory of x may be reused for the outputs."""
+        """Run `scan`, which here may reuse the memory of x for the outputs."""
         return self.scan(x, state)
 
 

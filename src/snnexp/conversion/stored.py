@@ -34,12 +34,12 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 class Settings:
-    """The base class of plain objects that are stored with a network, such as mitigations: by their attributes."""
+    """The base class of plain objects, such as mitigations, whose attributes are stored with a network."""
 
 
 def save_network(snn: Converted, path: str | Path) -> None:
-    """Write a converted network to `path`, for `load_network`. Raises UserError, naming the layer, if it is not
-    possible: for functions and modules that are not torch's or ours, and for attributes that are not plain values.
+    """Write a converted network to `path`, for `load_network`. Raises UserError, naming the layer, for functions and
+    modules that are not torch's or ours, and for attributes that are not plain values.
     """
     described = {
         "format": FORMAT,
@@ -59,7 +59,7 @@ def load_network(path: str | Path, trusted: Sequence[str] = ()) -> Converted:
     """Return the network that `save_network` wrote to `path`, on the CPU, in evaluation mode.
 
     No code of the file is run. `trusted`: further packages whose modules it may name. Raises UserError for any other
-    file, and for what it may not name.
+    file, and if the file names anything else.
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)

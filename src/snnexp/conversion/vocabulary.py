@@ -1,4 +1,4 @@
-"""The vocabulary of operations: what stands between the sites of a network, and what a code makes of it.
+"""The vocabulary: the operations that may stand between the sites of a network, and how each code treats them.
 
 A mean over time passes through linear and affine operations unchanged; everything else needs a rule. `Vocabulary` has
 the rules for spike trains, `Numbers` those for codes whose layers pass on numbers.
@@ -53,7 +53,7 @@ MAXPOOL = ("average", "gate")
 
 
 class Curve(nn.Sequential):
-    """An elementwise activation that is no rectifier: a site for codes that pass on numbers."""
+    """An elementwise activation other than a rectifier: a site for codes that pass on numbers."""
 
 
 class Vocabulary:
@@ -66,7 +66,7 @@ class Vocabulary:
         return rectifier(module)
 
     def max_pool(self, pool: nn.Module, layer: str, maxpool: str | None) -> nn.Module:
-        """Return what replaces max pooling. Raises UserError, naming the layer, where nothing can."""
+        """Return the replacement of max pooling. Raises UserError, naming the layer, if there is none."""
         if maxpool is None:
             raise UserError(
                 f"layer {layer} is max pooling, which does not commute with the mean over time; choose "

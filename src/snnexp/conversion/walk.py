@@ -1,4 +1,4 @@
-"""The walk, one for every conversion: each site in graph order is placed and corrected on the output of those below.
+"""The walk, which every conversion uses: it places and corrects the neurons, site by site, from input to output.
 
 docs/extending.md says how to write a conversion (`Method`) or a correction (`Correction`) of your own.
 
@@ -66,7 +66,8 @@ class Proposal:
 
 @dataclass
 class Kept:
-    """One correction at one layer: its objective, averaged over channels, before and after; the share kept."""
+    """One correction at one layer: its objective, averaged over channels, before and after; the share of channels
+    kept."""
 
     correction: str
     before: float
@@ -114,7 +115,7 @@ class Correction(Protocol):
     def propose(self, layer: Layer) -> Proposal | None:
         """Return a change for the layer, whose `neuron` and `stats` are set; None if there is nothing to propose.
 
-        `layer.neuron.values` names what the neuron lets corrections change.
+        `layer.neuron.values` names the buffers that corrections may change.
         """
         ...
 
@@ -211,7 +212,7 @@ class Layer:
             yield x, a, self.neuron.answer(current)[0]
 
     def inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (a, current) as the neuron hears its input: `trains` if it hears it step by step, else `means`."""
+        """Yield (a, current) in the form that the neuron needs: `trains` if it is `stepwise`, else `means`."""
         return self.trains() if self.neuron.stepwise else self.means()
 
     def trains(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -273,7 +274,7 @@ class Layer:
         self._kept = []
 
     def _simulated(self, neuron: Placed) -> tuple[Stats, Tensor | None]:
-        """Return the statistics of `neuron` at this site and its packed output; None for that of the network."""
+        """Return the statistics of `neuron` at this site and its packed output (None at the network's output)."""
         error: Tensor | None = None
         square, train, start, n = torch.zeros(()), None, 0, self._walk.n
         for a, current in self.inputs():
@@ -293,7 +294,7 @@ class Layer:
 
 
 class _Walk:
-    """The values of the calibration images in both networks, as far as the walk has come."""
+    """The values of the calibration images in both networks, up to the current site of the walk."""
 
     def __init__(self, ann: Flow, snn: Flow, images: Tensor, T: int) -> None:
         self.ann, self.snn, self.images, self.T, self.n = ann, snn, images, T, len(images)

@@ -59,7 +59,7 @@ class Data:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Name, numbers of samples, and a `digest` of what the splits hold, which is the same wherever it is stored."""
+        """The name, the numbers of samples, and a `digest` of the splits' content, which does not depend on paths."""
         splits = {"train": self.train, "val": self.val, "test": self.test}
         stored = {id(t): t for split in splits.values() for t in (split.x, split.y)}
         parts = [

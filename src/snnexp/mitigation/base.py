@@ -1,4 +1,4 @@
-"""`Mitigation`, which `mitigation=` builds, and `Mitigated`, a converted network that has one."""
+"""`Mitigation`, which `mitigation=` builds, and `Mitigated`, a converted network with a mitigation."""
 
 import copy
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from snnexp.timefold import unfold
 class Mitigation(Settings):
     """No mitigation, `mitigation=none`, and the base class of the others.
 
-    `before`: steps that the whole network runs before the steps that count. `again`: the number of first steps that
-    each site rehearses before the steps that count, `rounds` times. `whole`: a site answers after its whole input.
+    `before`: steps that the whole network runs before the steps that count. `again`: how many of its first steps each
+    site rehearses, `rounds` times, before the steps that count. `whole`: a site fires only after its whole input.
     """
 
     before = 0
@@ -42,12 +42,12 @@ class Mitigation(Settings):
     def applied(self, snn: Converted) -> Converted:
         """Return a network with the mitigation, which shares nothing with `snn`.
 
-        Raises UserError, naming the layer, for neurons that are no plain integrate-and-fire neurons.
+        Raises UserError, naming the layer, for neurons other than plain integrate-and-fire neurons.
         """
         return snn if self.idle else Mitigated(snn, self)
 
     def check(self, T: int) -> None:
-        """Raise InvalidValue for a T that is too short."""
+        """Raise InvalidValue for a T that is too small."""
         require(self.again <= T, "rehearse", self.again, f"at most T = {T}: the first of the T steps are rehearsed")
 
     def steps(self, T: int) -> int:

@@ -23,7 +23,8 @@ State = tuple[Tensor, Tensor]  # v [N, ...], and the shift of v(0)
 
 
 class OffsetSpike(Mitigation):
-    """Rehearses `rehearse` >= 1 of T >= rehearse steps `rounds` >= 1 times, each for one spike. Raises InvalidValue."""
+    """Rehearses the first `rehearse` >= 1 of T steps `rounds` >= 1 times, each time correcting one spike. Raises
+    InvalidValue."""
 
     def __init__(self, rehearse: int, rounds: int = 1) -> None:
         self.again = integer("rehearse", rehearse, at_least=1)

@@ -16,7 +16,7 @@ State = tuple[Tensor, Tensor]  # v [N, ...], and the number of spikes that can b
 
 
 class Signed(Mitigation):
-    """Takes spikes back below -`level`, >= 0 and in units of theta. Raises InvalidValue."""
+    """Takes a spike back where v is below -`level` theta; `level` >= 0. Raises InvalidValue."""
 
     def __init__(self, level: float) -> None:
         self.level = number("level", level, "a number >= 0, in units of the threshold", at_least=0)

@@ -61,7 +61,7 @@ class Parent:
         return self.tracker.run_id
 
     def publish(self, text: str, *files: str) -> None:
-        """Print `text` and write it to summary.md; log it, and of the folder the experiments, figures and `files`."""
+        """Print `text`, write it to summary.md, and log it with the folder's experiments, figures and `files`."""
         (self.folder / "summary.md").write_text(text, encoding="utf-8")
         self.tracker.tags({"mlflow.note.content": text})
         for name in (*files, "summary.md", "experiment", "figures"):

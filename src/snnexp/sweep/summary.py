@@ -44,7 +44,7 @@ class Child:
 
 
 def children(folder: Path) -> list[Child]:
-    """Return the jobs whose folders are in `folder`, sorted by number; what cannot be read is left out, with a word."""
+    """Return the jobs whose folders are in `folder`, sorted by number; log a warning for those that cannot be read."""
     found = []
     for path in folder.glob("*/job.json"):
         try:

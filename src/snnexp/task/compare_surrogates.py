@@ -22,9 +22,10 @@ from snnexp.trust import PACKAGES, check_targets
 
 
 class CompareSurrogates(Task):
-    """Compare the finished runs in the folder `sweep`, in tables (settings, ranking, correlation; where measured,
-    sparsity; where peaks agree, same_peak) and figures. Their configs may name surrogates of `trusted_packages` besides
-    those of `trust.PACKAGES`. `run` raises UserError if there are no such runs.
+    """Compare the finished runs in the folder `sweep`. Writes figures and the tables settings, ranking and correlation;
+    also sparsity if it was measured, and same_peak if surrogates have equal peaks. The configs of the runs may name
+    surrogates of `trusted_packages` besides those of `trust.PACKAGES`. `run` raises UserError if there are no such
+    runs.
     """
 
     groups = ("model", "dataset", "neuron", "surrogate")
@@ -67,7 +68,7 @@ def _settings(folder: Path, trusted: Sequence[str]) -> list[Setting]:
 
 
 def _alike(folder: Path, configs: Sequence[dict[str, Any]]) -> None:
-    """Raise UserError where runs differ in more than surrogate and seed: they would count as seeds of one setting."""
+    """Raise UserError if runs differ in more than surrogate and seed: they would count as one setting."""
 
     def counts(path: Sequence[str]) -> bool:
         return "surrogate" not in path and path[-1] != "seed"

@@ -24,7 +24,7 @@ CURVES = {"before calibration": "plain", "SNN": "snn"}  # of the figure: label a
 
 
 class Convert(Converting):
-    """Place the neurons of `conversion` in the ANN; give accuracies, spikes and energy.
+    """Replace the ANN's activations by the neurons of `conversion`; return accuracies, spikes and energy.
 
     `run` raises UserError for wrong values, missing data, and networks that cannot be converted faithfully.
     """
@@ -91,8 +91,8 @@ def _report(conversion: Conversion, result: Metrics, layers: Sequence[LayerError
 
 
 def layers_figure(table: Sequence[LayerError]) -> Figure:
-    """Draw by layer the mean activation of ANN and SNN, firing rate and silent share, and the parts of the squared
-    error.
+    """Draw for each layer the mean activations of ANN and SNN, the firing rate, the silent share, and the parts of the
+    squared error.
     """
     names = [layer.layer for layer in table]
     figure, (means, rates, parts) = panels(3, 3, 11 / 3, 1.6 + 0.28 * len(table), sharey=True)

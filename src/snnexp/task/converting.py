@@ -1,4 +1,4 @@
-"""What the tasks share that convert an ANN: their contract, and the conversion at work."""
+"""The base class of tasks that convert an ANN, and the conversion that they use."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Converting(Task):
     """A task that converts an ANN and works with the result.
 
     `val_images`, `test_images`: how many images of a split are evaluated (None: all); `layer_images`: how many
-    validation images the table by layer, spikes and energy are measured on. Raises InvalidValue.
+    validation images are used to measure errors by layer, spikes and energy. Raises InvalidValue.
     """
 
     groups = CONVERTING
@@ -64,7 +64,7 @@ class Converting(Task):
 
 
 class Conversion:
-    """An ANN on its way to an SNN. Everything that can be refused is refused when it is made (UserError)."""
+    """The conversion of one ANN. Its constructor checks everything that can be checked before training (UserError)."""
 
     def __init__(self, session: Session, record: Record, limits: Mapping[str, int | None], layer_images: int) -> None:
         self.session, self.record, self.limits, self.layer_images = session, record, limits, layer_images
@@ -77,7 +77,7 @@ class Conversion:
         self._check_network()
 
     def _check_network(self) -> None:
-        """Convert the untrained network for two images, so that what cannot be converted is refused before training."""
+        """Convert the untrained network for two images, to refuse networks that cannot be converted before training."""
         data, net = self.source.data, self.source.network()
         if net.sites():
             ann = "conversion starts from an ANN (neuron=relu, clip or qcfs)"
@@ -98,7 +98,7 @@ class Conversion:
                 self.mitigation.check(t)
 
     def _check_frames(self) -> None:
-        """Raise UserError unless a recording that is shown frame by frame is shown whole."""
+        """Raise UserError unless the largest T of each network is a multiple of the frames of a recording."""
         for t in [steps[-1] for steps in self.groups()]:
             if t % self.frames:
                 raise UserError(
@@ -120,7 +120,7 @@ class Conversion:
 
     @property
     def frames(self) -> int:
-        """The frames of a recording that the ANN sees averaged and the SNN one by one; 1 for other data."""
+        """The number of frames that the ANN sees averaged and the SNN one by one; 1 for other data."""
         data = self.source.data
         return data.train.x.shape[1] if data.averaged else 1
 
@@ -143,18 +143,18 @@ class Conversion:
         }
 
     def whole(self, network: nn.Module) -> Any:
-        """Return `network`, which takes images or averaged recordings, as one that takes the samples of a split."""
+        """Return `network` as one that takes samples of a split: it is applied to each frame of a recording."""
         return PerFrame(network) if self.source.data.temporal else network
 
     def groups(self) -> Iterator[list[int]]:
-        """Yield the T that one network serves: all of them, unless what is placed depends on T."""
+        """Yield lists of T that share a network: one list, unless neurons or corrections depend on T."""
         if self.method.per_T or self.calibration.steps:
             yield from ([t] for t in self.steps)
         else:
             yield self.steps
 
     def converted(self, T: int, *, calibrated: bool) -> tuple[Converted, fx.GraphModule, list[LayerRecord]]:
-        """Return the SNN for T steps with its mitigation, its source, and what was done at each layer."""
+        """Return the SNN for T steps with its mitigation, its source, and a record of each layer."""
         corrections = self.calibration.corrections if calibrated else []
         source, network = rewrite(self.ann, self.images[:2], self.method.maxpool, self.method.neuron.vocabulary)
         with LayerBar(f"{self.session.choices['task']} T={T}{'' if calibrated else ' (before)'}") as bar:
@@ -176,13 +176,13 @@ class Conversion:
         return found
 
     def seen(self) -> Tensor:
-        """Return the validation images that layers are examined on."""
+        """Return the validation images on which layers are examined."""
         val = self.source.data.val
         x, _ = next(val.batches(self.layer_images, spread(val, self.layer_images)))
         return (stills(x) if self.source.data.temporal else x).to(self.device)
 
     def examined(self, source: fx.GraphModule, snn: Converted, t: int) -> tuple[list[LayerError], Account, Metrics]:
-        """Return the errors by layer and the cost of an inference on validation images; and the cost as metrics."""
+        """Return the errors by layer, the cost of an inference on validation images, and the cost as metrics."""
         data = self.source.data
         runs = data.val.x.shape[1] if data.temporal else 1  # of the network per recording
         errors, account = snn.examine(source, self.seen(), t)
@@ -203,15 +203,15 @@ def steps_of(session: Session) -> list[int]:
 
 
 def still(net: TimeFold) -> nn.Module:
-    """Return a network without time as a module from [N, ...] to [N, K]."""
+    """Return a network without spiking neurons as a module from [N, ...] to [N, K], without the time axis."""
     return nn.Sequential(OrderedDict(front=net.front, network=net.network))
 
 
 def trained(session: Session) -> Path:
-    """Return the weights of this config's ANN, which is trained once and then found again by any conversion.
+    """Return the file with the weights of this config's ANN, which is trained once and then read from the cache.
 
-    An interrupted training is resumed; a second process that wants the same ANN waits. Weights that are not as the
-    training left them are trained again.
+    An interrupted training is resumed; a second process that wants the same ANN waits. If files in the cache were
+    changed since, the ANN is trained again.
     """
     config = {key: session.config[key] for key in ANN}
     folder = Path(session.config["cache_dir"]) / "ann" / digest(config=config, data=session.data.identity["digest"])
@@ -235,7 +235,7 @@ def _fitted(fabric: Fabric, session: Session, folder: Path) -> float:
 
 
 def accuracy_figure(curves: Mapping[str, Mapping[int, float]], ann: float) -> Figure:
-    """Draw accuracy against latency: a line for each curve {T: accuracy}, and the ANN's accuracy as a level."""
+    """Draw accuracy against latency: a line for each curve {T: accuracy}, and a level line for the ANN's accuracy."""
     figure, (axes,) = panels(1, 1, 6, 3.6)
     axes.axhline(ann, color=GREY, linestyle="--", label="ANN")
     for (label, curve), style in zip(curves.items(), styles(len(curves)), strict=True):

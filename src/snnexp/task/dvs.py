@@ -1,4 +1,4 @@
-"""`task=dvs`: compare two ways of QCFS for event recordings with a directly trained SNN: accuracy and training cost."""
+"""`task=dvs`: compare two kinds of QCFS conversion for event recordings with a directly trained SNN."""
 
 import json
 import shutil
@@ -43,9 +43,9 @@ class DVS(Task):
 
     `average`: the ANN sees the mean of a recording's F frames as one image; its SNN sees the frames as its input
     sequence, `rounds` times over. `per frame`: the ANN sees each frame, and its answers are averaged; its SNN sees each
-    frame for `per_frame` steps, each time from its start. `per frame, no reset`: the same weights, shown the frames as
-    the SNN of `average` is. `direct`: the model with the neuron `direct` is trained as an SNN over the F frames.
-    Energy is measured on `images` validation recordings. Gives mean test accuracies. Raises InvalidValue.
+    frame for `per_frame` steps, each time from its start. `per frame, no reset`: the same weights, but the frames are
+    shown in sequence, as in `average`. `direct`: the model with the neuron `direct` is trained as an SNN over the F
+    frames. Energy is measured on `images` validation recordings. Returns mean test accuracies. Raises InvalidValue.
     """
 
     groups = TRAINING
@@ -73,8 +73,8 @@ class DVS(Task):
 
 @dataclass
 class Tested:
-    """A network on the test split: `steps` of simulation (ANN: passes) and energy (nJ) of one recording, and the cost
-    of its training: processor seconds, updates of the weights, images (one frame, or one average) seen.
+    """The test result of a network: `steps` of simulation (ANN: passes) and energy (nJ) per recording, and the cost of
+    its training: processor seconds, weight updates, and images seen (an image is one frame or one average).
     """
 
     way: str
@@ -89,7 +89,7 @@ class Tested:
 
 @dataclass
 class Trained:
-    """The best epoch of one training, and its cost: the last three columns of `Tested`."""
+    """The best epoch of one training, and its cost (the last three columns of `Tested`)."""
 
     data: Data
     net: TimeFold
@@ -105,7 +105,7 @@ class Comparison:
     record: Record
 
     def check(self) -> None:
-        """Try everything before the run begins. Raises UserError."""
+        """Check the networks and the conversion before the run begins. Raises UserError."""
         seed = self.task.seeds[0]
         framed = self._session(FRAME, seed)
         net, x = framed.network(), stills(next(framed.data.val.batches(1))[0])
@@ -150,7 +150,7 @@ class Comparison:
             yield Tested(way, "SNN", t, accuracy, costs[t].energy_nj, **trained.cost)
 
     def _by_frame(self, trained: Trained) -> Iterator[Tested]:
-        """Test the ANN on each frame, and the SNN that starts from rest with each."""
+        """Test the ANN on each frame, and the SNN that starts from its initial state for each frame."""
         data, seen = trained.data, self._seen(trained.data)
         frames, ann = seen.shape[1], trained.net.network.eval()
         source, snn = by_qcfs(ann, stills(seen), self.task.per_frame[-1])
@@ -187,8 +187,8 @@ class Comparison:
         return self.session.derived(**changed)
 
     def _trained(self, way: str, seed: int) -> Trained:
-        """Train, or load what an interrupted run had finished. A training that it had only begun starts again, since
-        its cost is not known."""
+        """Train, or load a training that an interrupted run had finished. An unfinished one starts again, since its
+        cost is not known."""
         folder, session = self.record.folder / way.replace(" ", "_") / str(seed), self._session(way, seed)
         if not (folder / "cost.json").exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""`task=dynamics`: check the relation of neighbouring layers' mean postsynaptic potentials on every layer."""
+"""`task=dynamics`: check the equation that relates the mean postsynaptic potentials of neighbouring layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 class Dynamics(Converting):
     """Convert, and compare both sides of phi^l = W^l phi^(l-1) + b^l - (v^l(T) - v^l(0))/T; see docs/lab2.md.
 
-    Gives the largest differences. `run` raises UserError as `task=convert` does, and with a mitigation.
+    Returns the largest differences. `run` raises UserError as `task=convert` does, and if a mitigation is chosen.
     """
 
     groups = tuple(group for group in CONVERTING if group != "mitigation")
@@ -71,7 +71,7 @@ def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
     """Compare both sides of the relation on every site after T steps, for inputs [N, ...]; in units of theta.
 
     `residual`: the largest difference over images and neurons. `remainder`: the root mean square of (v(T) - v(0))/T
-    over all of them; `inside`: over those with v(T) in [0, theta), where it is rounding. The right side passes
+    over all of them; `inside`: over those with v(T) in [0, theta), where it is a rounding error. The right side passes
     phi^(l-1), the means of the sites below, through the layers between; it uses only emitted spikes and potentials of
     the simulation.
     """
@@ -102,8 +102,8 @@ def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
 
 
 def residuals_figure(rows: Sequence[Row]) -> Figure:
-    """Draw by layer, a line for each T, how far the two sides are apart, and the last term of the relation: over all
-    neurons, and over those that end in [0, theta)."""
+    """Draw for each layer and T the difference of the two sides, and the last term of the relation: over all neurons,
+    and over those with v(T) in [0, theta)."""
     names, steps = distinct(rows, "layer"), distinct(rows, "T")
     figure, axes_all = panels(3, 3, 11 / 3, 1.6 + 0.26 * len(names), sharey=True)
     labels = {

@@ -1,8 +1,8 @@
 """`task=export`: write a trained spiking network as a NIR file, for other frameworks and neuromorphic hardware.
 
 NIR: Pedersen et al., "Neuromorphic intermediate representation: a unified instruction set for interoperable
-brain-inspired computing", Nature Communications 2024; written by SpikingJelly's exchange. Its neurons reset to a value:
-none subtracts the threshold, as converted networks must.
+brain-inspired computing", Nature Communications 2024; written by SpikingJelly's exchange. NIR's neurons reset to a
+value, whereas those of converted networks subtract the threshold.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, nn.Flatten)  # what the
 
 
 class Export(Task):
-    """Write the network of `checkpoint` to network.nir in the run directory, with steps of `dt` seconds; give the
+    """Write the network of `checkpoint` to network.nir in the run directory, with steps of `dt` seconds. Returns the
     numbers of its nodes and edges. Raises InvalidValue; `run` raises UserError, naming the layers that NIR cannot
     express.
     """
@@ -126,7 +126,7 @@ def _node(site: SpikingSite) -> nn.Module:
 
 
 def _converted(network: nn.Module, x: Tensor) -> str:
-    """Return the refusal of a network without spikes, whose conversion could not be written either."""
+    """Return the error message for a network without spikes; a converted network could not be written either."""
     source, _ = rewrite(network, x, "gate")
     names = ", ".join(str(n.target) for n in Flow(source).sites)
     return (

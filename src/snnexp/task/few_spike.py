@@ -1,4 +1,4 @@
-"""`task=few_spike`: make the paper's table of networks as ANN and as few-spike SNN: accuracy, size, spikes, latency."""
+"""`task=few_spike`: reproduce the paper's table of ANNs and their few-spike SNNs: accuracy, size, spikes, latency."""
 
 from dataclasses import asdict
 from typing import Any
@@ -25,8 +25,9 @@ Row = dict[str, Any]
 
 
 class FewSpikeTable(Converting):
-    """Make a row for each of `depths` (of a residual network; None: the model as it is), trained first unless there is
-    a `checkpoint`, and converted for K = timesteps. Spikes are counted on `layer_images` validation images.
+    """Make a row for each of `depths` of a residual network (None: the configured model only). Each network is trained
+    unless there is a `checkpoint`, and converted for K = timesteps. Spikes are counted on `layer_images` validation
+    images.
 
     Writes tables/few_spike.csv, tables/layers.csv, coefficients and figures. Raises InvalidValue; `run` raises
     UserError.

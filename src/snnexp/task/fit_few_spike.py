@@ -20,11 +20,11 @@ from snnexp.training import Metrics
 
 
 class FitFewSpike(Task):
-    """Fit coefficients for each of `K` and each range; write <activation>.yaml, a table and figures; give the errors.
+    """Fit coefficients for each of `K` and each range; write <activation>.yaml, a table and figures; return the errors.
 
-    `range`: [low, high]; None: those of the shipped coefficients. `spikes`: the largest mean number of spikes (None:
-    K/4). `distribution` of the inputs: uniform, or a CSV file with columns x and weight. ReLU is analytic, from 0 to
-    high. `rounds` of the search. Raises InvalidValue.
+    `range`: [low, high]; None: the ranges of the shipped coefficients. `spikes`: the largest mean number of spikes
+    (None: K/4). `distribution` of the inputs: uniform, or a CSV file with columns x and weight. `rounds`: length of the
+    search. ReLU's coefficients are analytic, for inputs from 0 to high. Raises InvalidValue.
     """
 
     def __init__(

@@ -19,9 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class GradientFidelity(Train):
-    """Train as `task=train`. After each epoch, compare at `weights` random weights of each layer, on the first `batch`
-    validation samples, the surrogate gradient with finite differences of step `eps`: cosine similarity (with its
-    standard error) and norm ratio, as fidelity/<what>/<layer>, in a table and a figure. Raises InvalidValue.
+    """Train as `task=train` does. After each epoch, compare the surrogate gradient with finite differences of step
+    `eps`, at `weights` random weights of each layer and on the first `batch` validation samples. Logs cosine similarity
+    (with its standard error) and norm ratio as fidelity/<quantity>/<layer>, and writes a table and a figure. Raises
+    InvalidValue.
     """
 
     def __init__(self, weights: int, batch: int, eps: float) -> None:

@@ -18,8 +18,9 @@ COLUMNS = ("potentials", "currents", "rate", "weights")
 
 
 class GradientSparsity(Train):
-    """Train as `task=train`. After each epoch, count the exact zeros in the backward pass of the first `batch`
-    validation samples, as sparsity/<what>/<layer> and sparsity/skippable, in a table and a figure. Raises InvalidValue.
+    """Train as `task=train` does. After each epoch, count the exact zeros in the backward pass of the first `batch`
+    validation samples. Logs sparsity/<quantity>/<layer> and sparsity/skippable, and writes a table and a figure. Raises
+    InvalidValue.
     """
 
     def __init__(self, batch: int) -> None:

@@ -1,4 +1,4 @@
-"""`task=mitigations`: compare what mitigations of the unevenness error recover and cost at equal total steps."""
+"""`task=mitigations`: compare accuracy and cost of mitigations of the unevenness error at equal total steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,11 +20,11 @@ Row = dict[str, Any]
 
 
 class Mitigations(Converting):
-    """Convert once, then try each of `compare` with as many steps as let each neuron work for each of timesteps,
-    rehearsals included. A pair is left out where too few steps remain (of averaged recordings: no multiple of their
-    frames).
+    """Convert, and test each mitigation in `compare` at each of timesteps, which are here the steps that each neuron
+    runs, rehearsals included. A pair is left out if too few steps remain after the rehearsals (for averaged recordings:
+    if these are not a multiple of the frames).
 
-    `run` raises UserError as `task=convert` does, with a mitigation of its own, and if nothing can be compared.
+    `run` raises UserError as `task=convert` does, if `mitigation=` is set, and if nothing can be compared.
     """
 
     groups = tuple(group for group in CONVERTING if group != "mitigation")
@@ -96,7 +96,7 @@ def _errors(layers: list[LayerError]) -> dict[str, float]:
 
 
 def mitigations_figure(rows: Sequence[Row], ann: float) -> Figure:
-    """Draw test accuracy against the steps for which each neuron works, against latency, and against energy."""
+    """Draw test accuracy against the steps that each neuron runs, against latency, and against energy."""
     keys = {"steps": "steps a neuron works", "latency": "steps until the answer", "energy_nj": "energy, µJ"}
     names = distinct(rows, "mitigation")
     figure, axes_all = panels(3, 3, 11 / 3, 3.8, sharey=True)

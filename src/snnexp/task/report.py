@@ -1,4 +1,4 @@
-"""`task=report`: write one page, as HTML and as Markdown, from what was logged."""
+"""`task=report`: write one page about the logged runs, as HTML and as Markdown."""
 
 import logging
 import re
@@ -26,9 +26,9 @@ NAME = r"[\w.+-]+"  # of a file
 
 
 class Report(Task):
-    """Write `<outputs_dir>/reports/<name>.html` and `.md` on the runs of `experiments` (None: of all) that meet
-    `filter`, in MLflow's search syntax, or belong to the `sweep` of that run id. Links to runs lead to the MLflow UI on
-    `port` of this machine, or to the server that has the runs. Raises InvalidValue.
+    """Write `<outputs_dir>/reports/<name>.html` and `.md` about the runs of `experiments` (None: of all). `filter`, in
+    MLflow's search syntax, and `sweep`, the run id of a sweep, restrict the runs. Links to runs lead to the MLflow UI
+    on `port` of this machine, or to the server that has the runs. Raises InvalidValue.
 
     `run` raises UserError if nothing was logged, an experiment or a run does not exist, or no run is left.
     """

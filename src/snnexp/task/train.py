@@ -32,7 +32,7 @@ class Train(Task):
     """Train, then test the best epoch. A subclass, picklable for data-parallel ranks, may measure after each epoch.
 
     `run` raises UserError for wrong values or missing data, Interrupted after Ctrl-C (the run can then be resumed), and
-    Pruned if its sweep gives this trial up.
+    Pruned if the pruner of its study stops the trial.
     """
 
     groups = TRAINING
@@ -47,7 +47,7 @@ class Train(Task):
         return {}
 
     def outcome(self, history: Sequence[Metrics]) -> tuple[Mapping[str, Rows], Mapping[str, Figure]]:
-        """Return tables and figures, by name, of what was measured over all epochs."""
+        """Return tables and figures, by name, of the measurements over all epochs."""
         return {}, {}
 
     def run(self, session: Session, record: Record) -> Metrics:
@@ -99,7 +99,7 @@ def train_network(
     prune: Prune = lambda history: False,
     measure: Callable[[], Metrics] = dict,
 ) -> Progress:
-    """Train `net` by the session's config, or resume the training in `folder`, behind a progress bar."""
+    """Train `net` as the session's config says, or resume the training in `folder`; show a progress bar."""
     with EpochBar(session.trainer.epochs, show=fabric.is_global_zero and not quiet()) as bar:
 
         def epoch(progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""`task=ui`: serve the MLflow UI over what was logged, on the loopback address."""
+"""`task=ui`: serve the MLflow UI for the logged runs, on the loopback address."""
 
 import os
 import shlex
@@ -61,7 +61,7 @@ def _served(command: Sequence[str], environment: Mapping[str, str]) -> None:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """End the process group of `server`, by force what does not end itself within `PATIENCE` seconds."""
+    """End the process group of `server`; kill it if it has not ended after `PATIENCE` seconds."""
     with suppress(ProcessLookupError):  # the group is gone
         for number in (signal.SIGTERM, signal.SIGKILL):
             os.killpg(server.pid, number)

@@ -1,4 +1,4 @@
-"""`task=unevenness`: show what makes v(T) leave [0, theta), in small neurons and in a converted network."""
+"""`task=unevenness`: show why v(T) leaves [0, theta), in small neurons and in a converted network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,9 +27,9 @@ KINDS = {  # label and colour of each kind of neuron whose residual lies outside
 
 
 class Unevenness(Converting):
-    """Trace small neurons (`cases`) step by step, and try all orders of their spikes for each of `weights` x
-    `thresholds` x `starts` x `T`. Then measure the converted network at each of timesteps: accuracy, kinds and sizes of
-    errors by layer, and what the errors become when the same spikes arrive in another order.
+    """Trace small neurons (`cases`) step by step, and try all orders of their input spikes for every combination of
+    `weights`, `thresholds`, `starts` and `T`. Then measure the converted network at each of timesteps: accuracy, kinds
+    and sizes of errors by layer, and the errors when the same spikes arrive in other orders.
 
     Raises InvalidValue for small neurons that cannot exist; `run` raises UserError as `task=convert` does.
     """
@@ -124,7 +124,7 @@ def _kinds(layer: LayerError) -> dict[str, Any]:
 
 
 def kinds_figure(rows: Sequence[Row]) -> Figure:
-    """Draw by layer, in a panel for each T, the shares of neurons whose residual lies outside [0, theta), by kind."""
+    """Draw the share of each layer's neurons whose residual lies outside [0, theta), by kind, in a panel for each T."""
     steps, names = distinct(rows, "T"), distinct(rows, "layer")
     count = len(steps)
     figure, axes_all = panels(count, count, 2.2 / count + 1.9, 1.8 + 0.24 * len(names), sharey=True)
@@ -141,8 +141,8 @@ def kinds_figure(rows: Sequence[Row]) -> Figure:
 
 
 def arrivals_figure(rows: Sequence[Row]) -> Figure:
-    """Draw by layer, at the largest T, the unevenness error when the same spikes arrive in other orders, and how far
-    the input current swings.
+    """Draw for each layer, at the largest T, the unevenness error when the same spikes arrive in other orders, and the
+    swing of the input current.
     """
     T = max(row["T"] for row in rows)
     at = [row for row in rows if row["T"] == T]

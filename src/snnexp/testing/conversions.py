@@ -66,7 +66,7 @@ def relative_error(snn: Converted, ann: nn.Module, x: Tensor, T: int) -> float:
 
 
 class ConversionContract:
-    """`make` returns a conversion; `activation`, an activation of the ANN that is converted (default: ReLU).
+    """`make` returns a conversion; `activation` returns an activation of the ANN that is converted (default: ReLU).
 
     `T`: steps. `tolerance`: the largest relative error of the output after T steps.
     """
@@ -120,7 +120,7 @@ class ConversionContract:
 
 
 class CorrectionContract:
-    """`make` returns a correction; `method`, the conversion whose network is corrected, for `T` steps."""
+    """`make` returns a correction; `method` returns the conversion whose network is corrected, for `T` steps."""
 
     T: int = 8
 
@@ -142,7 +142,7 @@ class CorrectionContract:
         assert snn(images(), self.T).isfinite().all()
 
     def test_it_only_proposes(self) -> None:
-        """What it changes in place could not be taken back where it does not help."""
+        """Check that `propose` changes nothing in place: such a change could not be undone where it does not help."""
         correction = self.make()
 
         def propose(layer: Layer) -> Proposal | None:

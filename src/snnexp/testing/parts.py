@@ -32,8 +32,8 @@ class SurrogateContract:
         raise NotImplementedError
 
     def slope(self, surrogate: Any, x: Tensor) -> Tensor | None:
-        """Return the expected factor of backward at x: the numeric derivative of the primitive; None if there is no
-        primitive. Override it if backward differs on purpose, for example by a cap."""
+        """Return the expected derivative at x: the numeric derivative of the primitive; None if there is no primitive.
+        Override it if backward differs on purpose, for example by a cap."""
         h = 1e-7
         above, below = primitive(surrogate, x + h), primitive(surrogate, x - h)
         return None if above is None or below is None else (above - below) / (2 * h)
@@ -65,7 +65,7 @@ class SurrogateContract:
 
 
 class NeuronContract:
-    """`make` returns a spiking `Site`: [T*N, ...] -> spikes of the same shape, and the same spikes step by step."""
+    """`make` returns a spiking `Site`: [T*N, ...] -> spikes of the same shape, which are the same step by step."""
 
     def make(self) -> Site:
         raise NotImplementedError

@@ -25,8 +25,8 @@ from snnexp.task.base import Task
 class TaskContract:
     """`command`: overrides that run a small task; `config_dir`: a folder of YAML groups beside snnexp's own, or None.
 
-    The task is run in a temporary folder, without MLflow. It must keep a run (`recorded`). Override `kept` to check
-    more of what a run leaves.
+    The task is run in a temporary folder, without MLflow. It must be `recorded`. Override `kept` to check more of the
+    files that a run leaves.
     """
 
     command: Sequence[str]

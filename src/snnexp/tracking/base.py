@@ -20,7 +20,7 @@ class Tracker(Protocol):
 
     @property
     def place(self) -> str:
-        """Where the user finds the run, in words."""
+        """The place where the user finds the run, as text."""
 
     def check(self) -> None:
         """Raise UserError if results could not be sent. Called before anything slow begins."""

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stored:
-    """A run as the store has it; `metrics` are the last values, times are in seconds since 1970."""
+    """A run read from the store; `metrics` are the last values, times are in seconds since 1970."""
 
     run_id: str
     experiment_id: str
@@ -38,7 +38,7 @@ class Stored:
 
 
 class Store:
-    """The runs that a tracker has logged, read only; `task` names the task that reads them in error messages.
+    """The runs that a tracker has logged, read only; `task` is the name of the reading task, for error messages.
 
     Raises UserError if the tracker records nothing, nothing was logged yet, or the store cannot be reached.
     """
@@ -82,7 +82,7 @@ class Store:
     def files(self, run: Stored, folder: str, to: Path) -> list[Path]:
         """Return the paths of the artifacts in `folder`, sorted by name, after downloading them into `to`.
 
-        Artifacts that are out of reach are left out with a warning: a run's own may have been moved or deleted.
+        Artifacts that cannot be downloaded are left out with a warning, since they may have been moved or deleted.
         """
         try:
             if moved := relocated(self.uri, run.artifacts):

@@ -1,7 +1,7 @@
 """The tracker that writes to MLflow.
 
-Everything is first appended to a journal in the run directory and then sent in batches. A server that becomes
-unavailable loses nothing, and a killed process neither loses nor repeats what it logged. Sending twice is harmless:
+Everything is first appended to a journal in the run directory and then sent in batches. If the server becomes
+unavailable, nothing is lost, and a killed process neither loses nor repeats what it logged. Sending twice is harmless:
 each record keeps its time, MLflow stores the same (metric, step, time, value) once, and other records are overwritten.
 """
 
@@ -302,8 +302,8 @@ def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict
 
 
 def contained(folder: Path, relative: str, target: str) -> Path:
-    """Return the path of a run's artifact. Raises UserError unless it lies in the run directory, with no link in it,
-    and `target` in the artifacts of the run.
+    """Return the path of a run's artifact. Raises UserError unless the path lies in the run directory, contains no
+    link, and `target` lies in the artifacts of the run.
     """
     path, parts = folder / relative, Path(relative).parts
     inside = not (Path(relative).is_absolute() or ".." in parts or Path(target).is_absolute() or ".." in target)

@@ -18,8 +18,8 @@ from snnexp.trial.job import Address, Job
 def check_data(job: Job, folder: Path, setting: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     """Raise UserError if an earlier job of the sweep had other data with the same `setting`, a part of its config.
 
-    The first job notes its `data`: of a study in its storage, so that continuing it compares them too, and of a grid in
-    its `folder`.
+    The first job stores its `data`: in a study, in the storage, so that a continued study is compared as well; in a
+    grid, in `folder`.
     """
     text = json.dumps(experiment_of(setting), sort_keys=True, default=str)
     key = f"data {hashlib.sha256(text.encode()).hexdigest()[:16]}"

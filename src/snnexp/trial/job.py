@@ -53,6 +53,6 @@ class Job:
         return f"++hydra.job.env_set.{VARIABLE}={quoted(json.dumps(asdict(self)))}"
 
     def variation(self, overrides: Sequence[str]) -> dict[str, str]:
-        """Return {key: value} of those of the job's overrides in which jobs differ."""
+        """Return the job's overrides in which jobs differ, as {key: value}."""
         pairs = [o.lstrip("+").split("=", 1) for o in overrides if "=" in o]
         return {key: value.strip("'") for key, value in pairs if key in self.varied}

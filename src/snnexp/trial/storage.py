@@ -76,7 +76,7 @@ def file(url: str) -> Path | None:
 
 @contextmanager
 def exclusive(url: str) -> Iterator[None]:
-    """Admit one process of the sweep at a time, across machines, so that data read inside stay valid until written."""
+    """Admit one process of the sweep at a time, on all machines: data read in the block are current until it writes."""
     global _depth
     with _threads:
         if _depth:  # this thread holds the lock already
