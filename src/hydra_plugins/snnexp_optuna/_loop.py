@@ -11,7 +11,6 @@ from typing import Any
 import optuna
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
-from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
@@ -132,7 +131,7 @@ class Loop:
         """Return the executor that waits for jobs: this thread, or several threads."""
         if self.settings["parallel"] == 1:
             return _Here()
-        if isinstance(self.launcher, JoblibLauncher):
+        if type(self.launcher).__name__ == "JoblibLauncher":  # Hydra executes plugins again, so classes may differ
             # create joblib's executor, without workers: threads that create it concurrently can get it half initialized
             self.launcher.launch([], initial_job_idx=0)
         return ThreadPoolExecutor(self.settings["parallel"])
