@@ -34,6 +34,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("trainer.epochs=2", "model.hidden=32", "timesteps=4", "trainer.threads=1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Write compiled modules to pytest's cache where the environment forbids writing them beside their sources.
+
+    Otherwise every child would compile torch and mlflow again, which takes it ten seconds.
+    """
+    if sys.dont_write_bytecode and hasattr(config, "cache"):
+        folder = str(config.cache.mkdir("bytecode"))
+        sys.dont_write_bytecode, sys.pycache_prefix = False, folder
+        os.environ["PYTHONPYCACHEPREFIX"] = folder
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for all tests (and, with pytest-xdist, for all workers)."""
