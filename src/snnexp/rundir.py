@@ -17,7 +17,13 @@ from snnexp.lock import try_lock
 from snnexp.masking import masked
 
 log = logging.getLogger(__name__)
-TYPES = {"status": str, "fingerprint": str, "created": int | float, "config": dict}  # of the entries of run.json
+TYPES = {
+    "status": str,
+    "fingerprint": str,
+    "created": int | float,
+    "config": dict,
+    "data": dict | None,
+}  # of the entries of run.json
 
 
 class RunDir:
@@ -183,12 +189,11 @@ def write_json(path: Path, value: object) -> None:
 
 def other_data(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
     """Say how the dataset differs, to complete "the run ..."; "" if it does not, or if one of the two is not known."""
-    if not then or not now or then["digest"] == now["digest"]:
+    if not then or not now or then.get("digest") == now["digest"]:
         return ""
-    old, new = (
-        f"{' + '.join(str(d[s]) for s in ('train', 'val', 'test'))} samples ({d['digest']})" for d in (then, now)
-    )
-    return f"used other data of the dataset {now['name']}: train + val + test had {old}, and have {new} now"
+    old, new = (f"{' + '.join(str(d.get(s)) for s in ('train', 'val', 'test'))} samples" for d in (then, now))
+    differ = f"had {old} ({then.get('digest')}), and have {new} ({now['digest']}) now"
+    return f"used other data of the dataset {now['name']}: train + val + test {differ}"
 
 
 def _run(path: Path) -> dict[str, Any] | None:

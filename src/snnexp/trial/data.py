@@ -10,6 +10,7 @@ from typing import Any
 
 from snnexp.config import experiment_of
 from snnexp.errors import UserError
+from snnexp.files import read_json
 from snnexp.lock import locked
 from snnexp.rundir import other_data, write_json
 from snnexp.trial.job import Address, Job
@@ -43,7 +44,8 @@ def _in_study(trial: Address, key: str, data: Mapping[str, Any]) -> Any:
 def _in_folder(folder: Path, key: str, data: Mapping[str, Any]) -> Any:
     path = folder / "data.json"
     with locked(folder / ".data.lock"):
-        known = json.loads(path.read_text()) if path.exists() else {}
-        if key not in known:
+        known = read_json(path) or {}
+        if not isinstance(known.get(key), dict):
             write_json(path, known | {key: data})
-    return known.get(key)
+            return None
+    return known[key]
