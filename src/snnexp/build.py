@@ -1,11 +1,9 @@
 """Make objects from plain configs: Hydra's `_target_` is the registry, and a refusal names the full key."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -30,7 +28,7 @@ def build(group: str, config: Mapping[str, Any], protocol: type | None = None, *
         except InvalidValue as error:
             raise _refusal(group, config, "", error) from error
         except TypeError as error:
-            if not _wrong_call(error):
+            if not _wrong_call(error, extra):
                 raise
             raise UserError(f"{group} ({node.get('_target_')}) cannot be made: {error}") from error
     if protocol is not None and (lacks := unlike(made, protocol)):
@@ -61,7 +59,7 @@ def _instantiated(group: str, config: Mapping[str, Any], node: Mapping[str, Any]
         if isinstance(cause, InvalidValue):
             raise _refusal(group, config, nested, cause) from error
         target = node.get("_target_")
-        if cause is None or isinstance(cause, ImportError | AttributeError) or _wrong_call(cause):
+        if cause is None or isinstance(cause, ImportError | AttributeError) or _wrong_call(cause, node):
             said = str(error).split("full_key:")[0].strip()
             raise UserError(f"{group} ({target}) cannot be made: {said}") from error
         raise cause  # noqa: B904  a UserError already, or a programming error whose traceback tells where
@@ -79,14 +77,15 @@ def accepted(node: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, A
     return {name: value for name, value in offered.items() if name in named and name not in node}
 
 
-def _wrong_call(error: BaseException) -> bool:
-    """Return whether the call itself failed, for a missing or unknown argument, and not something inside it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return (
-        isinstance(error, TypeError)
-        and "argument" in str(error)
-        and ("hydra" in frames[-1].filename or frames[-1].filename == __file__)
-    )
+def _wrong_call(error: BaseException, given: Iterable[str]) -> bool:
+    """Return whether the call itself failed, for a missing argument or an unknown one of `given`, not something inside.
+
+    A constructor may pass the keywords that it does not know itself on to another one.
+    """
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    here = "hydra" in place or place == __file__ or (unknown is not None and unknown[1] in given)
+    return isinstance(error, TypeError) and "argument" in str(error) and here
 
 
 def _refusal(group: str, config: Mapping[str, Any], nested: str, error: InvalidValue) -> UserError:

@@ -3,8 +3,6 @@
 So a parent that was killed and restarted finds the results of its jobs, and a job without an outcome has died.
 """
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import math
@@ -22,7 +20,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from snnexp.errors import Pruned, UserError
-from snnexp.lock import locked
+from snnexp.lock import Held, locked
+from snnexp.signals import handled
 from snnexp.trial.job import Job
 
 log = logging.getLogger("snnexp.sweep")
@@ -89,13 +88,17 @@ def completed(value: Any) -> dict[str, Any]:
 
 
 def failed(error: Exception) -> dict[str, Any]:
-    """Return the outcome of a job that raised `error`. It is worth another attempt unless it is a UserError."""
+    """Return the outcome of a job that raised `error`. It is worth another attempt unless the user must act first."""
     if isinstance(error, Pruned) or type(error).__name__ == "TrialPruned":
         return {"state": "PRUNED"}
     if not isinstance(error, UserError | Died):
         log.error("a trial failed:", exc_info=error)
     reason = str(error) or type(error).__name__
-    return {"state": "FAIL", "reason": reason[:500], "again": not isinstance(error, UserError)}
+    return {
+        "state": "FAIL",
+        "reason": reason[:500],
+        "again": isinstance(error, Held) or not isinstance(error, UserError),
+    }
 
 
 @contextmanager
@@ -125,8 +128,9 @@ def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
         process.join()
         raise Died(_death(process.exitcode)) from None
     except KeyboardInterrupt:
-        process.terminate()  # on this signal a training writes a checkpoint
-        process.join()
+        with handled(lambda number, frame: process.terminate()):  # a second Ctrl-C is passed on as well
+            process.terminate()  # on this signal a training writes a checkpoint
+            process.join()
         raise
     process.join()
     if kind == "error":

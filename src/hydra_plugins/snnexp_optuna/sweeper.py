@@ -5,6 +5,7 @@ breaks dataclasses in a module with `from __future__ import annotations`, which 
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -14,6 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from snnexp.errors import UserError
+from snnexp.masking import masked
 
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -77,6 +79,9 @@ class StudySweeper(Sweeper):
             launcher = OmegaConf.merge(launcher, {"n_jobs": self.settings["parallel"]})
         with open_dict(config):
             config.hydra.launcher = launcher
+        if "submitit_folder" in launcher and masked(plain := OmegaConf.to_container(config)) != plain:
+            jobs = Path(str(config.hydra.launcher.submitit_folder)).parent  # submitit stores the config of each job
+            jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
         isolate = self.settings["isolate"]
         if isolate is None:
             study = self.settings["n_trials"] is not None
@@ -105,6 +110,9 @@ class StudySweeper(Sweeper):
     def _grid(self, arguments: list[str]) -> Any:
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+        assert self.config is not None
         grid = BasicSweeper(max_batch_size=None)
-        grid.hydra_context, grid.config, grid.launcher = self.hydra_context, self.config, self.launcher
+        shown = DictConfig(masked(OmegaConf.to_container(self.config)))  # it is written to multirun.yaml
+        OmegaConf.copy_cache(self.config, shown)  # of ${now:...}, which the folder's name has
+        grid.hydra_context, grid.config, grid.launcher = self.hydra_context, shown, self.launcher
         return grid.sweep(arguments)

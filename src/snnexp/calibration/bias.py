@@ -3,8 +3,6 @@
 b += mean over images and space of (a - phi)
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from snnexp.conversion.trains import along

@@ -7,8 +7,6 @@ Li et al., "A Free Lunch From ANN: Towards Efficient, Accurate Spiking Neural Ne
 with CF the clip-floor of `snnexp.dynamics`, and the threshold shift of Deng and Gu (v(0) = theta/2) unless start=0.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

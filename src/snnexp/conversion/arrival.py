@@ -1,7 +1,5 @@
 """The effect of the order of spikes: each site is run again with the same spikes arriving at other times."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from snnexp.conversion.measure import even_count
+from snnexp.conversion.measure import Averages, even_count
 from snnexp.conversion.network import Converted
 from snnexp.conversion.neuron import ScaledIF, integrator
 from snnexp.conversion.walk import CALIBRATION_ROWS
@@ -64,7 +62,7 @@ ORDERS: dict[str, Order] = {
 
 
 @dataclass
-class Arrival:
+class Arrival(Averages):
     """The result for one site whose input trains arrive in one order, over images and neurons.
 
     `depth`: sites below it on the longest path; `sources`: sites that it hears directly (several at residual joins);
@@ -107,9 +105,8 @@ def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
                 continue
             others = [n for n in flow.sites if n is not site]
             inside, known = flow.segment([current], [*others, *flow.head])
-            if not (
-                sources := [n for n in known if n in others]
-            ):  # it hears only frames, which have an order of their own
+            sources = [n for n in known if n in others]
+            if not sources:  # it hears only frames, which have an order of their own
                 continue
             for name, order in ORDERS.items():
                 random = torch.Generator().manual_seed(seed)
@@ -137,9 +134,8 @@ def explanations(rows: Sequence[Arrival]) -> list[dict[str, Any]]:
     """
     found = []
     for T in sorted({row.T for row in rows}):
-        at, permuted = (
-            [row for row in rows if row.T == T and row.arrival == name] for name in ("as it is", "steps permuted")
-        )
+        at_T = [row for row in rows if row.T == T]
+        at, permuted = ([row for row in at_T if row.arrival == name] for name in ("as it is", "steps permuted"))
         error = [row.uneven for row in at]
         traits = {trait: spearman([getattr(row, trait) for row in at], error) for trait in TRAITS}
         kept = [a.uneven / max(b.uneven, 1e-12) for a, b in zip(at, permuted, strict=True)]
@@ -160,12 +156,6 @@ def _add(row: Arrival, neuron: ScaledIF, c: Tensor, share: float) -> None:
     v, n, T = neuron.residual(state), (out.sum(0) / neuron.theta).round(), row.T
     error = n - even_count(n, v, neuron.theta, T)
     scaled = c / neuron.theta
-    values = {
-        "over": (error > 0).float(),
-        "under": (error < 0).float(),
-        "uneven": error.square(),
-        "swing": scaled.var(0, unbiased=False),
-        "trend": (scaled[(T + 1) // 2 :].mean(0) - scaled[: T // 2].mean(0)).square(),
-    }
-    for name, value in values.items():
-        setattr(row, name, getattr(row, name) + share * float(value.mean()))
+    trend = scaled[(T + 1) // 2 :].mean(0) - scaled[: T // 2].mean(0)
+    errors = {"over": (error > 0).float(), "under": (error < 0).float(), "uneven": error.square()}
+    row.add(errors | {"swing": scaled.var(0, unbiased=False), "trend": trend.square()}, share)

@@ -3,8 +3,6 @@
 Nothing here depends on a conversion method or a code.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -90,6 +88,12 @@ class Flow:
                 inside.add(node)
                 todo += node.all_input_nodes
         return [n for n in self.nodes if n in inside], [n for n in self.nodes if n in start]
+
+    def values(self, x: Tensor, nodes: Sequence[fx.Node] | None = None) -> dict[fx.Node, Any]:
+        """Return the values of `nodes` (None: all) for the input x, as `run` without `steps` gives them."""
+        env: dict[fx.Node, Any] = {self.placeholder: x}
+        self.run(self.nodes[1:-1] if nodes is None else nodes, env)
+        return env
 
     def run(
         self,

@@ -1,7 +1,5 @@
 """Networks of still images, applied to each frame of a recording."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

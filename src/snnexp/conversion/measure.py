@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
@@ -54,8 +54,17 @@ def spread(split: Split, images: int | None) -> Tensor:
     return torch.arange(n) * len(split) // n
 
 
+class Averages:
+    """A row of a table whose numbers are means over all inputs, added up batch by batch."""
+
+    def add(self, traits: Mapping[str, Tensor], share: float) -> None:
+        """Add the means of `traits` over one batch, `share` of all inputs."""
+        for name, value in traits.items():
+            setattr(self, name, getattr(self, name) + share * float(value.mean()))
+
+
 @dataclass
-class LayerError:
+class LayerError(Averages):
     """The errors of one site: means over images and neurons, and mean squares of the parts of the error.
 
     phi - a = unevenness + quantisation + clipping + propagated, exactly and for each neuron and image (Bu et al.,
@@ -89,11 +98,6 @@ class LayerError:
     under_spikes: float = 0.0
     zeros: float = 0.0
     saturated: float = 0.0
-
-    def add(self, traits: Mapping[str, Tensor], share: float) -> None:
-        """Add the means of `traits` over one batch, `share` of all inputs."""
-        for name, value in traits.items():
-            setattr(self, name, getattr(self, name) + share * float(value.mean()))
 
 
 @dataclass
@@ -132,8 +136,7 @@ def examine_trains(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) ->
     device = next(snn.buffers()).device
     for part in torch.split(x, max(1, CALIBRATION_ROWS[device.type] // T)):
         share = len(part) / len(x)
-        values: dict[fx.Node, Any] = {ann.placeholder: part.to(device)}
-        ann.run(ann.nodes[1:-1], values)
+        values = ann.values(part.to(device))
         env, state, before = snn.simulated(part.to(device), T)
         neurons = 0
         for site, twin in zip(flow.sites, ann.sites, strict=True):
@@ -164,13 +167,8 @@ def split_error(
     even = theta / T * even_count(count, v, theta, T)
     phi, reached = theta / T * count, f(c)
     clipped = c.clamp(min=0).minimum(theta) if type(f) is nn.ReLU else reached
-    return {
-        "error": phi - f(z),
-        "unevenness": phi - even,
-        "quantisation": even - clipped,
-        "clipping": clipped - reached,
-        "propagated": reached - f(z),
-    }
+    parts = {"quantisation": even - clipped, "clipping": clipped - reached, "propagated": reached - f(z)}
+    return {"error": phi - f(z), "unevenness": phi - even, **parts}
 
 
 def even_count(count: Tensor, v: Tensor, theta: Tensor, T: int) -> Tensor:
@@ -184,8 +182,3 @@ def macs_of_row(module: nn.Module, output: Tensor, rows: int) -> float:
     transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
     fan_in = weight[:, 0].numel() if transposed else weight[0].numel()
     return output.numel() / rows * fan_in
-
-
-def columns() -> list[str]:
-    """Return the names of the columns of the table by layer."""
-    return [f.name for f in fields(LayerError)]

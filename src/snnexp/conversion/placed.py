@@ -51,14 +51,12 @@ class Placed(Stateful):
 
     def mixed(self, better: Tensor, other: Placed) -> Self:
         """Return a copy with the values of `other` in the channels where `better` [C] is true."""
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.values}
-        return self.changed(
-            **{
-                name: torch.where(along(better, max(old.dim(), new.dim())), new, old)
-                for name, (old, new) in pairs.items()
-                if new is not old
-            }
-        )
+        values = {}
+        for name in self.values:
+            old, new = getattr(self, name), getattr(other, name)
+            if new is not old:
+                values[name] = torch.where(along(better, max(old.dim(), new.dim())), new, old)
+        return self.changed(**values)
 
     def answer(self, current: Tensor) -> tuple[Tensor, Tensor]:
         """Return (mean output [n, ...], what is emitted [k, n, C, ...]) for calibration inputs, not written to.
@@ -92,14 +90,9 @@ class Placed(Stateful):
         `f`: the ANN's activation.
         """
         reached, a = f(c), f(z)
-        return {
-            "ann_mean": a,
-            "snn_mean": phi,
-            "silent": (phi == 0).to(phi),
-            "error": (phi - a).square(),
-            "quantisation": (phi - reached).square(),
-            "propagated": (reached - a).square(),
-        }
+        parts = {"error": phi - a, "quantisation": phi - reached, "propagated": reached - a}
+        means = {"ann_mean": a, "snn_mean": phi, "silent": (phi == 0).to(phi)}
+        return means | {name: part.square() for name, part in parts.items()}
 
 
 class Readout(Placed):

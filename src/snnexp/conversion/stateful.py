@@ -1,7 +1,5 @@
 """Modules over time that keep no state between calls: the base class, recordings, and max pooling of spike trains."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

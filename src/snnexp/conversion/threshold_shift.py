@@ -7,8 +7,6 @@ constant input and serves every T at once. Made for sources with a clipped activ
 theta.
 """
 
-from __future__ import annotations
-
 from snnexp.conversion.neuron import ScaledIF
 from snnexp.conversion.thresholds import Placing, bound, largest
 from snnexp.conversion.walk import Layer

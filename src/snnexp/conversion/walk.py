@@ -1,7 +1,6 @@
 """The walk, one for every conversion: each site in graph order is placed and corrected on the output of those below.
 
-To write a conversion, read `Method` and the docstring of `Layer` here, `Placing` in thresholds.py, and max_threshold.py
-as an example (under 150 lines in all). To write a correction, read `Correction` and snnexp/calibration/bias.py.
+docs/extending.md says how to write a conversion (`Method`) or a correction (`Correction`) of your own.
 
 For every site that a later one still needs, the walk stores the ANN's activations and the spike trains of the same
 calibration images: activations in the network's precision, rate-coded trains with one bit a step. Everything between
@@ -25,14 +24,16 @@ from torch import Tensor, fx, nn
 from snnexp.conversion.flow import Flow
 from snnexp.conversion.placed import Placed, Readout
 from snnexp.conversion.trains import along, channels_last, per_channel
-from snnexp.conversion.vocabulary import CONVS, NORMS, is_addition
+from snnexp.conversion.vocabulary import CONVS, NORMS, is_addition, where
+from snnexp.errors import UserError
+from snnexp.finite import nonfinite
 from snnexp.timefold import unfold
 
 IN_MEMORY = 2**28  # bytes of one array; larger ones are mapped files
 KEPT = 2**31  # bytes of one site's input that are kept between corrections
 CALIBRATION_ROWS = defaultdict(lambda: 8192, cpu=256)  # images x steps computed at a time, by device
 Mode = Literal["ann", "mean", "train"]
-Report = Callable[[int, int, str], None]  # (layers done, layers in all, name of the next layer)
+ShowLayer = Callable[[int, int, str], None]  # (layers done, layers in all, name of the next layer)
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Kept:
 
 
 @dataclass
-class Record:
+class LayerRecord:
     """The outcome at one site: the mean threshold of the neuron placed (or None), and the result of each correction."""
 
     name: str
@@ -125,8 +126,8 @@ def walk(
     T: int,
     method: Method,
     corrections: Sequence[Correction] = (),
-    report: Report | None = None,
-) -> list[Record]:
+    report: ShowLayer | None = None,
+) -> list[LayerRecord]:
     """Turn `network` (see `rewrite`) into the spiking network of `method` for T steps, in place.
 
     `images` [N, ...] calibrate. Each of `corrections`, in order, is proposed at each site and at the output, and kept
@@ -153,11 +154,11 @@ def walk(
     return records
 
 
-def _finished(layer: Layer, corrections: Sequence[Correction]) -> Record:
+def _finished(layer: Layer, corrections: Sequence[Correction]) -> LayerRecord:
     layer.simulate()
     kept = [k for correction in corrections if (k := layer.correct(correction))]
     layer.settle()
-    return Record(layer.name, layer.neuron.threshold, kept)
+    return LayerRecord(layer.name, layer.neuron.threshold, kept)
 
 
 class Layer:
@@ -317,6 +318,11 @@ class _Walk:
         env = {self._of(mode, n): self._stored(mode, n, rows) for n in known}
         flow.run([self._of(mode, n) for n in inside], env, steps)
         found = [env[self._of(mode, n)] for n in wanted]
+        if mode == "ann" and (bad := nonfinite({where(n): value for n, value in zip(wanted, found, strict=True)})):
+            raise UserError(
+                f"the output of layer {bad[0]} is NaN or infinite on the calibration images: its weights, or those "
+                "below, are too large"
+            )
         if steps is None:
             return found
         return [

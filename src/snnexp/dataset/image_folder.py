@@ -1,7 +1,5 @@
 """Images in class folders, `train/<class>/` and `test/<class>/`; also ImageNet's layout."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -14,8 +12,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from snnexp.dataset.base import Data
 from snnexp.dataset.foreign import is_folder, listed, opened, refused, shown
-from snnexp.dataset.images import Bytes, Options, Part, files, load
-from snnexp.errors import UserError, integer, require
+from snnexp.dataset.images import Bytes, ImageOptions, Part, files, load_images
+from snnexp.errors import UserError, integer, integer_or_none, require
 
 MODES = {1: "L", 3: "RGB"}
 VERSION = 2  # increase when the same files give other pixels, so that images are prepared again
@@ -45,10 +43,9 @@ def image_folder(
     (None: `size`), cut square around its centre, and stored; the middle `size` x `size` of that is shown, or with
     `augment.zoom` any part in training. `size=None` takes images as they are; all must then have one size. `train` and
     `test` name the two folders. Classes are the folders of `train`, in alphabetical order. Other arguments:
-    `images.Options`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong value.
+    `ImageOptions`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong value.
     """
-    if size is not None:
-        integer("size", size, at_least=1)
+    integer_or_none("size", size, at_least=1)
     if resize is not None:
         integer("resize", resize, at_least=size or 1)
         require(size is not None, "resize", resize, "null unless size is set")
@@ -77,7 +74,7 @@ def image_folder(
         return made[0], made[1]
 
     identity = [VERSION, stored, channels, *(files(paths, FILE_BYTES) for paths in images)]
-    return load(name, parts, identity, classes, Options(**options), size)
+    return load_images(name, parts, identity, classes, ImageOptions(**options), size)
 
 
 def decode(file: BinaryIO, name: str, side: tuple[int, int] | None, mode: str, exact: bool = False) -> Bytes:

@@ -1,7 +1,5 @@
 """`Mitigation`, which `mitigation=` builds, and `Mitigated`, a converted network that has one."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any, cast
@@ -11,11 +9,12 @@ from torch import Tensor, fx
 
 from snnexp.conversion.network import Converted, Simulation, joined
 from snnexp.conversion.neuron import ScaledIF, integrator
+from snnexp.conversion.stored import Settings
 from snnexp.errors import UserError, integer, require
 from snnexp.timefold import unfold
 
 
-class Mitigation:
+class Mitigation(Settings):
     """No mitigation, `mitigation=none`, and the base class of the others.
 
     `before`: steps that the whole network runs before the steps that count. `again`: the number of first steps that
@@ -105,11 +104,8 @@ class Mitigated(Converted):
         env, simulation = self._simulated(x, T)
         self.flow.run(self.flow.tail, env, T)
         if again := self.mitigation.again:
-            heard = {
-                node: unfold(env[node], T)[:again].flatten(0, 1)
-                for node in self.flow.body
-                if isinstance(env[node], Tensor)
-            }
+            signals = [node for node in self.flow.body if isinstance(env[node], Tensor)]
+            heard = {node: unfold(env[node], T)[:again].flatten(0, 1) for node in signals}
             simulation.before.extend([heard] * self.mitigation.rounds)
         return simulation
 
@@ -117,10 +113,7 @@ class Mitigated(Converted):
         """Return the values of all nodes up to the last sites; with `free`, only those that the tail needs."""
         flow, mitigation = self.flow, self.mitigation
         mitigation.check(T)
-        env: dict[fx.Node, Any] = {flow.placeholder: x}
-        flow.run(flow.head, env)
-        state: dict[fx.Node, Any] = {}
-        before = []
+        env, state, before = flow.values(x, flow.head), dict[fx.Node, Any](), []
         if mitigation.before:
             rehearsal, after = dict(env), dict(state)
             flow.run(flow.body, rehearsal, mitigation.before, after, free)
@@ -133,8 +126,7 @@ class Mitigated(Converted):
     def _answer(self, env: dict[fx.Node, Any], t: int, T: int) -> Any:
         """Return the output computed from the means over the first t of T steps."""
         flow = self.flow
-        means = {n: env[n] for n in (flow.placeholder, *flow.head)} | {
-            n: unfold(env[n], T)[:t].mean(0) for n in flow.emitting
-        }
+        means = {n: env[n] for n in (flow.placeholder, *flow.head)}
+        means |= {n: unfold(env[n], T)[:t].mean(0) for n in flow.emitting}
         flow.run(flow.tail, means)
         return fx.map_arg(flow.output.args[0], means.__getitem__)

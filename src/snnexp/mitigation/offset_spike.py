@@ -11,8 +11,6 @@ Then the site runs from there. The sites below have already finished, so the ans
 steps. Neurons that fired at each step are unchanged (the authors' code moves them, to no effect while T = rehearse).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -65,7 +63,5 @@ class Offset(Replaced):
         down = v.masked_fill(~fired, torch.inf).amin(0) - theta
         left = left - moved
         seldom, often = (left >= theta) & ~fired.all(0), (left < 0) & fired.any(0)
-        margin = MARGIN * theta
-        return torch.where(seldom, (up + margin).maximum(theta), 0) - torch.where(
-            often, (down + margin).maximum(theta), 0
-        )
+        up, down = ((distance + MARGIN * theta).maximum(theta) for distance in (up, down))
+        return torch.where(seldom, up, 0) - torch.where(often, down, 0)

@@ -5,8 +5,6 @@ Hao et al., "Reducing ANN-SNN Conversion Error through Residual Membrane Potenti
 authors' code silences v <= 0.001 theta.) It acts only on over-firing, of neurons whose ANN activation is mostly 0.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

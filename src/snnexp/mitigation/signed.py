@@ -5,8 +5,6 @@ take back, the neuron emits -theta and v rises by theta. Here v must be below -`
 back as soon as v < 0, so that v ends in [0, theta) wherever there is enough time.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,20 +1,15 @@
 """The record of a sweep as a whole: a run in the tracker, in which its jobs are nested, and a locked folder."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from filelock import FileLock
+from typing import Any, Self
 
 from snnexp.build import build
 from snnexp.errors import UserError
 from snnexp.journal import JOURNAL, Journal
-from snnexp.lock import try_lock
-from snnexp.rundir import LOCK
+from snnexp.rundir import RunDir
 from snnexp.tracking import MLflow, Status, Tracker
 
 log = logging.getLogger("snnexp.sweep")
@@ -38,13 +33,13 @@ class Parent:
     ) -> None:
         self.config, self.folder, self.name, self.params, self.tags, self.key = config, folder, name, params, tags, key
         self.tracker: Tracker = build("tracking", config)
-        self._lock: FileLock | None = None
+        self._held: RunDir | None = None
 
-    def __enter__(self) -> Parent:
+    def __enter__(self) -> Self:
         self.tracker.check()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = try_lock(self.folder / LOCK)  # as long as it is held, task=sync skips this folder
-        if self._lock is None:
+        self._held = RunDir.unused(self.folder)  # as long as it is locked, task=sync skips this folder
+        if self._held is None:
             raise UserError(f"hydra.sweep.dir={self.folder} is in use by another sweep")
         if self.key:
             Journal(self.folder).note(key=self.key)
@@ -58,12 +53,21 @@ class Parent:
     def close(self, status: Status) -> None:
         """Close the run and release the folder."""
         self.tracker.finish(status)
-        if self._lock:
-            self._lock.release()
+        if self._held:
+            self._held.release()
 
     @property
     def run_id(self) -> str | None:
         return self.tracker.run_id
+
+    def publish(self, text: str, *files: str) -> None:
+        """Print `text` and write it to summary.md; log it, and of the folder the experiments, figures and `files`."""
+        (self.folder / "summary.md").write_text(text, encoding="utf-8")
+        self.tracker.tags({"mlflow.note.content": text})
+        for name in (*files, "summary.md", "experiment", "figures"):
+            if (self.folder / name).exists():
+                self.tracker.artifact(self.folder / name)
+        print(f"\n{text}\n  results  {self.folder}\n  tracked  {self.tracker.place}")
 
     def close_child(self, folder: Path | None) -> None:
         """Close the run of a job that died, if its folder is visible on this machine."""

@@ -1,16 +1,14 @@
 """The contract of a task: one command of snnexp, chosen with `task=OPTION`."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from snnexp.config import TRAINING
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.training import Metrics
 
-TRAINING: tuple[str, ...] = ("model", "dataset", "neuron", "surrogate", "loss", "optimizer", "scheduler", "trainer")
 CONVERTING = (*TRAINING, "conversion", "calibration", "mitigation")
 
 

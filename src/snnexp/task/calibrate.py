@@ -1,7 +1,5 @@
 """`task=calibrate`: convert, then correct what was placed, layer by layer; report before and after."""
 
-from __future__ import annotations
-
 from snnexp.errors import UserError
 from snnexp.session import Session
 from snnexp.task.convert import Convert

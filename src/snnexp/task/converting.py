@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +14,18 @@ from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor, fx, nn
 
-from snnexp.analysis.style import GREY, panels, plain, styles
+from snnexp.analysis.style import GREY, panels, styles
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
 from snnexp.conversion.frames import PerFrame, stills
 from snnexp.conversion.measure import Account, LayerError, accuracies, ann_accuracy, spread
 from snnexp.conversion.network import Converted, converted
 from snnexp.conversion.rewrite import rewrite
-from snnexp.conversion.walk import Method, walk
-from snnexp.conversion.walk import Record as LayerRecord
+from snnexp.conversion.walk import LayerRecord, Method, walk
+from snnexp.dataset.manifest import MANIFEST, emptied, fault, seal
 from snnexp.dataset.prepare import digest
-from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.errors import UserError, integer, integer_or_none, require, told
+from snnexp.files import remove_leftovers
 from snnexp.lock import locked
 from snnexp.mitigation.base import Mitigation
 from snnexp.record import Record
@@ -34,6 +36,8 @@ from snnexp.terminal import LayerBar
 from snnexp.timefold import TimeFold
 from snnexp.training import THREADS, Metrics, launched
 
+log = logging.getLogger(__name__)
+COSTS = ("spikes", "spikes_per_neuron", "synaptic_operations", "energy_nj", "latency")  # of `Account`
 ANN = ("dataset", "model", "neuron", "loss", "optimizer", "scheduler", "trainer", "seed")  # what determines an ANN
 
 
@@ -47,11 +51,9 @@ class Converting(Task):
     groups = CONVERTING
 
     def __init__(self, val_images: int | None = None, test_images: int | None = None, layer_images: int = 128) -> None:
-        for name, images in (("val_images", val_images), ("test_images", test_images)):
-            if images is not None:
-                integer(name, images, at_least=1)
+        given = {"val": val_images, "test": test_images}
+        self.images = {split: integer_or_none(f"{split}_images", n, at_least=1) for split, n in given.items()}
         self.layer_images = integer("layer_images", layer_images, at_least=1)
-        self.images = {"val": val_images, "test": test_images}
 
     def objectives(self, session: Session) -> list[str]:
         return ["val/accuracy", "val/ann_accuracy", *(f"val/snn_accuracy_T{t}" for t in steps_of(session))]
@@ -78,14 +80,10 @@ class Conversion:
         """Convert the untrained network for two images, so that what cannot be converted is refused before training."""
         data, net = self.source.data, self.source.network()
         if net.sites():
-            raise UserError(
-                f"neuron={self.session.choices['neuron']} spikes already: conversion starts from an ANN "
-                "(neuron=relu, clip or qcfs)"
-            )
-        try:
+            ann = "conversion starts from an ANN (neuron=relu, clip or qcfs)"
+            raise UserError(f"neuron={self.session.choices['neuron']} spikes already: {ann}")
+        with told("calibration."):
             self.images = self.calibration.sample(data.train)
-        except InvalidValue as error:
-            raise error.told(f"calibration.{error.name}") from error
         self._check_frames()
         if data.temporal:  # each frame is an image; each recording gives one of its frames in turn
             turn = torch.arange(len(self.images))
@@ -95,11 +93,9 @@ class Conversion:
             source, network = rewrite(still(net), x, self.method.maxpool, self.method.neuron.vocabulary)
             walk(source, network, x, T, self.method)
             self.mitigation.applied(converted(network, T))
-        try:
+        with told("mitigation."):
             for t in self.steps:
                 self.mitigation.check(t)
-        except InvalidValue as error:
-            raise error.told(f"mitigation.{error.name}") from error
 
     def _check_frames(self) -> None:
         """Raise UserError unless a recording that is shown frame by frame is shown whole."""
@@ -114,10 +110,8 @@ class Conversion:
     def integrating(self, what: str) -> None:
         """Raise UserError unless the conversion places integrate-and-fire neurons."""
         if not self.method.neuron.integrates:
-            raise UserError(
-                f"{what} takes integrate-and-fire neurons: choose another conversion than "
-                f"conversion={self.session.choices['conversion']}"
-            )
+            other = f"choose another conversion than conversion={self.session.choices['conversion']}"
+            raise UserError(f"{what} takes integrate-and-fire neurons: {other}")
 
     def unmitigated(self, why: str) -> None:
         """Raise UserError, with the reason `why`, if a mitigation is chosen."""
@@ -192,14 +186,7 @@ class Conversion:
         data = self.source.data
         runs = data.val.x.shape[1] if data.temporal else 1  # of the network per recording
         errors, account = snn.examine(source, self.seen(), t)
-        cost = {
-            "spikes": account.spikes * runs,
-            "spikes_per_neuron": account.spikes_per_neuron * runs,
-            "synaptic_operations": account.synaptic_operations * runs,
-            "energy_nj": account.energy_nj * runs,
-            "latency": account.latency * runs,
-            **account.more,
-        }
+        cost = {name: getattr(account, name) * runs for name in COSTS} | account.more
         self.record.metrics({f"val/{name}": value for name, value in cost.items()}, step=t)
         ann = {"val/ann_macs": account.ann_macs * runs, "val/ann_energy_nj": account.ann_energy_nj * runs}
         metrics = {f"val/{name}_T{t}": value for name, value in cost.items()}
@@ -210,12 +197,9 @@ def steps_of(session: Session) -> list[int]:
     """Return `timesteps`, a number or a list, as distinct numbers in increasing order. Raises UserError."""
     given = session.config["timesteps"]
     given = given if isinstance(given, list) else [given]
-    try:
-        if not given:
-            raise InvalidValue("timesteps", given, "an integer >= 1, or a list of them")
+    with told():
+        require(bool(given), "timesteps", given, "an integer >= 1, or a list of them")
         return sorted({integer("timesteps", t, at_least=1) for t in given})
-    except InvalidValue as error:
-        raise error.told("timesteps") from error
 
 
 def still(net: TimeFold) -> nn.Module:
@@ -226,17 +210,21 @@ def still(net: TimeFold) -> nn.Module:
 def trained(session: Session) -> Path:
     """Return the weights of this config's ANN, which is trained once and then found again by any conversion.
 
-    An interrupted training is resumed; a second process that wants the same ANN waits.
+    An interrupted training is resumed; a second process that wants the same ANN waits. Weights that are not as the
+    training left them are trained again.
     """
-    data = session.data
-    seen = [len(data.train), len(data.val), data.shape, data.classes, data.normalize]  # other images in the same place
-    key = digest(config={key: session.config[key] for key in ANN}, data=seen)
-    folder = Path(session.config["cache_dir"]) / "ann" / key
+    config = {key: session.config[key] for key in ANN}
+    folder = Path(session.config["cache_dir"]) / "ann" / digest(config=config, data=session.data.identity["digest"])
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
-        if not (folder / "done").exists():
+        remove_leftovers(folder)
+        if wrong := fault(folder):
+            if (folder / MANIFEST).exists():
+                log.warning("%s is not as it was trained (%s): it is trained again", folder, wrong)
+                emptied(folder)
             launched(session.trainer, _fitted, session, folder)
-            (folder / "done").touch()
+            (folder / "last.pt").unlink()  # resumes an interrupted training only
+            seal(folder)
     return folder / "best.pt"
 
 
@@ -257,5 +245,4 @@ def accuracy_figure(curves: Mapping[str, Mapping[int, float]], ann: float) -> Fi
     axes.set_xticks(steps, [str(t) for t in steps])
     axes.set(xlabel="time steps T", ylabel="test accuracy")
     axes.legend(frameon=False)
-    plain(axes)
     return figure

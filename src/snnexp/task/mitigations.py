@@ -1,13 +1,11 @@
 """`task=mitigations`: compare what mitigations of the unevenness error recover and cost at equal total steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from snnexp.analysis.style import GREY, distinct, panels, plain, styles
+from snnexp.analysis.style import GREY, distinct, panels, styles
 from snnexp.build import unlike
 from snnexp.conversion.measure import LayerError
 from snnexp.errors import UserError, require
@@ -48,9 +46,8 @@ class Mitigations(Converting):
         conversion.unmitigated("task=mitigations compares those in task.compare")
         conversion.integrating("task=mitigations")
         if not any(_left(conversion, m, total) for m in self.compare.values() for total in conversion.steps):
-            raise UserError(
-                f"timesteps={conversion.steps} leaves no mitigation of task.compare a step after its rehearsal"
-            )
+            none = "leaves no mitigation of task.compare a step after its rehearsal"
+            raise UserError(f"timesteps={conversion.steps} {none}")
         return record.tracked(lambda: self._compared(conversion))
 
     def _compared(self, conversion: Conversion) -> Metrics:
@@ -114,7 +111,6 @@ def mitigations_figure(rows: Sequence[Row], ann: float) -> Figure:
         if key != "energy_nj":
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
-        plain(axes)
     axes_all[0].set(ylabel="test accuracy")
     figure.legend(*axes_all[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     return figure

@@ -1,14 +1,15 @@
 """`task=report`: write one page, as HTML and as Markdown, from what was logged."""
 
-from __future__ import annotations
-
+import logging
 import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from snnexp.config import listed
-from snnexp.errors import InvalidValue, UserError, require
+from snnexp.errors import UserError, require, told
+from snnexp.files import replace
 from snnexp.journal import JOURNAL, Journal
 from snnexp.record import Record
 from snnexp.report import html, markdown
@@ -20,6 +21,7 @@ from snnexp.task.ui import checked_port
 from snnexp.tracking import PARENT_TAG, Store, Stored
 from snnexp.training import Metrics
 
+log = logging.getLogger(__name__)
 NAME = r"[\w.+-]+"  # of a file
 
 
@@ -49,10 +51,8 @@ class Report(Task):
     def run(self, session: Session, record: Record) -> Metrics:
         store = Store(session.tracker, "task=report")
         names = _experiments(store, self.experiments)
-        try:
+        with told("task."):
             runs = _chosen(store, names, self.sweep, self.filter)
-        except InvalidValue as error:
-            raise error.told(f"task.{error.name}") from error
         of = {run.experiment for run in runs}
         title = str(self.name or self.sweep or (of.pop() if len(of) == 1 else "report"))
         if not re.fullmatch(NAME, title):  # an experiment's own name
@@ -60,23 +60,22 @@ class Report(Task):
         folder = Path(session.config["outputs_dir"]) / "reports"
         folder.mkdir(parents=True, exist_ok=True)
         ui = store.uri if store.uri.startswith("http") else f"http://127.0.0.1:{self.port}"
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             document = compose(title, runs, Source(store, ui, _folders(folder.parent), Path(scratch)))
-        (folder / f"{title}.html").write_text(html.written(document))
-        (folder / f"{title}.md").write_text(markdown.written(document, title))
+        replace(folder / f"{title}.html", html.written(document))
+        replace(folder / f"{title}.md", markdown.written(document, title))
         for figure in _figures(document):
             (folder / title).mkdir(exist_ok=True)
-            (folder / title / f"{figure.name}.png").write_bytes(figure.png)
+            replace(folder / title / f"{figure.name}.png", figure.png)
         print(f"report on {len(runs)} runs: {folder / title}.html\n  as Markdown: {folder / title}.md")
         return {"runs": float(len(runs))}
 
 
 def _experiments(store: Store, asked: Sequence[str]) -> list[str]:
+    known = ", ".join(sorted(store.experiments))
     for name in asked:
         if name not in store.experiments:
-            raise UserError(
-                f"task.experiments: there is no experiment {name}; there are {', '.join(sorted(store.experiments))}"
-            )
+            raise UserError(f"task.experiments: there is no experiment {name}; there are {known}")
     return list(asked or store.experiments)
 
 
@@ -93,17 +92,19 @@ def _chosen(store: Store, names: Sequence[str], sweep: str | None, filter: str |
 
 def _folders(outputs: Path) -> dict[str, Link]:
     """Return {run id: link to its run directory}, relative to the reports, for all runs under `outputs`."""
-    journals = [Journal(path.parent) for path in outputs.rglob(JOURNAL)]
-    return {
-        run_id: Link(path := journal.folder.relative_to(outputs).as_posix(), f"../{path}")
-        for journal in journals
-        if (run_id := journal.state.get("run_id"))
-    }
+    links, broken = {}, []
+    for journal in (Journal(path.parent) for path in outputs.rglob(JOURNAL)):
+        try:
+            if run_id := journal.state.get("run_id"):
+                path = journal.folder.relative_to(outputs).as_posix()
+                links[run_id] = Link(path, f"../{quote(path)}")
+        except UserError as error:
+            broken.append(str(error))
+    if broken:
+        log.warning("no links to these run directories:\n  %s", "\n  ".join(broken))
+    return links
 
 
 def _figures(section: Section) -> list[Figure]:
-    return [
-        figure
-        for block in section.blocks
-        for figure in (_figures(block) if isinstance(block, Section) else [block] if isinstance(block, Figure) else [])
-    ]
+    found = [block for block in section.blocks if isinstance(block, Figure)]
+    return found + [figure for part in section.blocks if isinstance(part, Section) for figure in _figures(part)]

@@ -1,16 +1,15 @@
 """`task=sync`: send to MLflow what runs kept back while it was away, and close runs whose process died."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from snnexp.errors import UserError
 from snnexp.journal import JOURNAL
+from snnexp.lock import Held
 from snnexp.record import Record
 from snnexp.rundir import RunDir
 from snnexp.session import Session
 from snnexp.task.base import Task
-from snnexp.tracking import MLflow, Tracker
+from snnexp.tracking import MLflow, Tracker, Unreachable
 from snnexp.training import Metrics
 
 
@@ -34,20 +33,44 @@ class Sync(Task):
 def send_kept(outputs: Path, run_dir: Path | None, tracker: Tracker) -> Metrics:
     """Send for `run_dir`, or for every run under `outputs`. Return how many runs and records there were to send.
 
-    Raises UserError for tracking=none, for a folder without tracked results or still in use, and if the store cannot
-    be reached.
+    Raises UserError for tracking=none, for a folder without tracked results or still in use, if the store cannot be
+    reached, and at the end if runs were skipped because they could not be sent.
     """
     if not isinstance(tracker, MLflow):
         raise UserError("task=sync sends to MLflow: it needs tracking=mlflow")
     if run_dir and not (run_dir / JOURNAL).exists():
         raise UserError(f"task.run_dir={run_dir}: nothing was tracked in that folder (no {JOURNAL})")
-    runs = records = 0
-    for folder in [run_dir] if run_dir else sorted(path.parent for path in outputs.rglob(JOURNAL)):
-        run = RunDir.unused(folder)
-        if run is None and run_dir:
+    if run_dir:
+        count = _sent(run_dir, tracker)
+        if count is None:
             raise UserError(f"task.run_dir={run_dir}: that run is still going on; it sends its results itself")
-        if run:
-            with run:
-                count = tracker.send(folder)
+        return {"runs": bool(count), "records": count}
+    runs, records, skipped = 0, 0, []
+    for folder in sorted(path.parent for path in outputs.rglob(JOURNAL)):
+        try:
+            count = _sent(folder, tracker) or 0
             runs, records = runs + bool(count), records + count
+        except Held:  # the store is in use: it is for every run
+            raise
+        except UserError as error:
+            if isinstance(error, Unreachable):
+                tracker.probe()
+            skipped.append(str(error) if str(folder) in str(error) else f"{folder}: {error}")
+    if skipped:
+        raise UserError(
+            f"sent to MLflow: {records} records of {runs} runs; {len(skipped)} could not be sent:\n  "
+            + "\n  ".join(skipped)
+        )
     return {"runs": runs, "records": records}
+
+
+def _sent(folder: Path, tracker: MLflow) -> int | None:
+    """Send for one run; return the number of records, or None if the run is active. Raises UserError."""
+    try:
+        run = RunDir.unused(folder)
+        if run is None:
+            return None
+        with run:
+            return tracker.send(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror} ({error.filename})") from error

@@ -1,7 +1,5 @@
 """The protocol of a tracker, and the tracker that records nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from snnexp.address import masked
+from snnexp.address import database, with_driver
 from snnexp.errors import UserError
+from snnexp.masking import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,6 +23,7 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the journal retries; training must not wait
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # jobs are forked, and must not share connections to a database
 }
 
 
@@ -38,8 +42,15 @@ def preload() -> type[MlflowClient]:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client of the store at `uri`; the first request may fail."""
-    return preload()(uri)
+    """Return a client of the store at `uri`; the first request may fail. Raises UserError without its driver."""
+    return preload()(for_mlflow(uri))
+
+
+def for_mlflow(uri: str) -> str:
+    """Return `uri` with its driver: MLflow makes the folder of a plain sqlite:/// without unescaping its name."""
+    if uri.startswith("sqlite:///"):
+        return uri.replace("sqlite:///", "sqlite+pysqlite:///", 1)
+    return with_driver(uri)
 
 
 def active_run(client: MlflowClient, run_id: str | None) -> Any:
@@ -55,21 +66,49 @@ def active_run(client: MlflowClient, run_id: str | None) -> Any:
     return run if run and run.info.lifecycle_stage == "active" else None
 
 
+def relocated(uri: str, artifacts: str) -> Path | None:
+    """Return the folder of a run's `artifacts`, whose path MLflow stores, beside an SQLite file that was moved with it.
+
+    None if nothing was moved. Raises UserError if the folder is in neither place.
+    """
+    store, old = database(uri), Path(unquote(artifacts))  # ROOT/<run id>/artifacts
+    if store is None or not old.is_absolute() or old.parents[1].exists():
+        return None
+    if (root := store.parent / "artifacts").is_dir():
+        return root.joinpath(*old.parts[-2:])
+    raise UserError(
+        f"the run's files were stored in {old.parents[1]}, which no longer exists, and are not in {root} either: move "
+        "that folder there as well"
+    )
+
+
+class Unreachable(UserError):
+    """A store did not do what it was asked for."""
+
+
 def unreachable(uri: str, error: Exception) -> UserError:
     """Return `error` as a UserError that names the store."""
     if isinstance(error, UserError):
         return error
-    return UserError(
+    return Unreachable(
         f"tracking.uri={masked(uri)} cannot be reached: {reason(error)}\nStart the server, correct tracking.uri "
         "(null: a file in outputs_dir), or run without tracking: tracking=none"
     )
 
 
-def reason(error: Exception) -> str:
-    """Return the root cause in one line: MLflow wraps a refused connection three times."""
-    root: BaseException = error
-    while root.__cause__ or root.__context__:
-        root = root.__cause__ or root.__context__ or root
+def reason(error: Exception, before: BaseException | None = None) -> str:
+    """Return the cause in one line: the error of the network, which MLflow wraps three times, or of a driver, if any.
+
+    `before` is the exception that was being handled when the store was asked: Python links it to `error`.
+    """
+    links: list[BaseException] = [error]
+    while (inner := links[-1].__cause__ or links[-1].__context__) and inner is not before:
+        links.append(inner)
+    system = [link for link in links if isinstance(link, OSError) or type(link).__module__.startswith("urllib3")]
+    cause: BaseException = error
+    while cause.__cause__:
+        cause = cause.__cause__
+    root = links[0] if isinstance(error, UserError) else system[-1] if system else cause
     return shortened(masked(" ".join(str(root).split())), 200) or type(root).__name__
 
 

@@ -1,7 +1,6 @@
 """Reading runs back from MLflow, for reports and the MLflow UI."""
 
-from __future__ import annotations
-
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 from snnexp.address import database
 from snnexp.errors import InvalidValue, UserError
 from snnexp.tracking.base import PARENT_TAG, STATUS_TAG, Tracker
-from snnexp.tracking.client import connect, reason, unreachable
+from snnexp.tracking.client import connect, reason, relocated, unreachable
 from snnexp.tracking.writer import MLflow
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Stored:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
+    artifacts: str = ""  # address of the folder
 
     @property
     def parent(self) -> str | None:
@@ -78,10 +80,20 @@ class Store:
         return {m.step: m.value for m in points}
 
     def files(self, run: Stored, folder: str, to: Path) -> list[Path]:
-        """Download the artifacts in `folder` into `to`; return their paths, sorted by name."""
-        if folder not in [item.path for item in self._client.list_artifacts(run.run_id) if item.is_dir]:
+        """Return the paths of the artifacts in `folder`, sorted by name, after downloading them into `to`.
+
+        Artifacts that are out of reach are left out with a warning: a run's own may have been moved or deleted.
+        """
+        try:
+            if moved := relocated(self.uri, run.artifacts):
+                there = moved / folder
+                return sorted(path for path in there.iterdir() if path.is_file()) if there.is_dir() else []
+            if folder not in [item.path for item in self._client.list_artifacts(run.run_id) if item.is_dir]:
+                return []
+            fetched = Path(self._client.download_artifacts(run.run_id, folder, str(to)))
+        except Exception as error:  # stores of artifacts raise many types
+            log.warning("%s of run %s are left out: %s", folder, run.run_id, reason(error))
             return []
-        fetched = Path(self._client.download_artifacts(run.run_id, folder, str(to)))
         return sorted(path for path in fetched.iterdir() if path.is_file())
 
 
@@ -96,15 +108,6 @@ def kept(tracker: Tracker, task: str) -> str:
 
 def _stored(run: Any, experiment: str) -> Stored:
     info, tags = run.info, run.data.tags
-    return Stored(
-        info.run_id,
-        str(info.experiment_id),
-        experiment,
-        info.run_name,
-        tags.get(STATUS_TAG, info.status.lower()),
-        info.start_time / 1000,
-        info.end_time / 1000 if info.end_time else None,
-        run.data.params,
-        tags,
-        run.data.metrics,
-    )
+    names = info.run_id, str(info.experiment_id), experiment, info.run_name, tags.get(STATUS_TAG, info.status.lower())
+    times = info.start_time / 1000, info.end_time / 1000 if info.end_time else None
+    return Stored(*names, *times, run.data.params, tags, run.data.metrics, info.artifact_uri)

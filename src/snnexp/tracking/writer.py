@@ -13,19 +13,22 @@ import os
 import re
 import shutil
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from snnexp.address import alone, checked_uri, creating, database, masked
+from snnexp.address import alone, checked_uri, creating, database, sqlite, with_driver
 from snnexp.errors import UserError
-from snnexp.journal import Journal
+from snnexp.files import odd
+from snnexp.journal import JOURNAL, Journal
+from snnexp.masking import masked
 from snnexp.tracking.base import KEY_TAG, PARENT_TAG, STATUS_TAG, WEIGHTS, Status
-from snnexp.tracking.client import active_run, connect, preload, reason, shortened, unreachable
+from snnexp.tracking.client import active_run, connect, preload, reason, relocated, shortened, unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,7 +49,7 @@ class MLflow:
     def __init__(self, uri: str | None = None, experiment: str = "snnexp", outputs: str | Path = "outputs") -> None:
         self.outputs, self.experiment = Path(outputs).absolute(), experiment
         self.given = None if uri is None else checked_uri(uri)
-        self.store = self.given or f"sqlite:///{self.outputs}/mlflow.db"
+        self.store = self.given or sqlite(self.outputs / "mlflow.db")
         self.run_id: str | None = None
         self.place = ""
         self._journal: Journal | None = None
@@ -64,25 +67,23 @@ class MLflow:
                 socket.create_connection((str(server.hostname), port), timeout=10).close()
             except OSError as error:
                 raise unreachable(self.given, error) from error
+        with_driver(self.store)
 
     def start(
         self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str], parent: str | None = None
     ) -> None:
         self._journal = journal = Journal(run_dir)
-        journal.address(self.store, self.experiment)
         journal.mend()
+        journal.address(self.store, self.experiment)
         tags = {**tags, KEY_TAG: journal.state["key"]} | ({PARENT_TAG: parent} if parent else {})
         try:
             self._connect(journal)
-            journal.append(
-                name=name,
-                params={_key(k): shortened(masked(str(v)), PARAM_LENGTH) for k, v in params.items()},
-                tags={_key(k): shortened(v, TAG_LENGTH) for k, v in tags.items()},
-            )
+            sent = {_key(k): shortened(masked(str(v)), PARAM_LENGTH) for k, v in params.items()}
+            journal.append(name=name, params=sent, tags={_key(k): shortened(v, TAG_LENGTH) for k, v in tags.items()})
             self._send(journal)
         except Exception as error:
             self._journal = None
-            raise unreachable(journal.state["uri"], error) from error
+            raise unreachable(self.store, error) from error
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         journal = self._started()
@@ -93,7 +94,9 @@ class MLflow:
 
     def artifact(self, path: Path, folder: str = "") -> None:
         journal = self._started()
-        journal.append(artifact=str(path.absolute().relative_to(journal.folder)), folder=folder)
+        relative = str(path.absolute().relative_to(journal.folder))
+        contained(journal.folder, relative, folder)
+        journal.append(artifact=relative, folder=folder)
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._started().append(tags={_key(k): shortened(masked(v), TAG_LENGTH) for k, v in values.items()})
@@ -119,11 +122,14 @@ class MLflow:
             raise UserError(f"{asked}: there is no MLflow store {path}; name another with tracking.uri")
         try:
             client = connect(self.store)
-            if active_run(client, run_id) is None:
+            if (run := active_run(client, run_id)) is None:
                 raise UserError(f"{asked}: there is no such run in {masked(self.store)}")
-            if WEIGHTS not in [file.path for file in client.list_artifacts(run_id)]:
+            if (moved := relocated(self.store, run.info.artifact_uri)) and (moved / WEIGHTS).exists():
+                shutil.copy(moved / WEIGHTS, to)
+            elif WEIGHTS in [file.path for file in client.list_artifacts(run_id)]:
+                client.download_artifacts(run_id, WEIGHTS, str(to))
+            else:
                 raise UserError(f"{asked}: that run keeps no weights ({WEIGHTS}): was it a finished training?")
-            client.download_artifacts(run_id, WEIGHTS, str(to))
         except Exception as error:
             raise unreachable(self.store, error) from error
 
@@ -138,21 +144,31 @@ class MLflow:
         end = "KILLED" if status == "PRUNED" else status  # MLflow has no status for pruned runs; the tag has
         journal.append(end=end, tags={STATUS_TAG: status.lower()})
         if not self._try_to_send(journal):
-            log.warning(
-                "Not everything reached MLflow; nothing is lost. When it is available again, send the rest with\n"
-                "  snnexp task=sync task.run_dir='%s'",
-                journal.folder,
-            )
+            lost = "Not everything reached MLflow; nothing is lost. When it is available again, send the rest with"
+            where = f"tracking.uri='{masked(self.given)}'" if self.given else f"outputs_dir='{self.outputs}'"
+            log.warning("%s\n  snnexp task=sync task.run_dir='%s' %s", lost, journal.folder, where)
 
     def send(self, run_dir: Path) -> int:
         """Send the unsent records of an ended run, and return their number. A run that died is closed as KILLED.
 
-        They go to the store that the run was started with; if this tracker was given a uri, all records of the run go
-        there instead. Raises UserError if the store cannot be reached.
+        They go to the store of this tracker. If it was given a uri, all records of a run that was tracked elsewhere go
+        there. Without one, a run that was tracked elsewhere is refused, because its folder may be another person's, and
+        a server is sent the user's token. Raises UserError, also if the folder or the store cannot be read.
         """
         journal = Journal(run_dir)
+        state = journal.state
+        if not {"key", "uri", "experiment", "sent"} <= state.keys():
+            raise UserError(f"{run_dir} cannot be sent: its tracking.json is incomplete")
+        if not (self.given or self._own(state["uri"])):
+            if journal.ended() and not any(journal.unsent()):
+                return 0
+            uri = masked(state["uri"])
+            raise UserError(
+                f"{run_dir} was tracked in {uri}, which this command does not name: if you trust that address, send "
+                f"with task.run_dir='{run_dir}' tracking.uri='{uri}'"
+            )
         journal.mend()
-        journal.address(self.given or journal.state["uri"], journal.state["experiment"])
+        journal.address(self.store, state["experiment"])
         if not journal.ended():
             journal.append(end="KILLED", tags={STATUS_TAG: "killed"})
         count = sum(len(records) for records, _ in journal.unsent())
@@ -160,9 +176,23 @@ class MLflow:
             if count:
                 self._client = None
                 self._send(journal)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{journal.file} cannot be sent: {type(error).__name__}: {error}") from error
         except Exception as error:
-            raise unreachable(journal.state["uri"], error) from error
+            raise unreachable(self.store, error) from error
         return count
+
+    def probe(self) -> None:
+        """Raise UserError unless the store answers."""
+        try:
+            connect(self.store).search_experiments(max_results=1)
+        except Exception as error:
+            raise unreachable(self.store, error) from error
+
+    def _own(self, uri: str) -> bool:
+        """Return whether `uri` is the address of this tracker's store, perhaps with another path to its file."""
+        there, here = database(uri), database(self.store)
+        return masked(uri) == masked(self.store) or bool(there and here and there.resolve() == here.resolve())
 
     def _started(self) -> Journal:
         if self._journal is None:
@@ -171,18 +201,15 @@ class MLflow:
 
     def _try_to_send(self, journal: Journal) -> bool:
         """Return whether everything was sent. After any failure of the store the run continues and retries later."""
-        begin = time.monotonic()
+        begin, before = time.monotonic(), sys.exception()
         try:
             self._send(journal)
         except Exception as error:
             now = time.monotonic()
             self._client, self._retry_at = None, now + max(RETRY_AFTER, RETRY_SHARE * (now - begin))
             if not self._away:
-                log.warning(
-                    "MLflow is unavailable (%s). The run continues; results are kept in %s and sent later.",
-                    reason(error),
-                    journal.folder,
-                )
+                kept = f"The run continues; results are kept in {journal.folder} and sent later."
+                log.warning("MLflow is unavailable (%s). %s", reason(error, before), kept)
             self._away = True
             return False
         if self._away:
@@ -192,22 +219,23 @@ class MLflow:
 
     def _send(self, journal: Journal) -> None:
         client = self._client or self._connect(journal)
-        with alone(journal.state["uri"]):
+        with alone(self.store):
             for records, end in journal.unsent():
                 _deliver(client, str(self.run_id), journal.folder, records)
                 journal.note(sent=end)
 
     def _connect(self, journal: Journal) -> MlflowClient:
         """Connect to the store, creating a new SQLite file if needed, and find or create the run of this journal."""
-        uri = journal.state["uri"]
+        uri = self.store
         with alone(uri), creating(uri, "mlflow"):
             if (path := database(uri)) and not path.exists():
                 create_store(path)
             client = connect(uri)
             experiment = self._experiment(client, journal)
-            run = active_run(client, journal.state["run_id"])
+            run, key = active_run(client, journal.state["run_id"]), journal.state["key"]
+            if run and run.data.tags.get(KEY_TAG) != key:  # somebody else's run: the state was changed
+                run = None
             if run is None:  # it may still exist: a process can be killed before it notes the id
-                key = journal.state["key"]
                 found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
                 run = found[0] if found else client.create_run(experiment, tags={KEY_TAG: key})
                 journal.note(run_id=run.info.run_id, sent=0)
@@ -220,20 +248,21 @@ class MLflow:
         """Return the id of the experiment, created if it does not exist. Raises UserError if it cannot be used."""
         from mlflow.exceptions import MlflowException
 
-        name, uri = journal.state["experiment"], journal.state["uri"]
+        name, uri = journal.state["experiment"], self.store
         # a server chooses where artifacts are stored; for a database the client must say
         path = database(uri)
-        root = None if uri.startswith("http") else str((path.parent if path else self.outputs) / "artifacts")
+        root = None if uri.startswith("http") else (path.parent if path else self.outputs) / "artifacts"
         if (experiment := client.get_experiment_by_name(name)) is None:
+            location = str(root).replace("%", "%25") if root else None  # MLflow unescapes paths, of this character
             try:
-                return str(client.create_experiment(name, artifact_location=root))
+                return str(client.create_experiment(name, artifact_location=location))
             except MlflowException:  # another process was faster
                 if (experiment := client.get_experiment_by_name(name)) is None:
                     raise
         if experiment.lifecycle_stage != "active":
             raise UserError(f"tracking.experiment={name} was deleted in MLflow: restore it there, or use another name")
-        kept = Path(experiment.artifact_location)  # MLflow cannot change it, and would write to the old place
-        if root and kept.is_absolute() and str(kept) != root and not kept.exists():
+        kept = Path(unquote(experiment.artifact_location))  # MLflow cannot change it, and would write to the old place
+        if root and kept.is_absolute() and kept != root and not kept.exists():
             raise UserError(
                 f"tracking.experiment={name} stores its artifacts in {kept}, which no longer exists: was {path} "
                 "moved? Move it back, or use another name"
@@ -244,9 +273,8 @@ class MLflow:
 def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict[str, Any]]) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
-    metrics = [
-        Metric(key, float(value), r["time"], r["step"]) for r in records for key, value in r.get("metrics", {}).items()
-    ]
+    values = ((r, key, float(value)) for r in records for key, value in r.get("metrics", {}).items())
+    metrics = [Metric(key, value, r["time"], r["step"]) for r, key, value in values]
     for i in range(0, len(metrics), METRICS):
         client.log_batch(run_id, metrics=metrics[i : i + METRICS])
     for r in records:
@@ -262,7 +290,7 @@ def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict
         elif "tags" in r:
             client.log_batch(run_id, tags=[RunTag(k, v) for k, v in r["tags"].items()])
         elif "artifact" in r:
-            path = folder / r["artifact"]
+            path = contained(folder, r["artifact"], r["folder"])
             if path.is_dir():
                 client.log_artifacts(run_id, str(path), "/".join(filter(None, (r["folder"], path.name))))
             elif path.exists():
@@ -273,11 +301,27 @@ def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict
             client.set_terminated(run_id, r["end"], r["time"])
 
 
+def contained(folder: Path, relative: str, target: str) -> Path:
+    """Return the path of a run's artifact. Raises UserError unless it lies in the run directory, with no link in it,
+    and `target` in the artifacts of the run.
+    """
+    path, parts = folder / relative, Path(relative).parts
+    inside = not (Path(relative).is_absolute() or ".." in parts or Path(target).is_absolute() or ".." in target)
+    ways = [folder.joinpath(*parts[: i + 1]) for i in range(len(parts))] if inside else []
+    if not inside or any(way.is_symlink() for way in ways) or odd(path):
+        raise UserError(
+            f"{folder / JOURNAL} names an artifact that is not a file or folder of that run directory: "
+            f"{relative}{f' (to {target})' if target else ''}. It is not sent"
+        )
+    return path
+
+
 def create_store(path: Path) -> None:
     """Create a new SQLite store atomically: MLflow cannot use one whose creation was interrupted."""
     draft = path.with_name(f".{path.name}.new") / "draft"
     shutil.rmtree(draft.parent, ignore_errors=True)
-    connect(f"sqlite:///{draft}").search_experiments(max_results=1)
+    draft.parent.mkdir(parents=True)
+    connect(sqlite(draft)).search_experiments(max_results=1)
     draft.rename(path)
     draft.parent.rmdir()
 

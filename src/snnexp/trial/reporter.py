@@ -1,7 +1,5 @@
 """Pruning as a job sees it: report each epoch to the study, and ask whether to stop."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from snnexp.errors import UserError

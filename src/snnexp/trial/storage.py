@@ -1,7 +1,5 @@
 """Storages of Optuna studies: one connection per process and address, and a lock across all processes of a sweep."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -18,13 +16,15 @@ from hydra.utils import instantiate
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 
-from snnexp.address import advisory, creating, database, kind, masked
-from snnexp.errors import UserError
+from snnexp.address import advisory, check_password, creating, database, kind, with_driver
+from snnexp.errors import InvalidValue, UserError
 from snnexp.lock import locked
+from snnexp.masking import masked
 from snnexp.trial.job import Address
 
 SCHEME = "journal:"
 CONNECT = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}, "mysql": {"connect_timeout": 10}}
+PATIENCE = 120.0  # seconds
 _threads = threading.RLock()  # reentrant, so that calls of `exclusive` can be nested
 _depth = 0
 
@@ -42,10 +42,15 @@ def _open_storage(url: str, process: int) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     try:
+        check_password("storage", url)
         if path := file(url):
             path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(url) if path else creating(url, "study", CONNECT.get(kind(url))):
             return _made(url)
+    except InvalidValue as error:
+        raise error.told("hydra.sweeper.storage") from error
+    except UserError:
+        raise
     except Exception as error:  # SQLAlchemy, drivers and the file system raise many kinds
         reason = masked(" ".join(str(error.__cause__ or error).split()))[:300]
         raise UserError(
@@ -61,7 +66,7 @@ def _made(url: str) -> BaseStorage:
     if kind(url) not in CONNECT or (kind(url) == "sqlite" and database(url) in (None, Path(":memory:"))):
         raise ValueError("this is not the storage of a study")
     engine: dict[str, Any] = {"connect_args": CONNECT[kind(url)], "pool_pre_ping": kind(url) != "sqlite"}
-    return get_storage(RDBStorage(url, engine_kwargs=engine))
+    return get_storage(RDBStorage(with_driver(url), engine_kwargs=engine))
 
 
 def file(url: str) -> Path | None:
@@ -80,7 +85,7 @@ def exclusive(url: str) -> Iterator[None]:
         _depth += 1
         try:
             path = file(url)
-            with locked(path.with_name(f".{path.name}.turn"), patience=120) if path else _advisory(url):
+            with locked(path.with_name(f".{path.name}.turn"), PATIENCE) if path else _advisory(url):
                 yield
         finally:
             _depth -= 1
