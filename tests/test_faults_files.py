@@ -65,7 +65,8 @@ def test_the_fuzzer_finds_what_is_bad() -> None:
 
     found = {}
     for data in (b"exception", b"foreign words", b"terminal", b"endless", b"large", b"larger", b"refused", b"accepted"):
-        counts = fuzz(lambda _, data=data: read(data), [b"x"], 1, 0, "file", seconds=0.5)
+        seconds = 0.2 if data == b"endless" else 60
+        counts = fuzz(lambda _, data=data: read(data), [b"x"], 1, 0, "file", seconds=seconds)
         found[data.decode()] = counts.bad[0].split(": ")[1] if counts.bad else (counts.refused, counts.accepted)
     assert 190 <= int(found.pop("large").removeprefix("took ").removesuffix(" MiB")) <= 260
     assert found == {
