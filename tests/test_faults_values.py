@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from conftest import SMALL, Done
-from snnexp.checkpoint import load_into, read
+from snnexp.checkpoint import load_into, read_weights
 from snnexp.config import conf_dir
 from snnexp.conversion.max_threshold import MaxThreshold
 from snnexp.conversion.network import convert
@@ -209,7 +209,7 @@ def test_tensors_that_are_no_weights_are_named(name, tmp_path):
 
 def test_the_key_that_names_the_file_is_told(tmp_path):
     with pytest.raises(UserError, match=r"^model.weights=.*none.pt: there is no such file"):
-        read(tmp_path / "none.pt", "model.weights")
+        read_weights(tmp_path / "none.pt", "model.weights")
 
 
 def test_a_mask_is_no_fault(tmp_path):
