@@ -20,9 +20,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 
 from snnexp.signals import SIGNALS
 
+Plugins.instance()  # before any import of a plugin: it executes their modules even if they are imported already
 fork = multiprocessing.get_context("fork")
 
 
@@ -37,9 +39,7 @@ def preload() -> None:
         import optuna.storages.journal
         import optuna.visualization.matplotlib
         import sklearn.ensemble  # noqa: F401
-        from hydra.core.plugins import Plugins
 
-        Plugins.instance()  # first: it executes the modules of plugins, even if they are imported already
         import hydra_plugins.snnexp_optuna._study  # noqa: F401
         import snnexp.task.train
         import snnexp.tracking.client

@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 import pytest
 
-import hydra_plugins.snnexp_optuna._report
+import hydra_plugins.snnexp_optuna._report  # after conftest, which lets Hydra find its plugins
 import sweep_app
 from conftest import ROOT, SMALL, Done
 from forked import Forked
