@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 MANIFEST = "manifest.json"
-CHEAP = 64 * 2**20  # bytes of a folder whose contents are digested once per process, whatever sizes and times say
+# Bytes and files of a folder whose contents are digested once per process, whatever sizes and times say.
+CHEAP, FEW = 64 * 2**20, 100
 _digested: set[Path] = set()  # by this process
 
 
@@ -55,8 +56,8 @@ def fault(folder: Path) -> str | None:
         if found[name].st_size != known[name].size:
             return f"{name} has {found[name].st_size} bytes instead of {known[name].size}"
     moved = [name for name in known if found[name].st_mtime_ns != known[name].time]
-    small = sum(file.size for file in known.values()) <= CHEAP and folder not in _digested
-    for name, digest in _digests(folder, known if small else moved).items():
+    cheap = sum(file.size for file in known.values()) <= CHEAP and len(known) <= FEW
+    for name, digest in _digests(folder, known if cheap and folder not in _digested else moved).items():
         if digest != known[name].digest:
             return f"{name} has other contents"
     if moved:
