@@ -19,7 +19,7 @@ report = $(BIN)/snnexp task=report task.experiments=[$(1)] $(filter outputs_dir=
 .DEFAULT_GOAL := help
 .PHONY: help setup run ui report labs sweep-alpha sweep-threshold lab1-surrogates lab1-sweep lab1-sparsity \
         lab2-dynamics lab2-unevenness lab2-mitigation lab2-wideresnet lab2-dvs \
-        few-spike few-spike-coefficients tables test test-slow test-cluster lint format bench wheel clean
+        few-spike few-spike-coefficients tables test test-slow test-faults test-cluster lint format bench wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,19 +37,19 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY)  ## run the main job: a two-layer SNN on the embedded event data (ARGS='key=value ...' for overrides)
 	$(BIN)/snnexp $(ARGS)
 
-ui: $(READY)  ## open the MLflow UI over what was logged, on http://127.0.0.1:5000 (PORT=...)
+ui: $(READY)  ## open the MLflow UI with all logged runs, on http://127.0.0.1:5000 (PORT=...)
 	$(BIN)/snnexp task=ui $(if $(PORT),task.port=$(PORT)) $(ARGS)
 
-report: $(READY)  ## write outputs/reports/*.html and .md from what was logged (ARGS='task.experiments=[NAME]' chooses)
+report: $(READY)  ## write outputs/reports/*.html and .md from the logged runs (ARGS='task.experiments=[NAME]' chooses)
 	$(BIN)/snnexp task=report $(ARGS)
 
-labs: $(LABS)  ## run every lab target on the embedded data and report on all: outputs/reports/labs.html (under 30 minutes)
+labs: $(LABS)  ## run every lab target on the embedded data and report on all: outputs/reports/labs.html (about half an hour)
 	$(call report,$(subst $() $(),$(comma),$(LABS))) task.name=labs
 
 sweep-alpha: $(READY)  ## search the surrogate's alpha with Optuna on the embedded data (minutes)
 	$(BIN)/snnexp -m +sweep=surrogate_alpha hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
 
-sweep-threshold: $(READY)  ## search the neuron's threshold in the same way
+sweep-threshold: $(READY)  ## search the neuron's threshold with Optuna in the same way
 	$(BIN)/snnexp -m +sweep=neuron_threshold hydra.sweeper.n_trials=8 trainer.epochs=5 model.hidden=128 $(ARGS)
 
 # The computer lab, part I (docs/lab1.md). RUN=<value of an earlier call> resumes that call.
@@ -61,17 +61,17 @@ lab1_runs   = tracking.experiment=$@ resume=true 'hydra.sweep.dir=$${outputs_dir
 lab1_study  = $(lab1_runs) 'hydra.sweeper.storage=sqlite:///$${hydra.sweep.dir}/optuna.db' hydra.sweeper.parallel=2
 lab1_report = task=compare_surrogates 'task.sweep=$${outputs_dir}/$(lab1_folder)' tracking.experiment=$@ $(lab1_data) $(ARGS)
 
-lab1-surrogates: $(READY)  ## compare the lab's S(x) and P(x) with Sigmoid (DATA=real DATA_DIR=folder with nmnist/: the real N-MNIST)
+lab1-surrogates: $(READY)  ## compare the surrogates sine, S(x), and power, P(x), with Sigmoid (DATA=real DATA_DIR=folder with nmnist/: the real N-MNIST)
 	$(BIN)/snnexp -m surrogate=sigmoid,sine,power seed=0,1,2,3,4 $(lab1_runs)
 	$(BIN)/snnexp $(lab1_report)
 	$(call report,$@)
 
-lab1-sweep: $(READY)  ## run surrogates x values of their parameter x seeds: accuracy, ranking, correlations
+lab1-sweep: $(READY)  ## train each surrogate at several values of its parameter with several seeds: accuracy, ranking, correlations
 	$(BIN)/snnexp -m +sweep=surrogate_values$(if $(filter real,$(DATA)),_all) $(lab1_study)
 	$(BIN)/snnexp $(lab1_report)
 	$(call report,$@)
 
-lab1-sparsity: $(READY)  ## narrow a surrogate: shares of exactly zero gradients, accuracy, speed of learning
+lab1-sparsity: $(READY)  ## make a surrogate narrower: count gradients that are exactly zero, measure accuracy and speed of learning
 	$(BIN)/snnexp -m +sweep=surrogate_width task=gradient_sparsity model.readout=potential loss=cross_entropy $(lab1_study)
 	$(BIN)/snnexp $(lab1_report)
 	$(call report,$@)
@@ -80,15 +80,15 @@ lab1-sparsity: $(READY)  ## narrow a surrogate: shares of exactly zero gradients
 lab2_of  = $(if $(filter real,$(DATA)),experiment=cifar10_$(1)_qcfs $(IMAGES),experiment=digits_$(2)_qcfs trainer.threads=1)
 lab2_run = conversion=qcfs calibration.images=8 tracking.experiment=$@  # thresholds are learnt, so nothing is calibrated
 
-lab2-dynamics: $(READY)  ## check the relation of layers' potentials on every layer (DATA=real DATA_DIR=...: CIFAR-10)
+lab2-dynamics: $(READY)  ## check phi = W phi' + b - (v(T) - v(0))/T on every layer (DATA=real DATA_DIR=...: CIFAR-10)
 	$(BIN)/snnexp task=dynamics $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,resnet20,wrn) $(ARGS)
 	$(call report,$@)
 
-lab2-unevenness: $(READY)  ## try small neurons on all orders of spikes, then a network: where neurons fire too often or too seldom
+lab2-unevenness: $(READY)  ## simulate neurons with two inputs for all orders of spikes; then show where a network's neurons fire too often or too seldom
 	$(BIN)/snnexp task=unevenness $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,resnet20,convnet) $(ARGS)
 	$(call report,$@)
 
-lab2-mitigation: $(READY)  ## compare mitigations of unevenness, and their cost, at equal total steps
+lab2-mitigation: $(READY)  ## compare mitigations of unevenness errors, and their cost, at equal total steps
 	$(BIN)/snnexp task=mitigations $(lab2_run) 'timesteps=[4,8,16]' $(call lab2_of,resnet20,wrn) $(ARGS)
 	$(call report,$@)
 
@@ -96,7 +96,7 @@ lab2-wideresnet: $(READY)  ## train and convert a wide residual network, and sho
 	$(BIN)/snnexp task=unevenness $(lab2_run) 'timesteps=[1,2,4,8,16,32]' $(call lab2_of,wrn,wrn) $(ARGS)
 	$(call report,$@)
 
-lab2-dvs: $(READY)  ## train QCFS on event recordings, beside a directly trained SNN (DATA=real DATA_DIR=folder with cifar10_dvs/)
+lab2-dvs: $(READY)  ## compare QCFS on event recordings with a directly trained SNN (DATA=real DATA_DIR=folder with cifar10_dvs/)
 	$(BIN)/snnexp experiment=lab2_dvs$(if $(filter real,$(DATA)),_real dataset.root=$(DATA_DIR)/cifar10_dvs) tracking.experiment=$@ $(ARGS)
 	$(call report,$@)
 
@@ -104,7 +104,7 @@ FEW_SPIKE = tracking.experiment=few-spike $(ARGS)
 FEW_SPIKE_embedded = dataset=digits dataset.augment.crop=1 optimizer.lr=0.05 trainer.epochs=15
 FEW_SPIKE_real = $(IMAGES) dataset.augment.crop=4 dataset.augment.flip=true optimizer.lr=0.1 trainer.epochs=100
 
-few-spike: $(READY)  ## fit few-spike neurons and make the paper's table (DATA=real DATA_DIR=... for CIFAR-10)
+few-spike: $(READY)  ## fit few-spike neurons and make the table of Stoeckl and Maass (2021) (DATA=real DATA_DIR=... for CIFAR-10)
 	$(BIN)/snnexp task=fit_few_spike task.activation=relu 'task.K=[2,4,6,8,10]' $(FEW_SPIKE)
 	$(BIN)/snnexp task=fit_few_spike task.activation=silu 'task.K=[6,8,10,12,16]' 'task.range=[-8,12]' task.rounds=400 $(FEW_SPIKE)
 	$(BIN)/snnexp task=fit_few_spike task.activation=sigmoid 'task.K=[6,8,10,12]' 'task.range=[-10,10]' task.rounds=400 $(FEW_SPIKE)
@@ -112,7 +112,7 @@ few-spike: $(READY)  ## fit few-spike neurons and make the paper's table (DATA=r
 	  loss=cross_entropy optimizer=sgd optimizer.weight_decay=1e-4 scheduler=cosine $(FEW_SPIKE_$(DATA)) $(FEW_SPIKE)
 	$(call report,$@)
 
-few-spike-coefficients: $(READY)  ## fit the shipped coefficients of few-spike neurons again, with their seeds (minutes)
+few-spike-coefficients: $(READY)  ## repeat the fit of snnexp's own coefficients of few-spike neurons, with the same seeds (minutes)
 	$(BIN)/python bench/few_spike_coefficients.py $(ARGS)
 
 tables: $(READY)  ## write the tables of options and the figure in README.md and docs/ from their sources
@@ -122,24 +122,27 @@ tables: $(READY)  ## write the tables of options and the figure in README.md and
 test: $(READY)  ## run the tests (minutes)
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -m 'not slow' $(ARGS)
 
-test-slow: $(READY)  ## run the tests that take minutes each: kills, servers, browsers, the wheel
+test-slow: $(READY)  ## run the slow tests (minutes each): killed runs, servers, browsers, the wheel
 	-tests/browser/install.sh
 	$(BIN)/pytest -m slow $(ARGS)
 
-test-cluster: $(READY)  ## run sweeps on SLURM and PostgreSQL, started here (Debian; installs them as root)
+test-faults: $(READY)  ## run the fault tests, which kill runs, let servers fail, fill disks and damage files (FAULTS=10: ten times as often; FAULTS_SEED=...)
+	FAULTS=$(or $(FAULTS),1) FAULTS_SEED=$(or $(FAULTS_SEED),0) FAULTS_TABLE=$(FAULTS_TABLE) $(BIN)/pytest -m faults tests/faults $(ARGS)
+
+test-cluster: $(READY)  ## test sweeps with SLURM and PostgreSQL, which it starts on this machine (on Debian, root also installs them)
 	tests/cluster/install.sh
 	$(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
-format: $(READY)  ## lay the code out and sort its imports with ruff
+format: $(READY)  ## format the code and sort its imports with ruff
 	$(BIN)/ruff check --quiet --select I --fix src tests bench docs
 	$(BIN)/ruff format src tests bench docs
 
-lint: $(READY)  ## check the code with ruff (rules and layout) and mypy (strict on src/)
+lint: $(READY)  ## check the code with ruff (rules and format) and mypy (strict on src/)
 	$(BIN)/ruff check src tests bench docs
 	$(BIN)/ruff format --check src tests bench docs
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure speed against named peers (DATA_DIR=folder with nmnist/ for the real recordings)
+bench: $(READY)  ## compare the speed with SpikingJelly, torchvision, plain PyTorch, Hydra and Optuna (DATA_DIR=folder with nmnist/ for the real recordings)
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/image_pipeline.py --rounds 3 --batches 100
 	$(BIN)/python bench/train_image.py --rounds 3 --steps 6
@@ -149,9 +152,9 @@ bench: $(READY)  ## measure speed against named peers (DATA_DIR=folder with nmni
 	$(if $(DATA_DIR),$(BIN)/python bench/load_frames.py --data $(DATA_DIR))
 	$(if $(DATA_DIR),$(BIN)/python bench/nmnist_accuracy.py --data $(DATA_DIR)/nmnist)
 
-wheel: $(READY)  ## build dist/*.whl, which carries the configs
+wheel: $(READY)  ## build dist/*.whl, which contains the configs
 	$(BIN)/python -m build --wheel --no-isolation
 
-clean:  ## remove build and cache files; never outputs/ or .venv
+clean:  ## remove build and cache files, but not outputs/ or .venv
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests bench -name __pycache__ -type d -exec rm -rf {} +

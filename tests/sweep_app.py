@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import hydra
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 from snnexp.errors import Pruned
 from snnexp.run import leave
 from snnexp.trial.reporter import prune
+from waiting import until
 
 ConfigStore.instance().store(
     name="app",
@@ -25,7 +25,8 @@ ConfigStore.instance().store(
         "kind": "plain",
         "text": None,
         "seed": 0,
-        "seconds": 0.0,
+        "meet": 0,  # each call waits until there have been so many
+        "hold": None,  # the number of the first call that waits until there is a file "go"
         "epochs": 0,
         "objective": "val/value",
         "outputs_dir": "outputs",
@@ -40,11 +41,13 @@ ConfigStore.instance().store(
 )
 
 
-@hydra.main(version_base="1.3", config_name="app", config_path=None)
+@hydra.main(version_base="1.3", config_name="app", config_path=str(Path(__file__).parent))
 def app(config: DictConfig) -> float | list[float]:
-    with (Path(config.outputs_dir) / "calls.txt").open("a") as file:
+    outputs = Path(config.outputs_dir)
+    with (outputs / "calls.txt").open("a") as file:
         file.write(f"{config.x!r} {config.kind} {config.text!r}\n")
-    marker = Path(config.outputs_dir) / "misbehaved"
+    number = calls(outputs)
+    marker = outputs / "misbehaved"
     if config.kind == "exit":
         sys.exit(3)
     if config.kind == "kill" or (config.kind == "kill_once" and not marker.exists()):
@@ -55,16 +58,27 @@ def app(config: DictConfig) -> float | list[float]:
     value = -((config.x - 2) ** 2) - config.y
     history: list[dict[str, float]] = []
     for epoch in range(config.epochs):
-        time.sleep(config.seconds)
         history.append({"val/value": value + epoch})
         if prune(history):
             raise Pruned
-    time.sleep(config.seconds)
+    until(lambda: calls(outputs) >= config.meet, "other calls")
+    if config.hold is not None and number >= config.hold:
+        until((outputs / "go").exists, "the test to let go", patience=600)
     return value if isinstance(config.objective, str) else [value, config.x]
 
 
-if __name__ == "__main__":
+def calls(outputs: Path) -> int:
+    """Return how often the program was called in all processes."""
+    file = outputs / "calls.txt"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
         leave(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,8 @@ from spikingjelly.activation_based.surrogate import Sigmoid
 from torch import nn
 
 from conftest import Done
-from snnexp.checkpoint import load_into, read
+from snnexp.checkpoint import load_into
+from snnexp.checkpoint import read_weights as read
 from snnexp.errors import UserError
 from snnexp.neuron.lif import LIF
 from snnexp.surrogate.dspike_adaptive import AdaptiveDspike

@@ -14,9 +14,9 @@ from snnexp.build import build
 
 # From the command line down to equations; a module may import from its own row (its package) and from rows below.
 ROWS = (
-    ("__main__",),
+    ("__main__", "testing"),
     ("run",),
-    ("callbacks", "testing"),
+    ("callbacks",),
     ("sweep",),
     ("task",),
     ("report",),
@@ -33,7 +33,8 @@ ROWS = (
     ("model", "loss", "few_spike"),
     ("neuron", "dataset"),
     ("surrogate", "dynamics", "timefold", "checkpoint", "activations"),
-    ("lock",),
+    ("finite", "trust"),
+    ("lock", "signals"),
     ("files",),
     ("errors", "masking"),
 )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from conftest import ROOT, Done
 from snnexp.build import build
+from snnexp.calibration.base import Calibration
 from snnexp.calibration.bias import Bias
 from snnexp.calibration.potential import Potential
 from snnexp.calibration.weights import Weights
@@ -30,12 +31,13 @@ from snnexp.conversion.qcfs import QCFSConversion
 from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.threshold_shift import ThresholdShift
 from snnexp.conversion.trains import packed, unpacked
-from snnexp.conversion.walk import walk
+from snnexp.conversion.walk import Correction, Method, walk
 from snnexp.dynamics import clip_floor
 from snnexp.errors import InvalidValue, UserError
 from snnexp.model.resnet import cifar_resnet
 from snnexp.neuron.clip import Clip
 from snnexp.neuron.qcfs import QCFS
+from snnexp.testing import ConversionContract, CorrectionContract
 
 CONVERSIONS = sorted(p.stem for p in (ROOT / "conf" / "conversion").glob("*.yaml"))
 CALIBRATIONS = sorted(p.stem for p in (ROOT / "conf" / "calibration").glob("*.yaml"))
@@ -54,6 +56,12 @@ def settings(group: str, option: str) -> dict[str, object]:
     for base in chosen.pop("defaults", []):
         chosen = OmegaConf.merge(OmegaConf.load(ROOT / "conf" / group / f"{base}.yaml"), chosen)
     return OmegaConf.to_container(OmegaConf.create({"seed": 0, group: chosen}), resolve=True)
+
+
+# Each correction, with a calibration that lists it.
+CORRECTIONS = {
+    name: option for option in CALIBRATIONS for name in settings("calibration", option)["calibration"]["available"]
+}
 
 
 def shaken(net: nn.Module) -> nn.Module:
@@ -447,9 +455,35 @@ def test_max_threshold_is_spikingjellys_rate_coding_spike_for_spike(make: Callab
 # Contract -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_groups_are_complete() -> None:
-    assert CONVERSIONS == ["adaptive_threshold", "few_spike", "max_threshold", "qcfs", "threshold_shift"]
-    assert CALIBRATIONS == ["advanced", "best", "bias", "light", "none", "potential", "weights"]
+def test_none_is_missing() -> None:
+    assert set(CONVERSIONS) >= {"adaptive_threshold", "few_spike", "max_threshold", "qcfs", "threshold_shift"}
+    assert set(CALIBRATIONS) >= {"advanced", "best", "bias", "light", "none", "potential", "weights"}
+    assert set(CORRECTIONS) >= {"bias", "potential", "threshold", "weights"}
+
+
+class TestEveryConversion(ConversionContract):
+    @pytest.fixture(autouse=True, params=CONVERSIONS)
+    def _option(self, request: pytest.FixtureRequest) -> None:
+        self.name = request.param
+        self.T = 8 if self.name == "few_spike" else 64
+
+    def make(self) -> Method:
+        return build("conversion", settings("conversion", self.name), Method)
+
+    def activation(self) -> nn.Module:
+        return QCFS(8, 1.0) if self.name == "qcfs" else nn.ReLU()
+
+
+class TestEveryCorrection(CorrectionContract):
+    @pytest.fixture(autouse=True, params=CORRECTIONS)
+    def _option(self, request: pytest.FixtureRequest) -> None:
+        self.name = request.param
+
+    def make(self) -> Correction:
+        config = settings("calibration", CORRECTIONS[self.name])
+        config["calibration"]["steps"] = [self.name]
+        (correction,) = build("calibration", config, Calibration).corrections
+        return correction
 
 
 # The larger networks see each conversion, and calibrations of each kind, not each pair.
@@ -669,7 +703,7 @@ def test_convert_trains_its_ann_once_and_logs_what_the_design_names(snnexp: Call
     ):
         assert name in result
     (run,) = done.runs()
-    assert {"layers.csv", "model_T4.pt", "corrections.json"} <= {p.name for p in run.iterdir()}
+    assert {"layers.csv", "model_T4.pt", "network_T4.pt", "corrections.json"} <= {p.name for p in run.iterdir()}
     assert {p.name for p in (run / "figures").iterdir()} == {"accuracy.png", "layers.png"}
     from mlflow import MlflowClient
 

@@ -9,18 +9,28 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
+from omegaconf import OmegaConf
 
+from conftest import ROOT
+from snnexp.build import build
+from snnexp.dataset.base import Data
 from snnexp.dataset.camera import Camera
 from snnexp.dataset.events import Events, write
 from snnexp.dataset.nmnist import nmnist
-from snnexp.dataset.saccade import digits, digits_saccade, mnist_saccade
+from snnexp.dataset.saccade import digits_saccade, mnist_saccade
+from snnexp.dataset.saccade import enlarged_digits as digits
 from snnexp.errors import InvalidValue, UserError
+from snnexp.testing import DatasetContract
 from test_camera import DATA, real_data
+from test_dvs import CLASSES, dvs_files
+from test_images import fake_cifar, image_files
 
 SIZES = {"Train": 40, "Test": 12}
 EVENTS = 100  # a recording
@@ -32,13 +42,12 @@ print(int(data.train.x.sum()), len(data.train), len(data.val), len(data.test))
 """
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def nmnist_files(root: Path) -> Path:
     """A small N-MNIST in folders: recording k has the label k % 10 and random events."""
     draw = np.random.default_rng(0)
     for split, n in SIZES.items():
         for k in range(1, n + 1):
-            folder = tmp_path / "nmnist" / split / str(k % 10)
+            folder = root / split / str(k % 10)
             folder.mkdir(parents=True, exist_ok=True)
             t, x, y, p = (
                 np.sort(draw.integers(0, 310_000, EVENTS)),
@@ -46,22 +55,31 @@ def root(tmp_path: Path) -> Path:
                 draw.integers(0, 2, EVENTS),
             )
             write(folder / f"{k:05d}.bin", Events(t, x, y, p))
-    return tmp_path / "nmnist"
+    return root
 
 
-@pytest.fixture
-def mnist(tmp_path: Path) -> Path:
-    """A small MNIST, as torchvision stores it, made of scikit-learn's digits: 300 + 60."""
-    raw = tmp_path / "mnist/MNIST/raw"
+def mnist_files(root: Path, kind: str = "MNIST", sizes: tuple[int, int] = (300, 60)) -> Path:
+    """A small MNIST, as torchvision stores it, made of scikit-learn's digits."""
+    raw = root / kind / "raw"
     raw.mkdir(parents=True)
-    for part, images, n in zip(("train", "t10k"), digits(), (300, 60), strict=True):
+    for part, images, n in zip(("train", "t10k"), digits(), sizes, strict=True):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(
             bytes([0, 0, 8, 3]) + np.array([n, 28, 28], ">u4").tobytes() + images.x[:n].tobytes()
         )
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(
             bytes([0, 0, 8, 1]) + np.array([n], ">u4").tobytes() + images.y[:n].astype(np.uint8).tobytes()
         )
-    return tmp_path / "mnist"
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return nmnist_files(tmp_path / "nmnist")
+
+
+@pytest.fixture
+def mnist(tmp_path: Path) -> Path:
+    return mnist_files(tmp_path / "mnist")
 
 
 def zipped(root: Path, split: str, into: Path) -> None:
@@ -73,6 +91,63 @@ def zipped(root: Path, split: str, into: Path) -> None:
 
 def leftovers(cache: Path) -> list[Path]:
     return list(cache.rglob("*.partial"))
+
+
+def idx(name: str, kind: str) -> Callable[..., dict[str, object]]:
+    return lambda folder, patch: mnist_files(folder / name, kind, (40, 10)) and {}
+
+
+def cifar(name: str) -> Callable[..., dict[str, object]]:
+    return lambda folder, patch: fake_cifar(folder / name, getattr(torchvision.datasets, name.upper()), patch) or {}
+
+
+def imagenet(folder: Path, patch: pytest.MonkeyPatch) -> dict[str, object]:
+    image_files(folder / "imagenet")
+    (folder / "imagenet/test").rename(folder / "imagenet/val")
+    return {"size": 8, "resize": 12}
+
+
+# For options that need it: write their files below `folder`, and return the settings that make them small.
+OPTIONS: dict[str, Callable[[Path, pytest.MonkeyPatch], dict[str, object]]] = {
+    "cifar10": cifar("cifar10"),
+    "cifar100": cifar("cifar100"),
+    "cifar10_dvs": lambda folder, patch: (
+        dvs_files(folder / "cifar10_dvs") and {"classes": list(CLASSES[:3]), "size": 32}
+    ),
+    "cifar10_saccade": lambda folder, patch: {"samples": 4, "size": 16, "camera": {"loops": 1}, "average": True},
+    "fashion_mnist": idx("fashion_mnist", "FashionMNIST"),
+    "fashion_mnist_saccade": idx("fashion_mnist", "FashionMNIST"),
+    "image_folder": lambda folder, patch: image_files(folder / "image_folder") and {"size": 12},
+    "imagenet": imagenet,
+    "mnist": idx("mnist", "MNIST"),
+    "mnist_saccade": idx("mnist", "MNIST"),
+    "nmnist": lambda folder, patch: nmnist_files(folder / "nmnist") and {},
+}
+
+
+DATASETS = sorted(path.stem for path in (ROOT / "conf/dataset").glob("*.yaml"))
+
+
+def test_none_is_missing() -> None:
+    assert set(OPTIONS) <= set(DATASETS)
+    assert len(OPTIONS) == 11
+
+
+class TestEveryDataset(DatasetContract):
+    @pytest.fixture(autouse=True, scope="class", params=DATASETS)
+    @classmethod
+    def _option(cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache: Path):
+        name, folder = request.param, tmp_path_factory.mktemp(request.param)
+        prepared = cache if name in ("digits_saccade", "cifar10_saccade") else folder  # other tests record the same
+        option = OmegaConf.load(ROOT / f"conf/dataset/{name}.yaml")
+        with pytest.MonkeyPatch.context() as patch:
+            option.merge_with(OPTIONS[name](folder, patch) if name in OPTIONS else {})
+            config = {"seed": 0, "timesteps": 4, "data_dir": str(folder), "cache_dir": str(prepared), "dataset": option}
+            cls.config = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+            yield
+
+    def make(self) -> Data:
+        return build("dataset", self.config, Data)
 
 
 def test_folders_give_splits_that_share_one_array_and_no_event_is_lost(root, tmp_path) -> None:
@@ -182,7 +257,8 @@ def child(mnist: Path, cache: Path) -> subprocess.Popen[str]:
 
 
 def contents(cache: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(cache)): p.read_bytes() for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock"}
+    files = [p for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != "manifest.json"]
+    return {str(p.relative_to(cache)): p.read_bytes() for p in files}  # a manifest has times
 
 
 def test_killed_preparation_is_redone_and_two_at_once_agree(mnist, tmp_path) -> None:
@@ -227,20 +303,6 @@ def test_the_embedded_digits_are_1437_and_360_and_resemble_mnist(cache) -> None:
     assert data.test.y[data.test.index].bincount().tolist() == 10 * [36]
     assert 2000 < data.train.x.sum((1, 2, 3, 4)).float().mean() < 6000
     assert len(list((cache / "digits_saccade").glob("recordings-*/T*/*/*.bin"))) == 1797
-
-
-def test_every_group_file_names_a_function_and_its_arguments() -> None:
-    import inspect
-
-    from hydra.utils import get_method
-    from omegaconf import OmegaConf
-
-    files = sorted((Path(__file__).parents[1] / "conf/dataset").glob("*saccade.yaml"))
-    files += [Path(__file__).parents[1] / f"conf/dataset/{name}.yaml" for name in ("nmnist", "cifar10_dvs")]
-    assert len(files) == 6
-    for file in files:
-        config = OmegaConf.to_container(OmegaConf.load(file))
-        inspect.signature(get_method(config.pop("_target_"))).bind(**config)
 
 
 @real_data

@@ -32,6 +32,7 @@ from snnexp.neuron.qcfs import QCFS
 from snnexp.session import Session
 from snnexp.task.dvs import accumulates, summary
 from snnexp.task.train import train_network
+from snnexp.testing import TaskContract
 from snnexp.timefold import TimeFold, TimeMean
 from test_images import composed
 
@@ -176,18 +177,21 @@ def test_constants_out_of_range_are_refused_by_name(name, value) -> None:
 # datasets
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def dvs_files(root: Path) -> Path:
     """A small CIFAR10-DVS: 12 recordings of each of three classes, of random events from 5 s on."""
     draw = np.random.default_rng(0)
     for name in CLASSES[:3]:
-        folder = tmp_path / "dvs" / name
-        folder.mkdir(parents=True)
+        (root / name).mkdir(parents=True)
         for k in range(12):
             x, y = draw.integers(0, 128, (2, EVENTS))
             t = 5_000_000 + np.sort(draw.integers(0, 1_300_000, EVENTS))
-            aedat.write(folder / f"cifar10_{name}_{k}.aedat", Events(t, x, y, draw.integers(0, 2, EVENTS)))
-    return tmp_path / "dvs"
+            aedat.write(root / name / f"cifar10_{name}_{k}.aedat", Events(t, x, y, draw.integers(0, 2, EVENTS)))
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return dvs_files(tmp_path / "dvs")
 
 
 def read(root: Path, cache: Path, **options: object):
@@ -393,33 +397,37 @@ DIGITS = (
 )
 
 
-def test_three_ways_in_one_table(snnexp: Callable[..., Done]) -> None:
-    done = snnexp(
-        "task=dvs", *DIGITS, "timesteps=4", "task.seeds=[1]", "task.rounds=[1,2]", "task.per_frame=[2]", "task.images=2"
-    )
-    assert done.code == 0, done.err
-    (run,) = done.runs()
-    with (run / "tables/ways.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(r["way"], r["network"], r["steps"]) for r in rows] == [
-        ("average", "ANN", "1"),
-        ("average", "SNN", "4"),
-        ("average", "SNN", "8"),
-        ("per frame", "ANN", "4"),
-        ("per frame", "SNN", "8"),
-        ("per frame, no reset", "SNN", "4"),
-        ("per frame, no reset", "SNN", "8"),
-        ("direct", "SNN", "4"),
-    ]
-    assert {r["updates"] for r in rows} == {"1"}  # one epoch of one batch, in all ways
-    images = {r["way"]: int(float(r["train_images"])) for r in rows}
-    assert images == {"average": 27, "per frame": 108, "per frame, no reset": 108, "direct": 108}  # 4 frames
-    assert all(float(r["energy_nj"]) > 0 and float(r["train_s"]) > 0 for r in rows)
-    assert float(rows[3]["energy_nj"]) == pytest.approx(4 * float(rows[0]["energy_nj"]), rel=1e-4)  # each frame
-    assert done.result()["test/direct_snn_accuracy_T4"] == pytest.approx(float(rows[-1]["accuracy"]), abs=1e-5)
-    assert (run / "tables/seeds.csv").read_text().splitlines()[1].startswith("1,average,ANN,1,")
-    assert (run / "figures/ways.png").stat().st_size > 10_000
-    assert "per frame, no reset" in done.out
+@pytest.mark.usefixtures("environment")
+class TestThreeWays(TaskContract):
+    compared = ("task.seeds=[1]", "task.rounds=[1,2]", "task.per_frame=[2]", "task.images=2")
+    command = ("task=dvs", *DIGITS, "timesteps=4", *compared)
+
+    @pytest.fixture(autouse=True)
+    def _terminal(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self.terminal = capfd
+
+    def kept(self, run: Path, result: dict[str, float]) -> None:
+        with (run / "tables/ways.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [(r["way"], r["network"], r["steps"]) for r in rows] == [
+            ("average", "ANN", "1"),
+            ("average", "SNN", "4"),
+            ("average", "SNN", "8"),
+            ("per frame", "ANN", "4"),
+            ("per frame", "SNN", "8"),
+            ("per frame, no reset", "SNN", "4"),
+            ("per frame, no reset", "SNN", "8"),
+            ("direct", "SNN", "4"),
+        ]
+        assert {r["updates"] for r in rows} == {"1"}  # one epoch of one batch, in all ways
+        images = {r["way"]: int(float(r["train_images"])) for r in rows}
+        assert images == {"average": 27, "per frame": 108, "per frame, no reset": 108, "direct": 108}  # 4 frames
+        assert all(float(r["energy_nj"]) > 0 and float(r["train_s"]) > 0 for r in rows)
+        assert float(rows[3]["energy_nj"]) == pytest.approx(4 * float(rows[0]["energy_nj"]), rel=1e-4)  # each frame
+        assert result["test/direct_snn_accuracy_T4"] == pytest.approx(float(rows[-1]["accuracy"]), abs=1e-5)
+        assert (run / "tables/seeds.csv").read_text().splitlines()[1].startswith("1,average,ANN,1,")
+        assert (run / "figures/ways.png").stat().st_size > 10_000
+        assert "per frame, no reset" in self.terminal.readouterr().out
 
 
 def test_the_summary_is_the_mean_over_seeds() -> None:
@@ -477,7 +485,7 @@ def test_mitigations_are_compared_on_whole_recordings(snnexp: Callable[..., Done
         (["dataset=digits"], "choose dataset=cifar10_dvs or dataset=cifar10_saccade"),
         (["neuron=lif"], "neuron=lif spikes: task=dvs trains ANNs"),
         (["neuron@task.direct=relu"], "task.direct=torch.nn.ReLU does not spike"),
-        (["task.seeds=3"], "task.seeds=3 is not allowed: it must be a list of integers"),
+        (["task.seeds=3"], "task.seeds=3 is not allowed: it must be a list"),
         (["task.rounds=[0]"], "task.rounds=0 is not allowed"),
         (["neuron=relu"], "conversion=qcfs takes its thresholds"),
     ],

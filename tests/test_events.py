@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snnexp.dataset.events import EventFileError, Events, decode, encode, read, write
+from snnexp.dataset.events import EventFileError, Events, decode, encode, write
+from snnexp.dataset.events import read_events as read
 from snnexp.errors import UserError
 
 one_event = st.tuples(st.integers(0, 2**22), st.integers(0, 33), st.integers(0, 33), st.integers(0, 1))

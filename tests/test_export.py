@@ -106,7 +106,7 @@ def test_layers_that_nir_does_not_know_are_named_together(tmp_path: Path) -> Non
 
 
 def test_the_command_line_exports_a_trained_network(snnexp: Callable[..., Done]) -> None:
-    hard = (*SMALL, "neuron.reset=hard")
+    hard = (*SMALL, "neuron.reset=hard", "tracking=none")
     done = snnexp(*hard, "trainer.epochs=1")
     assert done.code == 0, done.err
     (run,) = done.runs()
@@ -131,6 +131,7 @@ def test_of_an_ann_the_neurons_it_would_have_are_named(snnexp: Callable[..., Don
         "trainer.epochs=1",
         "trainer.threads=1",
         "timesteps=1",
+        "tracking=none",
     )
     done = snnexp(*ann)
     assert done.code == 0, done.err

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import stat
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,7 +191,7 @@ def test_no_error_shows_the_password(snnexp: Callable[..., Done], arguments: lis
 
 def test_the_server_of_the_ui_gets_its_store_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     called: dict[str, Any] = {}
-    monkeypatch.setattr(subprocess, "run", lambda command, env, check: called.update(command=command, env=env))
+    monkeypatch.setattr("snnexp.task.ui._served", lambda command, env: called.update(command=command, env=env))
     tracker = MLflow(f"postgresql+psycopg2://me:{SECRET}@host/db")
     UI(port=54321).run(SimpleNamespace(tracker=tracker), None)  # type: ignore[arg-type]
     assert SECRET not in " ".join(called["command"])

@@ -15,6 +15,8 @@ from torch import nn
 from conftest import Done
 from snnexp.activations import ACTIVATIONS, Activation, named, of_module
 from snnexp.analysis.few_spike import codes, error_against_steps
+from snnexp.calibration.bias import Bias
+from snnexp.calibration.weights import Weights
 from snnexp.conversion import slots
 from snnexp.conversion.few_spike import FewSpikeConversion
 from snnexp.conversion.flow import Flow
@@ -25,8 +27,11 @@ from snnexp.conversion.vocabulary import NUMBERS, Curve
 from snnexp.conversion.walk import walk
 from snnexp.errors import InvalidValue, UserError
 from snnexp.few_spike.fit import fit_table
-from snnexp.few_spike.table import SHIPPED, Table, decode, load_tables, measured, relu, save_tables, spikes
+from snnexp.few_spike.table import SHIPPED, load_tables, measured, relu, save_tables, spikes
+from snnexp.few_spike.table import Coefficients as Table
+from snnexp.few_spike.table import decoded as decode
 from snnexp.model.resnet import cifar_resnet
+from snnexp.testing import ConversionContract, CorrectionContract, TaskContract
 from snnexp.timefold import TimeMean
 
 
@@ -195,6 +200,31 @@ def squeezed() -> tuple[nn.Module, torch.Tensor]:
     return net, torch.randn(64, 3, 8, 8)
 
 
+class TestSmoothActivations(ConversionContract):
+    T = 16
+
+    @pytest.fixture(autouse=True, params=[nn.SiLU, nn.Sigmoid])
+    def _option(self, request: pytest.FixtureRequest) -> None:
+        self.kind = request.param
+
+    def make(self) -> FewSpikeConversion:
+        return FewSpikeConversion()
+
+    def activation(self) -> nn.Module:
+        return self.kind()
+
+
+class TestCorrectionsOfNumbers(CorrectionContract):
+    T = 3
+
+    @pytest.fixture(autouse=True, params=[Bias, Weights])
+    def _option(self, request: pytest.FixtureRequest) -> None:
+        self.make = request.param
+
+    def method(self) -> FewSpikeConversion:
+        return FewSpikeConversion()
+
+
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_logits_of_a_network_with_silu_and_squeeze_and_excitation(
     squeezed: tuple[nn.Module, torch.Tensor], per_channel: bool
@@ -338,9 +368,6 @@ def test_torchvisions_efficientnet_converts() -> None:
 
 
 def test_calibration_lowers_the_error_of_few_steps() -> None:
-    from snnexp.calibration.bias import Bias
-    from snnexp.calibration.weights import Weights
-
     net = cifar_resnet((3, 8, 8), 10, nn.ReLU, depth=8, width=4, shortcut="B", readout="current").eval()
     x = torch.randn(64, 3, 8, 8)
     plain, better = (
@@ -386,25 +413,21 @@ def test_what_cannot_be_served_is_told_by_the_layer(net: Callable[[], nn.Module]
 # The command line -----------------------------------------------------------------------------------------------------
 
 
-def test_fitting_from_the_command_line(snnexp: Callable[..., Done], tmp_path: Path) -> None:
-    (tmp_path / "inputs.csv").write_text("x,weight\n-3,1\n0,3\n3,1\n")
-    done = snnexp(
-        "task=fit_few_spike",
-        "task.activation=softplus",
-        "task.K=[3,4]",
-        "task.range=[-3,3]",
-        "task.rounds=20",
-        f"task.distribution={tmp_path / 'inputs.csv'}",
-        "tracking=none",
-    )
-    assert done.code == 0, done.err
-    (run,) = done.runs()
-    assert done.result()["mse_K4"] < 0.2
-    assert {path.name for path in (run / "figures").iterdir()} == {"approximation.png", "error.png", "raster.png"}
-    rows = list(csv.DictReader((run / "tables" / "fit.csv").open()))
-    assert [int(row["K"]) for row in rows] == [3, 4]
-    snn, _ = convert(seq(nn.Softplus()).eval(), torch.randn(20, 8), FewSpikeConversion(tables=str(run)), 4)
-    assert snn(torch.randn(2, 8)).shape == (2, 2)
+@pytest.mark.usefixtures("environment")
+class TestFitting(TaskContract):
+    @pytest.fixture(autouse=True)
+    def _command(self, tmp_path: Path) -> None:
+        (tmp_path / "inputs.csv").write_text("x,weight\n-3,1\n0,3\n3,1\n")
+        fitted = ("task.activation=softplus", "task.K=[3,4]", "task.range=[-3,3]", "task.rounds=20")
+        self.command = ("task=fit_few_spike", *fitted, f"task.distribution={tmp_path / 'inputs.csv'}")
+
+    def kept(self, run: Path, result: dict[str, float]) -> None:
+        assert result["mse_K4"] < 0.2
+        assert {path.name for path in (run / "figures").iterdir()} == {"approximation.png", "error.png", "raster.png"}
+        rows = list(csv.DictReader((run / "tables" / "fit.csv").open()))
+        assert [int(row["K"]) for row in rows] == [3, 4]
+        snn, _ = convert(seq(nn.Softplus()).eval(), torch.randn(20, 8), FewSpikeConversion(tables=str(run)), 4)
+        assert snn(torch.randn(2, 8)).shape == (2, 2)
 
 
 TINY = (
@@ -422,19 +445,20 @@ TINY = (
 )
 
 
-def test_the_papers_table(snnexp: Callable[..., Done]) -> None:
-    done = snnexp("task=few_spike", "model=resnet8", "task.depths=[8]", "timesteps=6", *TINY)
-    assert done.code == 0, done.err
-    (run,) = done.runs()
-    rows = list(csv.DictReader((run / "tables" / "few_spike.csv").open()))
-    assert [(row["network"], row["layers"], row["neurons"], row["latency"]) for row in rows] == [
-        ("resnet8", "8", "1152", "48")
-    ]
-    for row in rows:
-        assert abs(float(row["ann_top1"]) - float(row["snn_top1"])) <= 0.1
-        assert float(row["spikes"]) == pytest.approx(int(row["neurons"]) * float(row["spikes_per_neuron"]))
-    assert len(list(csv.DictReader((run / "tables" / "coefficients_resnet8.csv").open()))) == 7 * 6
-    assert done.result()["test/snn_top1_resnet8"] == float(rows[0]["snn_top1"])
+@pytest.mark.usefixtures("environment")
+class TestPapersTable(TaskContract):
+    command = ("task=few_spike", "model=resnet8", "task.depths=[8]", "timesteps=6", *TINY)
+
+    def kept(self, run: Path, result: dict[str, float]) -> None:
+        rows = list(csv.DictReader((run / "tables" / "few_spike.csv").open()))
+        assert [(row["network"], row["layers"], row["neurons"], row["latency"]) for row in rows] == [
+            ("resnet8", "8", "1152", "48")
+        ]
+        for row in rows:
+            assert abs(float(row["ann_top1"]) - float(row["snn_top1"])) <= 0.1
+            assert float(row["spikes"]) == pytest.approx(int(row["neurons"]) * float(row["spikes_per_neuron"]))
+        assert len(list(csv.DictReader((run / "tables" / "coefficients_resnet8.csv").open()))) == 7 * 6
+        assert result["test/snn_top1_resnet8"] == float(rows[0]["snn_top1"])
 
 
 def test_conversion_from_the_command_line(snnexp: Callable[..., Done]) -> None:

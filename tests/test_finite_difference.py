@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from snnexp.neuron.lif import LIF
 from snnexp.surrogate.dspike import Dspike
 from snnexp.surrogate.dspike_adaptive import AdaptiveDspike
 from snnexp.surrogate.sine import Sine
+from snnexp.testing import TaskContract
 from snnexp.timefold import TimeFold
 from snnexp.training import Progress, load_checkpoint
 
@@ -287,19 +289,22 @@ SETTINGS = {
 
 
 def test_several_moves_are_single_ones_on_the_same_differences() -> None:
-    def chosen(moves: int, times: int) -> tuple[float, tuple[float, ...]]:
+    def chosen(moves: int, times: int) -> list[tuple[float, tuple[float, ...]]]:
+        """Return b and the cosines after each of so many choices on the same samples and weights."""
         settings = SETTINGS | {"b": 30.0, "high": 30.0, "moves": moves, "batch": 16}
-        net, (x, y) = two_layer(AdaptiveDspike(**settings)), batch(16)
-        for _ in range(times):  # with the same seed: the same samples and weights
+        net, (x, y), path = two_layer(AdaptiveDspike(**settings)), batch(16), []
+        for _ in range(times):
             choose(net, adaptive(net), Split(x, y, torch.arange(16)), CrossEntropy(), 0, torch.device("cpu"))
-        return adaptive(net)[0].b, adaptive(net)[0].choice[:5]
+            path.append((adaptive(net)[0].b, adaptive(net)[0].choice[:5]))
+        return path
 
-    path = [chosen(1, times)[0] for times in range(1, 40)]
+    single = chosen(1, 39)
+    path = [b for b, _ in single]
     assert path[:3] == [29.0, 28.0, 27.0]
     assert 1 < path[-1] == path[-2] < 25, "it has arrived"
-    assert chosen(3, 1) == chosen(1, 3)
-    assert chosen(100, 1) == chosen(1, 39)
-    _, (lower, same, higher, *_) = chosen(100, 1)
+    assert chosen(3, 1)[-1] == single[2]
+    assert chosen(100, 1)[-1] == single[-1]
+    _, (lower, same, higher, *_) = single[-1]
     assert same == max(lower, same, higher)
 
 
@@ -353,19 +358,23 @@ def test_zero_gradients_by_hand() -> None:
     assert found.skippable == pytest.approx(16 * 5 / 8 / 48)
 
 
-def test_the_measuring_tasks_leave_tables_that_agree_with_the_metrics(snnexp: Callable[..., Done]) -> None:
-    import csv
+@pytest.mark.usefixtures("environment")
+class TestMeasuring(TaskContract):
+    """The tables agree with the metrics."""
 
-    for task, column, layer in (
-        ("gradient_sparsity", "potentials", "neuron1"),
-        ("gradient_fidelity", "cosine", "linear1"),
-    ):
-        done = snnexp(*SMALL, *POTENTIAL, f"task={task}", "task.batch=16", "surrogate=sine", "tracking=none")
-        what = task.removeprefix("gradient_")
-        folder, metrics = max(done.runs()), history(done)
-        with (folder / "tables" / f"{what}.csv").open() as file:
+    cases = (("sparsity", "potentials", "neuron1"), ("fidelity", "cosine", "linear1"))
+
+    @pytest.fixture(autouse=True, params=cases, ids=lambda case: case[0])
+    def _command(self, request: pytest.FixtureRequest) -> None:
+        self.what, self.column, self.layer = request.param
+        self.command = (*SMALL, *POTENTIAL, f"task=gradient_{self.what}", "task.batch=16", "surrogate=sine")
+
+    def kept(self, run: Path, result: dict[str, float]) -> None:
+        with (run / "tables" / f"{self.what}.csv").open() as file:
             rows = list(csv.DictReader(file))
-        said = [float(row[column]) for row in rows if row["layer"] == layer]
-        assert said == [m[f"{what}/{column}/{layer}"] for m in metrics]
-        assert 0.1 < said[-1] < 1, f"{column} of {layer}"
-        assert (folder / "figures" / f"{what}.png").stat().st_size > 10_000
+        said = [float(row[self.column]) for row in rows if row["layer"] == self.layer]
+        assert said == [
+            epoch[f"{self.what}/{self.column}/{self.layer}"] for epoch in load_checkpoint(run / "last.pt")["history"]
+        ]
+        assert 0.1 < said[-1] < 1, f"{self.column} of {self.layer}"
+        assert (run / "figures" / f"{self.what}.png").stat().st_size > 10_000

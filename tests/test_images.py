@@ -35,20 +35,25 @@ from test_camera import DATA
 COLOURS = {"blue": (20, 40, 200), "green": (30, 180, 60), "red": (220, 10, 0)}
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def image_files(folder: Path) -> Path:
     """Three classes of coloured images, 6 + 2 each, in three formats and two sizes, one of them grey."""
     for part, n in (("train", 6), ("test", 2)):
         for name, colour in COLOURS.items():
-            folder = tmp_path / "images" / part / name
-            folder.mkdir(parents=True)
+            (folder / part / name).mkdir(parents=True)
             for k in range(n):
                 size = (12, 12) if k % 2 else (20, 14)
                 kind = ("png", "jpg", "bmp")[k % 3]
-                Image.new("RGB", size, tuple(c + k for c in colour)).save(folder / f"{k}.{kind}", quality=95)
-    Image.new("L", (12, 12), 255).save(tmp_path / "images/train/red/9.png")
-    (tmp_path / "images/train/red/notes.txt").write_text("no image")
-    return tmp_path / "images"
+                Image.new("RGB", size, tuple(c + k for c in colour)).save(
+                    folder / part / name / f"{k}.{kind}", quality=95
+                )
+    Image.new("L", (12, 12), 255).save(folder / "train/red/9.png")
+    (folder / "train/red/notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return image_files(tmp_path / "images")
 
 
 # Folders --------------------------------------------------------------------------------------------------------------
@@ -191,8 +196,7 @@ def test_digits_need_nothing():
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_idx_files_gzipped_or_not(name, tmp_path):
-    kind = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[name]
-    raw, draw = tmp_path / kind / "raw", np.random.default_rng(0)
+    raw, draw = tmp_path / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[name] / "raw", np.random.default_rng(0)
     raw.mkdir(parents=True)
     x, y = draw.integers(0, 256, (50, 28, 28), np.uint8), draw.integers(0, 10, 50, np.uint8)
     for part, opened in (("train", gzip.open), ("t10k", open)):

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from snnexp.lock import is_locked, locked, try_lock
+from waiting import until
 
 HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from snnexp.lock import locked
 with locked(Path(sys.argv[1])):
@@ -140,16 +141,20 @@ def test_two_threads_and_two_holds_of_one_thread_exclude_each_other(path: Path) 
 
 
 def test_threads_take_turns(path: Path) -> None:
-    inside, most = 0, 0
+    inside, most, ended = 0, 0, 0
+    waiting: list[int] = []
 
     def work() -> None:
-        nonlocal inside, most
+        nonlocal inside, most, ended
         for _ in range(5):
+            waiting.append(1)
             with locked(path, patience=60):
+                waiting.pop()
                 inside += 1
                 most = max(most, inside)
-                time.sleep(0.001)
+                until(lambda: waiting or ended == 3, "another thread that wants the lock")
                 inside -= 1
+        ended += 1
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -183,17 +188,19 @@ def test_a_forked_child_neither_releases_the_lock_nor_holds_it(path: Path) -> No
 
 
 def test_a_killed_holder_leaves_nothing_to_its_forked_child(path: Path) -> None:
-    code = HOLDER.replace('print("held"', "import os; pid = os.fork() or time.sleep(60) or os._exit(0); print(pid")
+    code = HOLDER.replace('print("held"', "import os, signal; pid = os.fork() or signal.pause(); print(pid")
     command = [sys.executable, "-c", code, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         orphan = int(process.stdout.readline())
-        assert is_locked(path) is True
-        process.kill()
-        process.wait()
-        os.kill(orphan, 0)  # it lives
-        assert is_free(path)
-        os.kill(orphan, signal.SIGKILL)
+        try:
+            assert is_locked(path) is True
+            process.kill()
+            process.wait()
+            os.kill(orphan, 0)  # it lives
+            assert is_free(path)
+        finally:
+            os.kill(orphan, signal.SIGKILL)
 
 
 def test_forks_while_other_threads_lock(path: Path) -> None:

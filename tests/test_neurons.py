@@ -1,6 +1,6 @@
 """Neurons: hand-computed traces, SpikingJelly's own nodes as the oracle, and a contract over every YAML."""
 
-import copy
+import itertools
 import math
 import os
 import sys
@@ -23,7 +23,8 @@ from snnexp.neuron.plif import PLIF
 from snnexp.neuron.spikingjelly import Wrapped
 from snnexp.surrogate.power import Power
 from snnexp.surrogate.sine import Sine
-from snnexp.timefold import Site, unfold
+from snnexp.testing import NeuronContract
+from snnexp.timefold import unfold
 
 CONF = Path(__file__).parents[1] / "conf"
 NEURONS = {path.stem: path for path in sorted((CONF / "neuron").rglob("*.yaml"))}
@@ -173,47 +174,30 @@ def test_a_reset_value_does_not_attract_the_potential_as_it_does_in_spikingjelly
 # The contract ---------------------------------------------------------------------------------------------------------
 
 
-def test_how_many():
-    assert list(NEURONS) == ["clip", "if", "lif", "plif", "qcfs", "relu", "spikingjelly"]
+def test_none_is_missing():
+    assert set(NEURONS) >= {"clip", "if", "lif", "plif", "qcfs", "relu", "spikingjelly"}
 
 
-@pytest.mark.parametrize("surrogate", SURROGATES)
-@pytest.mark.parametrize("name", SITES)
-def test_every_neuron_with_every_surrogate(name, surrogate):
-    site, x = at(compose(name, surrogate), 5), currents(5, 4, 3).requires_grad_()
-    assert isinstance(site, Site)
-    spikes = site(x)
-    assert spikes.shape == x.shape
-    assert set(spikes.unique().tolist()) == {0.0, 1.0}
-    gradients = torch.autograd.grad(spikes.sum(), [x, *site.parameters()])
-    assert all(g.isfinite().all() for g in gradients)
-    assert gradients[0].any()
-    state, out = None, []  # streaming gives the same spikes
-    for current in unfold(x, 5):
-        s, state = site.step(current, state)
-        out.append(s)
-    assert torch.equal(torch.cat(out), spikes)
+class TestEveryNeuron(NeuronContract):
+    @pytest.fixture(autouse=True, params=SITES)
+    def _option(self, request):
+        self.name, self.surrogate = request.param, "sigmoid"
+
+    def make(self):
+        return compose(self.name, self.surrogate)
+
+    def test_nothing_is_kept_between_calls(self):
+        super().test_nothing_is_kept_between_calls()
+        site = self.make()
+        assert set(site.state_dict()) == {name for name, _ in site.named_parameters()}
 
 
-@pytest.mark.parametrize("name", SITES)
-def test_nothing_is_kept_between_calls(name):
-    site, x = at(compose(name), 5), currents(5, 4, 3)
-    first = site(x)
-    site(torch.full((5 * 7, 2), 9.0))  # another batch, another shape
-    site.step(torch.ones(4, 3), None)
-    assert torch.equal(site(x), first)
-    twin = copy.deepcopy(site)
-    assert torch.equal(twin(x), first)
-    assert set(site.state_dict()) == {name for name, _ in site.named_parameters()}
+class TestEveryNeuronWithEverySurrogate(TestEveryNeuron):
+    test_nothing_is_kept_between_calls = test_any_shape_and_layout = None  # the same for every surrogate
 
-
-@pytest.mark.parametrize("name", SITES)
-def test_any_shape_and_precision(name):
-    site = at(compose(name), 4)
-    for shape in ((8,), (8, 3), (8, 3, 5, 5)):
-        assert site(torch.rand(shape)).shape == shape
-    x = torch.rand(8, 3, 5, 5).to(memory_format=torch.channels_last)
-    assert torch.equal(site(x), site(x.contiguous()))
+    @pytest.fixture(autouse=True, params=itertools.product(SITES, SURROGATES), ids=" ".join)
+    def _option(self, request):
+        self.name, self.surrogate = request.param
 
 
 @pytest.mark.parametrize("surrogate", ["sigmoid", "sine"])

@@ -7,9 +7,9 @@ import hashlib
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,9 +20,12 @@ import torch
 from mlflow import MlflowClient
 
 from conftest import SMALL, Done, start
-from snnexp.training import load_checkpoint
+from forked import Forked
+from snnexp.errors import UserError
+from snnexp.training import Fit, load_checkpoint, save
+from waiting import until
 
-EIGHT = (*SMALL, "trainer.epochs=8", "trainer.checkpoint_every_s=0.2", "dataset.validation=0.2")
+TINY = (*SMALL, "model.hidden=8", "timesteps=2", "tracking=none")
 
 
 def digest(folder: Path) -> str:
@@ -35,6 +38,16 @@ def digest(folder: Path) -> str:
             h.update(key.encode() + torch.as_tensor(value).numpy().tobytes())
     h.update(repr((state["epoch"], state["history"], state["best_epoch"])).encode())
     return h.hexdigest()
+
+
+def until_trained(process: Forked | subprocess.Popen[str], outputs: Path) -> Path:
+    """Wait for the end of the first epoch; return the checkpoint."""
+
+    def written() -> list[Path]:
+        assert process.poll() is None, process.communicate()
+        return list(outputs.glob("runs/*/*/last.pt"))
+
+    return until(written, "the first checkpoint")[0]
 
 
 def only_run(outputs: Path) -> Path:
@@ -58,8 +71,7 @@ def test_ten_kills_at_random_moments_change_nothing(environment: dict[str, str],
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     process = start(environment | {"SNNEXP_OUTPUTS": str(straight)}, *arguments)
     begun = time.monotonic()
-    while process.poll() is None and not newest(straight)[0]:
-        time.sleep(0.05)
+    until_trained(process, straight)
     startup = time.monotonic() - begun
     _, err = process.communicate()
     assert process.returncode == 0, err
@@ -67,15 +79,15 @@ def test_ten_kills_at_random_moments_change_nothing(environment: dict[str, str],
     for kill in range(10):
         process = start(environment | {"SNNEXP_OUTPUTS": str(killed)}, *arguments, "resume=true")
         before = newest(killed)[0]
-        if kill in (0, 4):
-            time.sleep(moments.uniform(0, startup))
-        else:
-            while process.poll() is None:
-                written, epoch = newest(killed)
-                if epoch == epochs if kill == 9 else written > before:
-                    break
-                time.sleep(0.02)
-            time.sleep(moments.uniform(0, 0.8))
+
+        def reached(process: subprocess.Popen[str] = process, kill: int = kill, before: float = before) -> bool:
+            written, epoch = newest(killed)
+            return process.poll() is not None or (epoch == epochs if kill == 9 else written > before)
+
+        if kill not in (0, 4):
+            until(reached, f"the moment of kill {kill}", progress=lambda: newest(killed))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moments.uniform(0, startup if kill in (0, 4) else 0.8))
         process.send_signal(signal.SIGKILL)
         _, err = process.communicate()
         assert process.returncode == -signal.SIGKILL, f"kill {kill} came too late: {err}"
@@ -106,43 +118,43 @@ def assert_one_complete_run(outputs: Path, reference: Path) -> None:
     assert stores[0] == stores[1]
 
 
-def test_killed_in_mid_epoch_then_resumed_ends_with_the_same_bits(environment: dict[str, str], tmp_path: Path) -> None:
-    """The quick version of the test above: two kills, one of them within an epoch."""
-    arguments = (
-        *EIGHT,
-        "tracking=none",
-        "trainer.epochs=6",
-        "trainer.checkpoint_every_s=0.01",
-        "trainer.batch_size=16",
-    )
-    straight = environment | {"SNNEXP_OUTPUTS": str(tmp_path / "straight")}
-    _, err = (process := start(straight, *arguments)).communicate()
+def test_killed_in_mid_epoch_then_resumed_ends_with_the_same_bits(
+    snnexp: Callable[..., Done], forked: Callable[..., Forked], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quick version of the test above: two kills, each in the middle of an epoch, of which there are 18 steps."""
+    arguments = (*TINY, "trainer.epochs=3", "trainer.checkpoint_every_s=0.001", "dataset.validation=0.2")
+    straight = snnexp(*arguments)
+    assert straight.code == 0, straight.err
+    step, count = Fit._step, 0
+
+    def killed_at_25(self: Fit, *batch: torch.Tensor) -> None:
+        nonlocal count
+        count += 1
+        if count == 25:
+            os.kill(os.getpid(), signal.SIGKILL)
+        step(self, *batch)
+
+    killed = str(tmp_path / "killed")
+    for epoch in (1, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(Fit, "_step", killed_at_25)
+            process = forked(*arguments, "resume=true", SNNEXP_OUTPUTS=killed)
+        assert process.wait() == -signal.SIGKILL
+        state = load_checkpoint(only_run(Path(killed)) / "last.pt")
+        assert state["epoch"] == epoch
+        assert state["step"] > 0
+    _, err = (process := forked(*arguments, "resume=true", SNNEXP_OUTPUTS=killed)).communicate()
     assert process.returncode == 0, err
-
-    killed = environment | {"SNNEXP_OUTPUTS": str(tmp_path / "killed")}
-    within = 0
-    for until in (1, 2):
-        process = start(killed, *arguments, "resume=true")
-        while process.poll() is None:
-            states = [load_checkpoint(p) for p in (tmp_path / "killed").glob("runs/*/*/last.pt")]
-            if states and states[0]["epoch"] >= until and states[0]["step"] > 0:
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.02)
-        process.communicate()
-        within += process.returncode == -signal.SIGKILL
-    assert within == 2
-    _, err = (process := start(killed, *arguments, "resume=true")).communicate()
-    assert process.returncode == 0, err
-    assert digest(only_run(tmp_path / "killed")) == digest(only_run(tmp_path / "straight"))
+    assert digest(only_run(Path(killed))) == digest(straight.runs()[0])
 
 
-def test_ctrl_c_closes_the_run_as_killed_and_says_how_to_go_on(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_ctrl_c_closes_the_run_as_killed_and_says_how_to_go_on(environment: dict[str, str]) -> None:
+    """In an interpreter of its own, as a user starts it."""
     arguments = (*SMALL, "trainer.epochs=200")
     process = start(environment, *arguments)
     outputs = Path(environment["SNNEXP_OUTPUTS"])
-    while process.poll() is None and not list(outputs.glob("runs/*/*/last.pt")):
-        time.sleep(0.05)
+    until_trained(process, outputs)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -158,57 +170,52 @@ def test_ctrl_c_closes_the_run_as_killed_and_says_how_to_go_on(environment: dict
 
 
 def test_resume_of_a_named_folder_checks_the_configuration(snnexp: Callable[..., Done]) -> None:
-    done = snnexp(*SMALL, "tracking=none")
+    done = snnexp(*TINY)
     (folder,) = done.runs()
-    other = snnexp(*SMALL, "tracking=none", "neuron.threshold=2", f"resume={folder}")
+    other = snnexp(*TINY, "neuron.threshold=2", f"resume={folder}")
     assert other.code == 1
     assert "neuron.threshold was 1.0, is now 2" in other.err
-    same = snnexp(*SMALL, "tracking=none", f"resume={folder}")
+    same = snnexp(*TINY, f"resume={folder}")
     assert same.code == 0
     assert "already finished" in same.out
     assert same.runs() == [folder]
 
 
-def test_resume_leaves_a_live_run_alone(snnexp: Callable[..., Done], environment: dict[str, str]) -> None:
-    arguments = (*SMALL, "trainer.epochs=3000", "tracking=none")
-    process = start(environment, *arguments)
-    outputs = Path(environment["SNNEXP_OUTPUTS"])
-    try:
-        while process.poll() is None and not list(outputs.glob("runs/*/*/last.pt")):
-            time.sleep(0.05)
-        done = snnexp(*arguments, f"resume={only_run(outputs)}")
-        assert done.code == 1
-        assert "still active" in done.err
-    finally:
-        process.kill()
-        process.communicate()
+def test_resume_leaves_a_live_run_alone(snnexp: Callable[..., Done], forked: Callable[..., Forked]) -> None:
+    arguments = (*TINY, "trainer.epochs=100000")
+    process = forked(*arguments)
+    folder = until_trained(process, Path(os.environ["SNNEXP_OUTPUTS"])).parent
+    done = snnexp(*arguments, f"resume={folder}")
+    assert done.code == 1
+    assert "still active" in done.err
+    assert process.poll() is None
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     """A file size limit of the kernel's makes the second, larger write fail in the middle."""
-    program = """
-import resource, sys, torch
-from pathlib import Path
-from snnexp.errors import UserError
-from snnexp.training import load_checkpoint, save
-path = Path(sys.argv[1]) / "last.pt"
-save(path, {"epoch": 1, "model": torch.arange(10)})
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-try:
-    save(path, {"epoch": 2, "model": torch.zeros(1_000_000)})
-except UserError as error:
-    print(error)
-print(load_checkpoint(path)["epoch"], sorted(p.name for p in path.parent.iterdir()))
-"""
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def program() -> None:
+        path = folder / "last.pt"
+        save(path, {"epoch": 1, "model": torch.arange(10)})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        try:
+            save(path, {"epoch": 2, "model": torch.zeros(1_000_000)})
+        except UserError as error:
+            print(error)
+        print(load_checkpoint(path)["epoch"], sorted(p.name for p in folder.iterdir()))
+
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
-    said, state = done.stdout.splitlines()
-    assert said == f"cannot write the checkpoint {tmp_path}/last.pt: File too large; the last good checkpoint is intact"
+    out, err = Forked(program, folder=tmp_path).communicate()
+    said, state = out.splitlines()
+    assert said == f"cannot write the checkpoint {folder}/last.pt: File too large; the last good checkpoint is intact"
     assert state == "1 ['last.pt']"
+    assert err == ""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_disk_that_fills_up_during_a_run(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_during_a_run(forked: Callable[..., Forked], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(
@@ -218,7 +225,7 @@ def test_a_disk_that_fills_up_during_a_run(environment: dict[str, str], tmp_path
     try:
         # best.pt is 1.2 MB, last.pt (with Adam's moments) 3.5 MB: the first epoch cannot be kept whole
         arguments = (*SMALL, "tracking=none", "model.hidden=128")
-        process = start(environment | {"SNNEXP_OUTPUTS": str(disk)}, *arguments)
+        process = forked(*arguments, SNNEXP_OUTPUTS=str(disk))
         _, err = process.communicate(timeout=120)
         assert process.returncode == 1
         assert "cannot write the checkpoint" in err
@@ -230,7 +237,9 @@ def test_a_disk_that_fills_up_during_a_run(environment: dict[str, str], tmp_path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_disk_that_stays_full_is_told_once(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_disk_that_stays_full_is_told_once(
+    forked: Callable[..., Forked], tmp_path: Path, empty_database: Path
+) -> None:
     """With tracking, and another program that takes all room: every write fails, the first is told, nothing is lost."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -238,9 +247,10 @@ def test_a_disk_that_stays_full_is_told_once(environment: dict[str, str], tmp_pa
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        process = start(environment | {"SNNEXP_OUTPUTS": str(disk / "outputs")}, *SMALL, "trainer.epochs=200")
-        while process.poll() is None and not list(disk.glob("outputs/runs/*/*/last.pt")):
-            time.sleep(0.02)
+        (disk / "outputs").mkdir()
+        shutil.copy(empty_database, disk / "outputs")
+        process = forked(*SMALL, "trainer.epochs=200", SNNEXP_OUTPUTS=str(disk / "outputs"))
+        until_trained(process, disk / "outputs")
         with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(bytes(4096))
@@ -255,7 +265,7 @@ def test_a_disk_that_stays_full_is_told_once(environment: dict[str, str], tmp_pa
 
 def test_an_unwritable_output_folder_is_a_clear_error(snnexp: Callable[..., Done], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = snnexp(*SMALL, f"outputs_dir={tmp_path / 'file'}", "tracking=none")
+    done = snnexp(*TINY, f"outputs_dir={tmp_path / 'file'}")
     assert done.code == 1
     assert "outputs_dir" in done.err
     assert "Traceback" not in done.err

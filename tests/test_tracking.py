@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from conftest import free_port
 from snnexp.errors import InvalidValue, UserError
 from snnexp.task.sync import send_kept
 from snnexp.tracking import MLflow, Nothing, Tracker
+from waiting import until
 
 fork = multiprocessing.get_context("fork")  # children then need not import mlflow again
 
@@ -173,10 +175,10 @@ def test_a_torn_last_line_is_dropped(outputs: Path) -> None:
     assert history(database(outputs), run.info.run_id, "x") == {("x", 1, 1.0): 1, ("x", 2, 3.0): 1}
 
 
-EPOCHS = 40
+EPOCHS = 20
 
 
-def train(outputs: Path, name: str, pause: float) -> None:
+def train(outputs: Path, name: str) -> None:
     """A 'training' that is a function of the epoch, and on resumption repeats what it had already reported."""
     folder, tracker = run_dir(outputs, name), MLflow(outputs=outputs)
     begin(tracker, folder)
@@ -187,7 +189,6 @@ def train(outputs: Path, name: str, pause: float) -> None:
         mark.write_text(str(epoch))
         tracker.artifact(mark)
         tracker.flush()
-        time.sleep(pause)
     tracker.finish("FINISHED")
 
 
@@ -202,17 +203,24 @@ def assert_complete(uri: str, run_id: str) -> None:
 def test_killed_at_random_moments_and_resumed_it_is_one_complete_run(
     store: str, request: pytest.FixtureRequest, empty_database: Path
 ) -> None:
-    outputs, chance, kills = request.getfixturevalue(store), random.Random(0), 0
-    for attempt in range(20):
-        process = fork.Process(target=train, args=(outputs, "a", 0.06))  # 2.4 s at least: four kills fit in
+    """Killed twice within 0.4 s of its start, when a fresh store is being created, and four times in later epochs."""
+    outputs, chance = request.getfixturevalue(store), random.Random(0)
+    mark, kills = outputs / "runs" / "a" / "epoch", 0
+    process: Any = None
+
+    def epoch() -> int:
+        text = mark.read_text() if mark.exists() else ""
+        return int(text or 0) if process.is_alive() else EPOCHS + 2
+
+    for target in (0, 0, 3, 6, 9, 12, EPOCHS + 1):
+        process = fork.Process(target=train, args=(outputs, "a"))
         process.start()
-        process.join(chance.uniform(0.0, 0.6) if attempt < 8 else 60)
-        if process.exitcode is None:
-            os.kill(process.pid or 0, signal.SIGKILL)
+        until(partial(lambda target: epoch() >= target, target), f"epoch {target}", progress=epoch)
+        process.join(chance.uniform(0, 0.02 if target else 0.4))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
             process.join()
         kills += process.exitcode == -signal.SIGKILL
-        if process.exitcode == 0:
-            break
     assert process.exitcode == 0
     assert kills >= 3
     (run,) = stored(database(outputs))
@@ -221,7 +229,7 @@ def test_killed_at_random_moments_and_resumed_it_is_one_complete_run(
 
 
 def test_four_processes_create_and_write_one_database(fresh: Path, empty_database: Path) -> None:
-    processes = [fork.Process(target=train, args=(fresh, str(i), 0.0)) for i in range(4)]
+    processes = [fork.Process(target=train, args=(fresh, str(i))) for i in range(4)]
     for process in processes:
         process.start()
     for process in processes:
@@ -425,12 +433,13 @@ class Server:
             self.command, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         host, port = self.uri.removeprefix("http://").split(":")
-        for _ in range(600):
+
+        def listens() -> bool:
+            assert self.process.poll() is None, "the server ended"
             with socket.socket() as probe:
-                if probe.connect_ex((host, int(port))) == 0:
-                    return
-            time.sleep(0.1)
-        raise TimeoutError("the server did not come up")
+                return probe.connect_ex((host, int(port))) == 0
+
+        until(listens, "the server to listen")
 
     def kill(self) -> None:
         if self.process.poll() is None:
@@ -467,8 +476,13 @@ def test_a_server_that_dies_and_comes_back_gets_everything_once(
         before = time.monotonic()
         tracker.flush()
         slowest = max(slowest, time.monotonic() - before)
-        time.sleep(0.02)
     assert slowest < 2
+
+    def back() -> bool:
+        tracker.flush()
+        return history(server.uri, str(tracker.run_id), "x")[("x", 60, 60 / 7)] == 1
+
+    until(back, "what was kept back to be sent")
     server.kill()
     tracker.metrics({"x": 0.0}, step=61)
     tracker.finish("FINISHED")

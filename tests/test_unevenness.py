@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from conftest import ROOT, Done
-from snnexp.analysis.unevenness import Neuron, search, trace
+from snnexp.analysis.unevenness import SmallNeuron as Neuron
+from snnexp.analysis.unevenness import search, trace
 from snnexp.build import build
 from snnexp.conversion.arrival import ORDERS, arrivals, explanations, spearman
 from snnexp.conversion.max_threshold import MaxThreshold
@@ -30,6 +32,7 @@ from snnexp.mitigation.waiting import Waiting
 from snnexp.model.resnet import cifar_resnet
 from snnexp.neuron.qcfs import QCFS
 from snnexp.task.dynamics import residuals
+from snnexp.testing import MitigationContract, TaskContract
 
 MITIGATIONS = sorted(p.stem for p in (ROOT / "conf" / "mitigation").glob("*.yaml"))
 ACTIVE = [ResidualMembrane(2), OffsetSpike(4), OffsetSpike(3, rounds=2), Signed(1.0), Signed(0.0), Waiting()]
@@ -286,8 +289,8 @@ def test_even_input_is_left_as_it_is(mitigation: Mitigation, start: float) -> No
 # Mitigations: networks ------------------------------------------------------------------------------------------------
 
 
-def test_the_groups_are_complete() -> None:
-    assert MITIGATIONS == ["none", "offset_spike", "residual_membrane", "signed", "waiting"]
+def test_none_is_missing() -> None:
+    assert set(MITIGATIONS) >= {"none", "offset_spike", "residual_membrane", "signed", "waiting"}
     assert type(made("none")) is Mitigation
 
 
@@ -341,25 +344,33 @@ def test_rehearsals_are_counted() -> None:
     assert [m.steps(4) for m in ACTIVE] == [6, 8, 10, 4, 4, 4]
 
 
-@pytest.mark.parametrize("mitigation", ACTIVE, ids=lambda m: type(m).__name__)
-def test_each_lowers_the_error_and_leaves_the_network_alone(mitigation: Mitigation) -> None:
-    net, x, T = network(), images(60), 6
-    source, spiking = rewrite(net, x)
-    walk(source, spiking, x, 1, QCFSConversion())
-    plain = Converted(spiking, T)
-    before = plain(x)
-    snn = mitigation.applied(plain)
-    layers, _ = snn.examine(source, x, T)
-    old, _ = plain.examine(source, x, T)
-    off, was = (sum(layer.over_spikes for layer in found) for found in (layers, old))
-    assert off < was, "spikes too many"
-    assert torch.equal(plain(x), before)
-    torch.testing.assert_close(snn.at(x[:7], [T])[0], snn(x)[:7])
-    small = mitigation.applied(Converted(spiking, T, rows=8))
-    torch.testing.assert_close(small(x), snn(x), msg="however it is cut into pieces")
-    for layer in layers:
-        parts = torch.tensor([layer.unevenness, layer.quantisation, layer.clipping, layer.propagated])
-        assert parts.isfinite().all()
+class TestEveryMitigation(MitigationContract):
+    """On a residual network; the options of the group."""
+
+    @pytest.fixture(autouse=True, params=MITIGATIONS)
+    def _option(self, request: pytest.FixtureRequest) -> None:
+        self.name = request.param
+
+    def make(self) -> Mitigation:
+        return made(self.name)
+
+
+class TestSettingsOfMitigations(MitigationContract):
+    """On a network whose arithmetic is exact."""
+
+    T = 6
+    tolerance = 1.0
+
+    @pytest.fixture(autouse=True, params=ACTIVE, ids=lambda m: type(m).__name__)
+    def _option(self, request: pytest.FixtureRequest) -> None:
+        self.mitigation = request.param
+
+    def make(self) -> Mitigation:
+        return self.mitigation
+
+    def sample(self) -> tuple[nn.Module, Tensor]:
+        torch.manual_seed(0)
+        return network(), images(60)
 
 
 def test_other_neurons_and_short_runs_are_refused() -> None:
@@ -441,47 +452,55 @@ TINY = (
 BOUND = ("task.val_images=40", "task.test_images=40")
 
 
-def table(done: Done, name: str) -> list[dict[str, str]]:
-    run = max(done.runs(), key=lambda path: path.stat().st_mtime)
+def table(run: Path, name: str) -> list[dict[str, str]]:
     with (run / "tables" / f"{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def test_the_three_tasks_write_their_tables_and_figures(snnexp: Callable[..., Done]) -> None:
-    done = snnexp("task=unevenness", *TINY, *BOUND, "tracking=none", "timesteps=[2,4]", "task.T=[2]")
-    assert done.code == 0, done.err
-    (run,) = done.runs()
-    assert {p.stem for p in (run / "figures").iterdir()} == {"orders", "kinds", "accuracy", "arrivals"}
-    assert {row["kind"] for row in table(done, "cases")} == {"over-firing", "under-firing", "correct zero", "saturated"}
-    shares = [
-        sum(float(row[k]) for k in ("inside", "over", "under", "zeros", "saturated")) for row in table(done, "kinds")
-    ]
-    assert shares == pytest.approx([1.0] * len(shares), abs=1e-4)
-    assert {row["T"] for row in table(done, "arrivals")} == {"2", "4"}
-    result = done.result()
-    assert {"val/over_T4", "test/snn_accuracy_T4", "val/latency_T4"} <= set(result)
+@pytest.mark.usefixtures("environment")
+class TestUnevennessTask(TaskContract):
+    command = ("task=unevenness", *TINY, *BOUND, "timesteps=[2,4]", "task.T=[2]")
 
-    done = snnexp("task=dynamics", *TINY, "tracking=none", "timesteps=[1,4]")
-    assert done.code == 0, done.err
-    assert max(float(row["residual"]) for row in table(done, "dynamics")) < 1e-5
+    def kept(self, run: Path, result: dict[str, float]) -> None:
+        assert {p.stem for p in (run / "figures").iterdir()} == {"orders", "kinds", "accuracy", "arrivals"}
+        kinds = {row["kind"] for row in table(run, "cases")}
+        assert kinds == {"over-firing", "under-firing", "correct zero", "saturated"}
+        parts = ("inside", "over", "under", "zeros", "saturated")
+        shares = [sum(float(row[part]) for part in parts) for row in table(run, "kinds")]
+        assert shares == pytest.approx([1.0] * len(shares), abs=1e-4)
+        assert {row["T"] for row in table(run, "arrivals")} == {"2", "4"}
+        assert {"val/over_T4", "test/snn_accuracy_T4", "val/latency_T4"} <= set(result)
 
-    done = snnexp("task=mitigations", *TINY, *BOUND, "tracking=none", "timesteps=[4]")
-    assert done.code == 0, done.err
-    rows = {row["mitigation"]: row for row in table(done, "mitigations")}
-    assert {name: (row["T"], row["steps"]) for name, row in rows.items()} == {
-        "none": ("4", "4"),
-        "residual_membrane": ("2", "4"),
-        "offset_spike": ("2", "4"),
-        "signed": ("4", "4"),
-        "signed_at_0": ("4", "4"),
-        "waiting": ("4", "4"),
-    }
-    assert float(rows["waiting"]["uneven"]) == 0
 
+@pytest.mark.usefixtures("environment")
+class TestDynamicsTask(TaskContract):
+    command = ("task=dynamics", *TINY, "timesteps=[1,4]")
+
+    def kept(self, run: Path, result: dict[str, float]) -> None:
+        assert max(float(row["residual"]) for row in table(run, "dynamics")) < 1e-5
+
+
+@pytest.mark.usefixtures("environment")
+class TestMitigationsTask(TaskContract):
+    command = ("task=mitigations", *TINY, *BOUND, "timesteps=[4]")
+
+    def kept(self, run: Path, result: dict[str, float]) -> None:
+        rows = {row["mitigation"]: row for row in table(run, "mitigations")}
+        assert {name: (row["T"], row["steps"]) for name, row in rows.items()} == {
+            "none": ("4", "4"),
+            "residual_membrane": ("2", "4"),
+            "offset_spike": ("2", "4"),
+            "signed": ("4", "4"),
+            "signed_at_0": ("4", "4"),
+            "waiting": ("4", "4"),
+        }
+        assert float(rows["waiting"]["uneven"]) == 0
+
+
+def test_a_mitigation_counts_in_the_latency_of_a_conversion(snnexp: Callable[..., Done]) -> None:
     done = snnexp("task=convert", *TINY, *BOUND, "tracking=none", "timesteps=[4]", "mitigation=residual_membrane")
     assert done.code == 0, done.err
-    newest = max(done.runs(), key=lambda path: path.stat().st_mtime)
-    assert '"val/latency_T4": 8' in (newest / "result.json").read_text()
+    assert done.result()["val/latency_T4"] == 8
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The table of elementwise activations: their names, modules and functions, and the rectifiers among them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snnexp.errors import UserError, require
+from snnexp.errors import InvalidValue, UserError, require
 from snnexp.lock import TELL_AFTER, gave_up, locked, log, waiting
 from snnexp.masking import is_masked, masked
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 URI = re.compile(r"(https?|(sqlite|postgresql|mysql|mssql)(\+\w+)?)://.+")
+SQLITE_PATH = 480  # bytes; SQLite opens 504, and files with longer names stand beside it
 LOCK_PATIENCE = 300.0  # seconds; on a busy machine, many processes may wait while one creates the store
 # SQL to take (0 if it is not free in time), name the holder of, and release a lock of the server, which it releases
 # itself if we die. PostgreSQL raises an error instead of returning 0.
@@ -46,22 +48,34 @@ DRIVERS = {
 
 def checked_uri(uri: str) -> str:
     """Return `uri`, with the path of an SQLite file made absolute. Raises InvalidValue for an unsupported store."""
-    require(
-        isinstance(uri, str) and URI.fullmatch(uri) is not None,
-        "uri",
-        masked(str(uri)),
-        "an MLflow server (http://HOST:PORT) or a database (sqlite:///FILE, postgresql://..., mysql://...); "
-        "plain folders (file:, ./mlruns) are not supported, because MLflow no longer develops them",
-    )
+    if not isinstance(uri, str) or not URI.fullmatch(uri):
+        kinds = "an MLflow server (http://HOST:PORT) or a database (sqlite:///FILE, postgresql://..., mysql://...)"
+        folders = "plain folders (file:, ./mlruns) are not supported, because MLflow no longer develops them"
+        raise InvalidValue("uri", masked(str(uri)), f"{kinds}; {folders}")
     check_password("uri", uri)
     path = database(uri)
-    return uri if path is None else f"sqlite:///{path.absolute()}"
+    return uri if path is None else sqlite(path.absolute())
+
+
+def sqlite(path: Path) -> str:
+    """Return the address of an SQLite file. Raises UserError for a path that SQLite cannot open."""
+    if (length := len(os.fsencode(path))) > SQLITE_PATH:
+        raise UserError(
+            f"the path of the SQLite file {path} has {length} bytes, and SQLite opens none of more than {SQLITE_PATH}: "
+            "choose a shorter outputs_dir or address"
+        )
+    escaped = str(path).replace("%", "%25").replace("?", "%3F")  # SQLAlchemy unescapes all, and ? begins a query
+    return f"sqlite:///{escaped}"
 
 
 def database(uri: str) -> Path | None:
     """Return the file of an SQLite store; None for other stores."""
-    match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
-    return Path(match[1]) if match else None
+    if kind(uri) != "sqlite":
+        return None
+    from sqlalchemy import make_url
+
+    path = make_url(uri).database
+    return Path(path) if path else None
 
 
 def kind(uri: str) -> str:

@@ -1,11 +1,9 @@
-"""Make objects from plain configs: Hydra's `_target_` is the registry, and a refusal names the full key."""
-
-from __future__ import annotations
+"""Make objects from plain configs: Hydra's `_target_` names the class, and errors name the full key."""
 
 import inspect
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -17,9 +15,9 @@ from snnexp.errors import InvalidValue, UserError
 def build(group: str, config: Mapping[str, Any], protocol: type | None = None, **extra: Any) -> Any:
     """Instantiate `config[group]`, passing `extra` keyword arguments as they are, and check it against `protocol`.
 
-    `protocol` is a class that the object must be an instance of, or a Protocol whose members it must have.
-    Raises UserError, naming the key, if the constructor refuses a value or does not take a key, or if the object is not
-    what `protocol` asks for. Errors inside a constructor pass through.
+    `protocol` is a class that the object must be an instance of, or a Protocol whose members it must have. Raises
+    UserError, naming the key, if the constructor refuses a value or does not take a key, or if the object does not
+    satisfy `protocol`. Errors inside a constructor pass through.
     """
     # Hydra would copy `extra` into the config, which takes plain values only: bind the config first, then call.
     node = {**config[group], "_partial_": True} if extra else config[group]
@@ -30,7 +28,7 @@ def build(group: str, config: Mapping[str, Any], protocol: type | None = None, *
         except InvalidValue as error:
             raise _refusal(group, config, "", error) from error
         except TypeError as error:
-            if not _wrong_call(error):
+            if not _wrong_call(error, extra):
                 raise
             raise UserError(f"{group} ({node.get('_target_')}) cannot be made: {error}") from error
     if protocol is not None and (lacks := unlike(made, protocol)):
@@ -41,9 +39,9 @@ def build(group: str, config: Mapping[str, Any], protocol: type | None = None, *
 
 
 def unlike(made: object, protocol: type) -> str:
-    """Say why `made` does not satisfy `protocol`, to complete "which ..."; "" if it does.
+    """Return why `made` does not satisfy `protocol`, as text that completes "which ..."; "" if it does.
 
-    Of a Protocol, names alone are compared: attributes, properties and methods that do not begin with an underscore.
+    For a Protocol, only names are compared: attributes, properties and methods that do not begin with an underscore.
     """
     if not getattr(protocol, "_is_protocol", False):
         return "" if isinstance(made, protocol) else f"is no {protocol.__module__}.{protocol.__qualname__}"
@@ -61,14 +59,14 @@ def _instantiated(group: str, config: Mapping[str, Any], node: Mapping[str, Any]
         if isinstance(cause, InvalidValue):
             raise _refusal(group, config, nested, cause) from error
         target = node.get("_target_")
-        if cause is None or isinstance(cause, ImportError | AttributeError) or _wrong_call(cause):
+        if cause is None or isinstance(cause, ImportError | AttributeError) or _wrong_call(cause, node):
             said = str(error).split("full_key:")[0].strip()
             raise UserError(f"{group} ({target}) cannot be made: {said}") from error
         raise cause  # noqa: B904  a UserError already, or a programming error whose traceback tells where
 
 
 def accepted(node: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `offered` that the `_target_` of `node` has as parameters and `node` does not set itself.
+    """Return the items of `offered` that are parameters of the `_target_` of `node` and that `node` does not set.
 
     A user's own callable thus gets only its own keywords. A target that cannot be found is left to `build` to report.
     """
@@ -79,18 +77,19 @@ def accepted(node: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, A
     return {name: value for name, value in offered.items() if name in named and name not in node}
 
 
-def _wrong_call(error: BaseException) -> bool:
-    """Return whether the call itself failed, for a missing or unknown argument, and not something inside it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return (
-        isinstance(error, TypeError)
-        and "argument" in str(error)
-        and ("hydra" in frames[-1].filename or frames[-1].filename == __file__)
-    )
+def _wrong_call(error: BaseException, given: Iterable[str]) -> bool:
+    """Return whether the call itself failed (an argument is missing, or one of `given` is unknown), not code inside it.
+
+    A constructor may pass keywords that it does not know on to another one.
+    """
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    here = "hydra" in place or place == __file__ or (unknown is not None and unknown[1] in given)
+    return isinstance(error, TypeError) and "argument" in str(error) and here
 
 
 def _refusal(group: str, config: Mapping[str, Any], nested: str, error: InvalidValue) -> UserError:
-    """Return the refusal under the full key, or under the top-level key that the group takes its value from."""
+    """Return the error with the full key, or with the top-level key from which the group takes its value."""
     path = [group, *filter(None, nested.split(".")), *error.name.split(".")]
     own = config[group].get(path[1], config)
     if path[1] in config and (own is config or own == config[path[1]]):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+
+from snnexp.config import folder_of
+from snnexp.errors import UserError
 
 if TYPE_CHECKING:
     from snnexp.sweep.parent import Parent
@@ -23,7 +26,7 @@ class Outputs(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the output folder, and refuse a study without -m: Hydra would run one job only. Raises SystemExit."""
         if config.hydra.sweeper.get("n_trials") is not None:
-            sys.exit("a study consists of many runs: start it with snnexp -m (hydra.sweeper.n_trials is set)")
+            _refuse("a study consists of many runs: start it with snnexp -m (hydra.sweeper.n_trials is set)")
         self._check(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -31,15 +34,14 @@ class Outputs(Callback):
         self._check(config)
 
     def _check(self, config: DictConfig) -> None:
-        if not isinstance(config.outputs_dir, str):
-            sys.exit(f"outputs_dir={config.outputs_dir} is not allowed: it must be the path of a folder")
-        folder = Path(config.outputs_dir).expanduser()
         try:
+            folder = folder_of(config, "outputs_dir")
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
+        except UserError as error:  # Hydra turns exceptions of a callback into warnings, but not SystemExit
+            _refuse(str(error))
         except OSError as error:
-            # Hydra turns exceptions of a callback into warnings, but not SystemExit
-            sys.exit(f"cannot write to outputs_dir={folder}: {error.strerror}")
+            _refuse(f"cannot write to outputs_dir={folder}: {error.strerror}")
 
 
 class Grid(Callback):
@@ -49,7 +51,6 @@ class Grid(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the run if this is a grid. The sweeper reports the error if its jobs cannot be composed."""
-        from snnexp.errors import UserError
         from snnexp.trial.job import Job
 
         self.config, self.loader = config, GlobalHydra.instance().config_loader()
@@ -59,7 +60,7 @@ class Grid(Callback):
         try:
             self._start(varied)
         except UserError as error:
-            sys.exit(str(error))
+            _refuse(str(error))
         basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
         parallel = not basic or (settings.get("parallel") or 1) > 1
         config.hydra.overrides.hydra.append(Job(self.parent.run_id, varied, quiet=parallel).override)
@@ -94,24 +95,22 @@ class Grid(Callback):
         parser = OverridesParser.create(config_loader=self.loader)
         try:
             overrides = parser.parse_overrides(list(self.config.hydra.overrides.task))
-            first = {
-                o.get_key_element(): next(o.sweep_string_iterator())
-                if o.is_sweep_override()
-                else o.get_value_element_as_str()
-                for o in overrides
-                if not o.is_delete()
-            }
-            for o in overrides:
-                for value in o.sweep_string_iterator() if o.is_sweep_override() else ():
+            swept = [o for o in overrides if o.is_sweep_override()]
+            fixed = [o for o in overrides if not o.is_sweep_override() and not o.is_delete()]
+            first = {o.get_key_element(): o.get_value_element_as_str() for o in fixed}
+            first |= {o.get_key_element(): next(o.sweep_string_iterator()) for o in swept}
+            for o in swept:
+                for value in o.sweep_string_iterator():
                     job = first | {o.get_key_element(): value}
                     self.loader.load_sweep_config(self.config, [f"{k}={v}" for k, v in job.items()])
         except Exception:
             return None
-        self.ranges = {o.key_or_group: str(o.input_line).split("=", 1)[1] for o in overrides if o.is_sweep_override()}
+        self.ranges = {o.key_or_group: str(o.input_line).split("=", 1)[1] for o in swept}
         return list(self.ranges)
 
     def _summarize(self) -> None:
         from snnexp.config import listed
+        from snnexp.rundir import write_csv
         from snnexp.sweep import summary
 
         names = listed(self.config.objective)
@@ -120,13 +119,12 @@ class Grid(Callback):
         if not found:
             return
         rows = summary.table(found, names)
-        summary.write_csv(folder / "summary.csv", rows)
+        write_csv(folder / "summary.csv", rows)
         text = summary.markdown(rows)
         if (winner := summary.best(found, names[0])) is not None:
-            (folder / "experiment").mkdir(exist_ok=True)
             comment = f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}"
             made = summary.experiment(self.loader, self.config, winner.overrides, comment)
-            (folder / "experiment" / "best.yaml").write_text(made)
+            summary.write_experiment(folder, "best", made)
             text += f"\nbest: {winner.name}, {names[0]} {winner.metrics[names[0]]:.4g}; run it with "
             text += f"`snnexp --config-dir '{folder}' experiment=best`\n"
             tracker.tags({"best": winner.name, "best.run_id": winner.run_id or ""})
@@ -134,15 +132,15 @@ class Grid(Callback):
             (folder / "figures").mkdir(exist_ok=True)
             for name in (n for n in dict.fromkeys([*names, "test/accuracy"]) if any(n in c.metrics for c in found)):
                 summary.figure(found, name).savefig(folder / "figures" / f"{name.replace('/', '_')}.png", dpi=120)
-        (folder / "summary.md").write_text(text)
-        tracker.tags({"mlflow.note.content": text})
-        for name in ("summary.csv", "summary.md", "experiment", "figures"):
-            if (folder / name).exists():
-                tracker.artifact(folder / name)
-        print(f"\n{text}\n  results  {folder}\n  tracked  {tracker.place}")
+        self.parent.publish(text, "summary.csv")
 
 
 def close_grid(status: Status) -> None:
     """Close the run of a grid that failed or was interrupted."""
     if Grid.open is not None:
         Grid.open.close(status)
+
+
+def _refuse(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(1)

@@ -1,6 +1,4 @@
-"""The boundary between the user's YAML and the program: find the configs, and check them without loading torch."""
-
-from __future__ import annotations
+"""Find the YAML configs, and check the composed config without loading torch."""
 
 import hashlib
 import json
@@ -17,25 +15,14 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from snnexp.errors import InvalidValue, UserError
+from snnexp.errors import UserError, told
 from snnexp.surrogate.limits import check_arguments
 
 FOLDERS = ("outputs_dir", "data_dir", "cache_dir")
-GROUPS = (
-    "task",
-    "dataset",
-    "model",
-    "neuron",
-    "surrogate",
-    "conversion",
-    "calibration",
-    "mitigation",
-    "loss",
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "tracking",
-)
+# The groups that can name and tag a run, in the order of a run's name; those of a training; and all.
+TAGS = ("task", "model", "dataset", "neuron", "surrogate", "conversion", "calibration", "mitigation")
+TRAINING: tuple[str, ...] = ("model", "dataset", "neuron", "surrogate", "loss", "optimizer", "scheduler", "trainer")
+GROUPS = (*dict.fromkeys((*TAGS, *TRAINING)), "tracking")
 KEYS = ("seed", "timesteps", "resume", "checkpoint", "objective", *FOLDERS)
 # These may differ between a run and its resumption: they say where things are, not what is computed.
 NOT_THE_EXPERIMENT = ("resume", "tracking", "objective", *FOLDERS)
@@ -69,27 +56,39 @@ def checked_config(cfg: DictConfig) -> dict[str, Any]:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} has no value: give one with {missing[0]}=VALUE")
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    try:  # SpikingJelly itself accepts values that reverse the gradient
+    with told("surrogate."):  # SpikingJelly itself accepts values that reverse the gradient
         check_arguments(config["surrogate"]["_target_"], config["surrogate"])
-    except InvalidValue as error:
-        raise error.told(f"surrogate.{error.name}") from error
     return config
 
 
 def absolute(cfg: DictConfig) -> None:
-    """Make the folders independent of the working directory."""
+    """Make the folders independent of the working directory. Raises UserError for a path that cannot be used."""
     for key in FOLDERS:
-        cfg[key] = str(Path(str(cfg[key])).expanduser().absolute())
+        cfg[key] = str(folder_of(cfg, key))
+
+
+def folder_of(cfg: DictConfig, key: str) -> Path:
+    """Return the folder that `key` names, absolute. Raises UserError for a value that is not a usable path."""
+    path = cfg[key]
+    if not isinstance(path, str):
+        raise UserError(f"{key}={_shown(path)} is not allowed: it must be the path of a folder")
+    if "${" in path:
+        raise UserError(f"{key}={path} is not allowed: ${{ in a path would be read as a reference to another key")
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # bytes that the locale's encoding does not know
+        raise UserError(
+            f"{key}={path!a} is not allowed: its name cannot be read in this locale (try LC_ALL=C.UTF-8)"
+        ) from None
+    return Path(path).expanduser().absolute()
 
 
 def check_objective(names: object) -> None:
     """Raise UserError unless every objective is a validation metric."""
     for name in listed(names):
         if not isinstance(name, str) or not name.startswith("val/"):
-            raise UserError(
-                f"objective={name} is not allowed: it must be a validation metric such as val/accuracy "
-                "(choosing by test data would invalidate the test)"
-            )
+            why = "such as val/accuracy (choosing by test data would invalidate the test)"
+            raise UserError(f"objective={name} is not allowed: it must be a validation metric {why}")
 
 
 def listed(names: Any) -> list[Any]:
@@ -117,7 +116,7 @@ def quoted(value: Any) -> str:
 
 
 def without_hydra(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
-    """Return a composed config without Hydra's part, as plain containers; unresolved, interpolations stay text."""
+    """Return a config without Hydra's part, as plain containers; without `resolve`, interpolations stay text."""
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     return OmegaConf.to_container(own, resolve=resolve)  # type: ignore[return-value]
 
@@ -155,28 +154,22 @@ def _check_complete(cfg: DictConfig) -> None:
     for group in GROUPS:
         chosen = OmegaConf.select(cfg, group, throw_on_missing=False)
         if not isinstance(chosen, DictConfig) or "_target_" not in list(chosen):
-            raise UserError(
-                f"{group}={_shown(chosen)} is not allowed: choose one of its options with {group}=OPTION, "
-                "a YAML file with a _target_ (see --help)"
-            )
+            option = f"choose one of its options with {group}=OPTION, a YAML file with a _target_ (see --help)"
+            raise UserError(f"{group}={_shown(chosen)} is not allowed: {option}")
     for key in KEYS:
         if key not in cfg:
             raise UserError(f"{key} is missing: it cannot be deleted")
-    for key in FOLDERS:
-        if not isinstance(cfg[key], str):
-            raise UserError(f"{key}={_shown(cfg[key])} is not allowed: it must be the path of a folder")
     if not isinstance(cfg.resume, bool | str):
         raise UserError(f"resume={_shown(cfg.resume)} is not allowed: it must be true, false or a run directory")
     if not isinstance(cfg.checkpoint, str | None):
-        raise UserError(
-            f"checkpoint={_shown(cfg.checkpoint)} is not allowed: it must be a file of weights, runs:/<run id>, or null"
-        )
+        allowed = "a file of weights, runs:/<run id>, or null"
+        raise UserError(f"checkpoint={_shown(cfg.checkpoint)} is not allowed: it must be {allowed}")
 
 
 def _check_types(cfg: DictConfig) -> None:
     """Check types by example: an overridden value must have the type of the default that it replaces.
 
-    The defaults are composed again, with only the command line's choices of groups, where a value was overridden.
+    If a value was overridden, the defaults are composed again, with only the command line's choices of groups.
     """
     hydra = HydraConfig.get()
     groups = set(hydra.runtime.choices)
@@ -222,7 +215,7 @@ def _same_type(default: Any, value: Any) -> bool:
     # an int may be given as a list of ints (timesteps=[1,2,4]), a word as a list of words (objective=[a,b])
     if isinstance(value, ListConfig) and not isinstance(default, ListConfig | DictConfig):
         return all(_same_type(default, item) for item in value)
-    return isinstance(value, type(default)) or (isinstance(default, ListConfig) and not isinstance(value, DictConfig))
+    return isinstance(value, type(default))
 
 
 def _kind(default: Any) -> str:

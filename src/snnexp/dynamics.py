@@ -11,8 +11,6 @@ Potentials, currents and thresholds share one unit (the ANN's activation units a
 theta may be a tensor that broadcasts against them. Spikes have no gradients: training uses `snnexp.neuron`.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,6 +1,9 @@
 """Errors the user can fix: printed as one message, never as a traceback. Imports nothing heavy."""
 
-from __future__ import annotations
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
 
 from hydra.errors import CompactHydraException
 
@@ -27,8 +30,43 @@ class InvalidValue(ValueError):
         """Return the same refusal as a UserError under the full config key."""
         return UserError(f"{key}={self.value} is not allowed: it must be {self.allowed}")
 
-    def __reduce__(self) -> tuple[type[InvalidValue], tuple[str, object, str]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[str, object, str]]:
         return type(self), (self.name, self.value, self.allowed)
+
+
+@contextmanager
+def told(prefix: str = "") -> Iterator[None]:
+    """Turn an InvalidValue raised in the block into a UserError under the config key `prefix` + its name."""
+    try:
+        yield
+    except InvalidValue as error:
+        raise error.told(prefix + error.name) from error
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+UNWRITTEN = ("pytorchstreamwriter failed", "unexpected pos")  # torch.save on a full disk
+MEMORY = (  # how Python, torch and the system's loader report it
+    *("can't allocate memory", "cannot allocate memory", "out of memory", "failed to map segment"),
+    *("can't start new thread", "unable to allocate"),
+)
+
+
+def explained(error: Exception) -> UserError | None:
+    """Return a UserError if `error` means that memory or disk space ran out; None if it has another cause."""
+    if isinstance(error, UserError):
+        return None
+    said = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(sign in said.lower() for sign in MEMORY):
+        return UserError(
+            f"not enough memory: {said[-200:] or type(error).__name__}\nAllow the process more (ulimit -v, the job's "
+            "memory limit), or make the work smaller: trainer.batch_size, trainer.eval_batch_size, model sizes"
+        )
+    full = isinstance(error, OSError) and error.errno in FULL
+    if full or any(sign in said.lower() for sign in UNWRITTEN):
+        return UserError(
+            f"cannot write: {said}\nMake room in outputs_dir, cache_dir or TMPDIR, then repeat the command"
+        )
+    return None
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -58,6 +96,23 @@ def integer(name: str, value: object, *, at_least: int) -> int:
     ok = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
     require(ok, name, value, f"an integer >= {at_least}")
     return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def integer_or_none(name: str, value: object, *, at_least: int) -> int | None:
+    """Return `value` if it is None or an int of at least `at_least`, else raise `InvalidValue`."""
+    return None if value is None else integer(name, value, at_least=at_least)
+
+
+def boolean(name: str, value: object) -> bool:
+    """Return `value` if it is a bool, else raise `InvalidValue`."""
+    require(isinstance(value, bool), name, value, "true or false")
+    return bool(value)
+
+
+def integers(name: str, values: object, *, at_least: int) -> list[int]:
+    """Return `values` if it is a list of ints of at least `at_least`, else raise `InvalidValue`."""
+    require(isinstance(values, list | tuple), name, values, f"a list of integers >= {at_least}, such as [{at_least}]")
+    return [integer(name, value, at_least=at_least) for value in values]  # type: ignore[attr-defined]
 
 
 def choice(name: str, value: object, options: tuple[str, ...]) -> str:

@@ -1,7 +1,5 @@
 """Evaluate a trained network: accuracy at every t <= T from one simulation, confusion matrix, firing rates."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snnexp.dataset.base import Split
-from snnexp.timefold import TimeFold, unfold
+from snnexp.timefold import TimeFold, observed, unfold
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,8 @@ def evaluate(
         total += loss(outputs, y) * len(y)
         predicted = (outputs.cumsum(0) / steps).argmax(2)  # [T, N]
         correct += (predicted == y).sum(1)
-        confusion += torch.bincount(y.cpu() * classes + predicted[-1].cpu(), minlength=classes**2).view(
-            classes, classes
-        )
+        pairs = y.cpu() * classes + predicted[-1].cpu()
+        confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
         for name, train in trains.items():
             sums[name] = sums.get(name, 0.0) + float(train.sum())
             neurons[name] = train[0, 0].numel()
@@ -63,13 +60,6 @@ def evaluate(
 def recorded(net: TimeFold) -> Iterator[dict[str, Tensor]]:
     """Collect the spike trains [T, N, ...] of `net` during forward passes, by name of the site."""
     trains: dict[str, Tensor] = {}
-
-    def hook(name: str) -> object:
-        return lambda _module, _input, output: trains.__setitem__(name, unfold(output.detach(), net.T))
-
-    handles = [site.register_forward_hook(hook(name)) for name, site in net.sites().items() if site.spiking]  # type: ignore[arg-type]
-    try:
+    firing = {name: site for name, site in net.sites().items() if site.spiking}
+    with observed(firing, lambda name, _, output: trains.update({name: unfold(output.detach(), net.T)})):
         yield trains
-    finally:
-        for handle in handles:
-            handle.remove()

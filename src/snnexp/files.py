@@ -27,7 +27,7 @@ def opened(path: Path, flags: int, mode: str, buffering: int = 0) -> BinaryIO:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in the file `path`; None if there is no such file. Raises UserError if it has none."""
+    """Return the JSON object in the file `path`; None if there is no such file. Raises UserError for other content."""
     try:
         with opened(path, os.O_RDONLY, "rb") as file:
             value = json.loads(file.read())
@@ -56,7 +56,7 @@ def replace(path: Path, data: str | bytes) -> None:
 
 
 def write(file: BinaryIO, data: bytes) -> None:
-    """Write all of `data` to an unbuffered file, which on a full disk writes a part and says so. Raises OSError."""
+    """Write all of `data` to an unbuffered file, whose `write` may write only a part of it. Raises OSError."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
@@ -65,7 +65,7 @@ def write(file: BinaryIO, data: bytes) -> None:
 def odd(path: Path, *, hidden: bool = True) -> Path | None:
     """Return the first link, pipe or device at or below `path`; None if there are only regular files and folders.
 
-    Without `hidden`, hidden folders are not entered: submitit keeps links in its own.
+    Without `hidden`, hidden folders are not entered: submitit keeps links in its hidden folder.
     """
     below = _below(path, lambda folder: not hidden and folder.name.startswith("."))
     return next((each for each in (path, *below) if not _plain(each)), None)

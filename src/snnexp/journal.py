@@ -1,7 +1,5 @@
 """The journal of a run: all it reports, on disk before it is sent, so that no kill and no server failure loses data."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

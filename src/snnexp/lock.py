@@ -1,12 +1,10 @@
 """Locks on files, between processes and threads, on the `filelock` package.
 
 They are `flock` locks: the system releases them when their holder ends, even if it is killed, and locks of earlier
-versions of snnexp count. Every call makes its own lock object, so two threads exclude each other as two processes do.
-A lock belongs to the process that took it: filelock closes the descriptor in a forked child and unlocks explicitly in
-the parent, so a child neither releases the lock nor keeps it alive.
+versions of snnexp are respected. Every call makes its own lock object, so two threads exclude each other as two
+processes do. A lock belongs to the process that took it: filelock closes the descriptor in a forked child and unlocks
+explicitly in the parent, so a child neither releases the lock nor keeps it alive.
 """
-
-from __future__ import annotations
 
 import logging
 import math
@@ -28,7 +26,7 @@ TELL_AFTER = 2.0  # seconds of waiting for a lock after which the user is told w
 
 
 class Held(UserError, TimeoutError):
-    """A lock was not released in time; says who holds it and what to do."""
+    """Raised if a lock is not released in time; the message says who holds it and what to do."""
 
 
 def try_lock(path: Path, patience: float = 0.0) -> FileLock | None:
@@ -64,7 +62,7 @@ def locked(path: Path, patience: float = math.inf) -> Iterator[None]:
 
 
 def waiting(what: str, who: str, patience: float) -> str:
-    """Return the message that `what` is held by `who`, and how long we wait for it."""
+    """Return the message that `what` is held by `who`, with the longest time that we wait for it."""
     limit = "" if patience == math.inf else f" (for up to {patience:g} s)"
     return f"waiting for {what}, which is held by {who}{limit}"
 
@@ -78,7 +76,8 @@ def gave_up(what: str, who: str, patience: float) -> Held:
 
 
 def holder(path: Path) -> str:
-    """Name the process that holds the lock of the file `path` and its command line, as far as /proc tells."""
+    """Return the process that holds the lock of the file `path`, with its command line, or "another process" if
+    unknown."""
     try:
         inode = str(path.stat().st_ino)
         for line in Path("/proc/locks").read_text().splitlines():
@@ -100,7 +99,7 @@ def _opened(process: str, path: Path) -> bool:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Return whether a live process holds the lock of the file `path`; None if that cannot be seen from here."""
+    """Return whether a live process holds the lock of the file `path`; None if this cannot be determined."""
     try:
         with opened(path, os.O_RDWR, "rb+") as file:
             if not lock_descriptor(file.fileno(), blocking=False):

@@ -3,8 +3,6 @@
 With every loss, the prediction is the class whose output, averaged over time, is highest.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

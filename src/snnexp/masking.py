@@ -1,4 +1,4 @@
-"""Passwords in addresses are hidden wherever a text is shown, stored or sent: by `masked`, and only by it."""
+"""Hide passwords in addresses: every text that is shown, stored or sent goes through `masked`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 
 
 def masked(value: Value) -> Value:
-    """Return a text with the password of each address in it replaced by ***; containers with all their texts masked."""
+    """Return a text with the password of each address replaced by ***, or a container with all of its texts masked."""
     made: Any = value
     if isinstance(value, str):
         made = QUERY.sub(rf"\1{HIDDEN}", USER.sub(rf"\1{HIDDEN}@", value))

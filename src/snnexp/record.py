@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import errno
+import os
 import shlex
 import subprocess
 import sys
@@ -16,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, flatten
-from snnexp.errors import Pruned, UserError
+from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, TAGS, flatten
+from snnexp.errors import FULL, Pruned, UserError
 from snnexp.files import replace
 from snnexp.masking import masked
-from snnexp.rundir import RunDir, write_json
+from snnexp.rundir import RunDir, write_csv, write_json
 from snnexp.session import Session
+from snnexp.signals import held
 from snnexp.terminal import closing_table, quiet, rows_table
 from snnexp.tracking import Status
 from snnexp.training import Metrics
+from snnexp.trial.data import check_data
 from snnexp.trial.job import Job
 
 if TYPE_CHECKING:
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from snnexp.task.base import Task
 
 Rows = Sequence[Mapping[str, Any]]  # a table: every row has the same keys
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# The groups that can name and tag a run, in the order of a run's name.
-TAGS = ("task", "model", "dataset", "neuron", "surrogate", "conversion", "calibration", "mitigation")
 
 
 class Record:
@@ -56,32 +54,34 @@ class Record:
         return self.job is not None and self.job.trial is not None
 
     def check(self) -> None:
-        """Raise UserError now for an objective that the task does not give, and if nothing could be recorded."""
+        """Raise UserError if the task does not return the objective, or if results cannot be recorded."""
         gives = list(self.task.objectives(self.session))
         for name in self.session.objectives:
             if name in gives or (name == DEFAULT_OBJECTIVE and not self._trial):
                 continue
-            wanted = (
-                f"it must be one of {', '.join(gives)}"
-                if gives
-                else (f"task={self.session.choices['task']} gives no validation metric (objective=null)")
-            )
+            none = f"task={self.session.choices['task']} gives no validation metric (objective=null)"
+            wanted = f"it must be one of {', '.join(gives)}" if gives else none
             raise UserError(f"objective={name} is not allowed: {wanted}")
         if self.task.recorded:
             RunDir.check(self.config)
             self.tracker.check()
 
     def tracked(self, work: Callable[[], Metrics]) -> Metrics:
-        """Do `work` as a run: in a run directory (with `resume`, an earlier one), tracked, with its result kept.
+        """Run `work` in a run directory (with `resume`, an earlier one), track it, and save and return its result.
 
-        A run that is already finished is not repeated: its result is returned. However `work` ends, tracker and run
-        directory say so; an interruption prints the command to resume.
+        If the run is already finished, its saved result is returned. Tracker and run directory record how `work` ended;
+        after an interruption, the command to resume is printed.
         """
-        with RunDir.open(self.folder, self.config) as opened:
+        data = self.session.prepared
+        if self.job and data:
+            setting = {"dataset": self.config["dataset"], "task": self.config["task"]["_target_"]}
+            check_data(self.job, self.new_folder.parent, setting, data)
+        with RunDir.open(self.folder, self.config, data) as opened:
             self.folder = opened.path
             if self.job:
                 job = {"overrides": self.overrides, "varied": self._variation, "name": self.name}
-                write_json(self.new_folder / "job.json", job | {"folder": str(opened.path)})
+                folder = os.path.relpath(opened.path, self.new_folder)  # relative: outputs may be moved
+                write_json(self.new_folder / "job.json", job | {"folder": folder})
             if opened.finished:
                 return self._close(opened.result(), "this run was already finished (resume=false starts anew)")
             return self._close(self._performed(work, opened), self.tracker.place)
@@ -109,14 +109,14 @@ class Record:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            raise UserError(
-                f"cannot write to {self.folder}: {error.strerror}; make room, then go on with resume=true"
-            ) from error
+            advice = "make room, then go on with resume=true"
+            raise UserError(f"cannot write to {error.filename or self.folder}: {error.strerror}; {advice}") from error
         finally:
-            with suppress(OSError):  # these fail as well on a full disk, and the first error is the one to report
-                self.tracker.finish(status)
-            with suppress(OSError):
-                opened.status = status
+            with held():  # an impatient second Ctrl-C would leave the run open
+                with suppress(OSError):  # these fail as well on a full disk, and the first error is the one to report
+                    self.tracker.finish(status)
+                with suppress(OSError):
+                    opened.status = status
         return result
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -145,7 +145,7 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The run's name: what varies in its sweep, or the options that take part and the seed."""
+        """The run's name: the values that vary in its sweep, or the options that take part and the seed."""
         if self.job:
             return self.job.name or " ".join(f"{key}={value}" for key, value in self._variation.items())
         named = [option for group, option in self.options.items() if group != "task" and option != "none"]
@@ -157,9 +157,8 @@ class Record:
         groups = {"task", *self.task.groups}
         if self.config["surrogate"]["_target_"] not in flatten(self.config["neuron"]).values():
             groups.discard("surrogate")
-        chosen = {
-            group: self.session.choices[group] for group in TAGS if group in groups and self.session.choices.get(group)
-        }
+        choices = self.session.choices
+        chosen = {group: choices[group] for group in TAGS if group in groups and choices.get(group)}
         if chosen.get("calibration") == "none" and (steps := self.config["calibration"]["steps"]):
             chosen["calibration"] = "+".join(steps)
         return chosen
@@ -202,11 +201,3 @@ def _save(content: Any, path: Path) -> None:
         write_csv(path, content)
     else:
         content.savefig(path, dpi=120)
-
-
-def write_csv(path: Path, rows: Rows) -> None:
-    """Write rows as a CSV file with a header line."""
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)

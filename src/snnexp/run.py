@@ -1,8 +1,8 @@
 """The command line: compose the config, check it, run one task, return its objective."""
 
-from __future__ import annotations
-
+import io
 import os
+import pwd
 import sys
 import threading
 from pathlib import Path
@@ -13,11 +13,23 @@ from omegaconf import DictConfig
 
 from snnexp.callbacks import close_grid
 from snnexp.config import check_objective, checked_config, conf_dir, listed
+from snnexp.errors import explained
 from snnexp.masking import masking_errors
+from snnexp.signals import held, ignored, interrupting
 
 
 @hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")
 def run(cfg: DictConfig) -> float | list[float] | None:
+    try:
+        with interrupting():
+            return _run(cfg)
+    except Exception as error:
+        if told := explained(error):
+            raise told from error
+        raise
+
+
+def _run(cfg: DictConfig) -> float | list[float] | None:
     config = checked_config(cfg)
     check_objective(config["objective"])
     from snnexp.build import build  # imported late, so that a bad config is rejected without loading torch
@@ -46,19 +58,48 @@ def objective(names: str | list[str] | None, result: dict[str, float]) -> float 
 
 @masking_errors()
 def main() -> None:
-    """Run the console command. Exit with status 0, 1 after an error, 130 after Ctrl-C."""
+    """Run the console command. Exit with status 0, 1 after an error, 130 after Ctrl-C, SIGTERM or SIGHUP."""
     os.environ.setdefault("LOGURU_LEVEL", "WARNING")  # SpikingJelly logs its choices when it is imported
+    _check_surroundings()
+    with interrupting():
+        interrupted = _interrupted()
+    if interrupted:
+        leave(130)
+
+
+def _check_surroundings() -> None:
+    """Supply what containers and ASCII locales lack. Raises SystemExit if the working directory was deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        sys.exit("the working directory no longer exists: change to another one (cd DIR) and start again")
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:  # a user id without an account has neither home nor name; Docker sets HOME=/ as well
+        os.environ.setdefault("HOME", "/")
+        os.environ.setdefault("LOGNAME", f"uid{os.getuid()}")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a locale may lack characters of tables and names
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _interrupted() -> bool:
+    """Run the jobs; return whether a signal ended them."""
     try:
         run()
     except KeyboardInterrupt:
-        close_grid("KILLED")
-        leave(130)
+        with held():
+            close_grid("KILLED")
+        return True
     finally:
-        close_grid("FAILED")
+        with held():
+            close_grid("FAILED")
+    return False
 
 
 def leave(code: int) -> None:
     """Exit now. A normal exit would wait for a sweep's threads until their jobs, which go on without us, are done."""
+    ignored()
     if any(not t.daemon and t is not threading.current_thread() for t in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

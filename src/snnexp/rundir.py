@@ -1,13 +1,12 @@
 """Run directories: one folder per run, locked while the run is active, and found again by `resume=`."""
 
-from __future__ import annotations
-
+import csv
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock
 
@@ -18,11 +17,17 @@ from snnexp.lock import try_lock
 from snnexp.masking import masked
 
 log = logging.getLogger(__name__)
-TYPES = {"status": str, "fingerprint": str, "created": int | float, "config": dict}  # of the entries of run.json
+TYPES = {
+    "status": str,
+    "fingerprint": str,
+    "created": int | float,
+    "config": dict,
+    "data": dict | None,
+}  # of the entries of run.json
 
 
 class RunDir:
-    """A run's folder: `run.json` (status and fingerprint), the resolved `config.yaml`, and the files of the task.
+    """A run's folder: `run.json` (status, fingerprint, data), the resolved `config.yaml`, and the files of the task.
 
     Use `with RunDir.open(...)`. The lock is held until the block or the process ends, even if the process is killed.
     """
@@ -31,21 +36,30 @@ class RunDir:
         self.path, self._lock = path, lock
 
     @classmethod
-    def open(cls, new: Path, config: Mapping[str, Any]) -> RunDir:
+    def open(cls, new: Path, config: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> Self:
         """Return the folder to write to, locked: `new` or, with `resume`, the folder of the run to resume.
 
         `resume=true` selects the newest unfinished run of the same configuration that no live process holds. If all
-        are finished, it selects the newest of them; if there is none, it creates `new`. Raises UserError if a named
-        folder holds no run, a run of another configuration, or a run that is still active, or if `new` is not writable.
+        are finished, it selects the newest of them; if there is none, it creates `new`. `data` is the identity of the
+        dataset: runs that had the same data come first. Raises UserError if a named folder holds no run, a run of
+        another configuration, or a run that is still active, if the run to resume had other data, or if `new` is not
+        writable.
         """
         if isinstance(config["resume"], str):
             path = cls.check(config) or new
             if (run := cls.unused(path)) is None:
                 raise UserError(f"resume={path}: that run is still active")
-            return run
-        digest = fingerprint(config)
-        found = cls._newest(Path(config["outputs_dir"]), digest) if config["resume"] else None
-        return found or cls._create(new, config, digest)
+        else:
+            digest = fingerprint(config)
+            found = cls._newest(Path(config["outputs_dir"]), digest, data) if config["resume"] else None
+            run = found or cls._create(new, config, digest, data)
+        if other := other_data((_run(run.path / "run.json") or {}).get("data"), data):
+            run.release()
+            raise UserError(
+                f"resume={config['resume']}: the run in {run.path} {other}. Bring the old data back, or start a new "
+                "run with resume=false"
+            )
+        return run
 
     @staticmethod
     def check(config: Mapping[str, Any]) -> Path | None:
@@ -60,14 +74,14 @@ class RunDir:
             raise UserError(f"resume={path}: that run has another configuration: {_difference(record, config)}")
         return path
 
-    def __enter__(self) -> RunDir:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.release()
 
     def release(self) -> None:
-        """Release the lock."""
+        """Let other processes use the folder."""
         self._lock.release()
 
     @property
@@ -91,13 +105,12 @@ class RunDir:
         return result
 
     @classmethod
-    def _create(cls, new: Path, config: Mapping[str, Any], digest: str) -> RunDir:
+    def _create(cls, new: Path, config: Mapping[str, Any], digest: str, data: Mapping[str, Any] | None) -> Self:
         try:
             new.mkdir(parents=True, exist_ok=True)
             run = cls.unused(new)
-            write_json(
-                new / "run.json", {"status": "RUNNING", "fingerprint": digest, "created": time.time(), "config": config}
-            )
+            record = {"status": "RUNNING", "fingerprint": digest, "created": time.time(), "data": data}
+            write_json(new / "run.json", record | {"config": config})
         except OSError as error:
             raise UserError(f"cannot write to outputs_dir={config['outputs_dir']}: {error.strerror} ({new})") from error
         if run is None:
@@ -105,19 +118,20 @@ class RunDir:
         return run
 
     @classmethod
-    def _newest(cls, outputs: Path, digest: str) -> RunDir | None:
-        """Return the best run to resume; runs that cannot be read or locked are skipped, with a warning."""
+    def _newest(cls, outputs: Path, digest: str, data: Mapping[str, Any] | None) -> Self | None:
+        """Return the best run to resume, among those with the same data if there are any. Runs that cannot be read or
+        locked are skipped, with a warning."""
         same, broken = [], []
         for path in [*outputs.glob("runs/*/*/run.json"), *outputs.glob("multirun/*/*/*/run.json")]:
             try:
                 if (r := _run(path)) and r["fingerprint"] == digest:
-                    same.append((r["status"] != "FINISHED", r["created"], path))
+                    same.append((not other_data(r.get("data"), data), r["status"] != "FINISHED", r["created"], path))
             except UserError as error:
                 broken.append(str(error))
         found = None
-        for _, _, path in sorted(same, reverse=True):
+        for alike, _, _, path in sorted(same, reverse=True):
             try:
-                if found := cls._usable(path.parent):
+                if alike == max(same)[0] and (found := cls._usable(path.parent)):
                     break
             except UserError as error:
                 broken.append(str(error))
@@ -126,7 +140,7 @@ class RunDir:
         return found
 
     @classmethod
-    def _usable(cls, path: Path) -> RunDir | None:
+    def _usable(cls, path: Path) -> Self | None:
         """Do the same as `unused`; raise UserError also for a finished run without its result."""
         run = cls.unused(path)
         try:
@@ -138,7 +152,7 @@ class RunDir:
         return run
 
     @classmethod
-    def unused(cls, path: Path) -> RunDir | None:
+    def unused(cls, path: Path) -> Self | None:
         """Return the run directory `path`, locked; None if a live process holds the lock or there is no such folder.
 
         Temporary files that a killed process left in it are removed. Raises UserError if it cannot be locked, or holds
@@ -160,9 +174,26 @@ class RunDir:
         return cls(path, lock)
 
 
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` as a CSV file, with a column for every key of any row."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        table.writeheader()
+        table.writerows(rows)
+
+
 def write_json(path: Path, value: object) -> None:
     """Replace the file `path` atomically by `value` as JSON; passwords of addresses are masked."""
     replace(path, json.dumps(masked(value), indent=2, default=str))
+
+
+def other_data(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
+    """Say how the dataset differs, to complete "the run ..."; "" if it does not, or if one of the two is not known."""
+    if not then or not now or then.get("digest") == now["digest"]:
+        return ""
+    old, new = (f"{' + '.join(str(d.get(s)) for s in ('train', 'val', 'test'))} samples" for d in (then, now))
+    differ = f"had {old} ({then.get('digest')}), and have {new} ({now['digest']}) now"
+    return f"used other data of the dataset {now['name']}: train + val + test {differ}"
 
 
 def _run(path: Path) -> dict[str, Any] | None:

@@ -1,9 +1,11 @@
-"""The parts of a run, made from its config when they are asked for."""
+"""The parts of a run, made from its config when they are first needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from snnexp.checkpoint import load_into
 from snnexp.config import RUN, listed
 from snnexp.dataset.base import Data
 from snnexp.dataset.prepare import prepared_once
-from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.errors import InvalidValue, UserError, integer, told
+from snnexp.finite import nonfinite
 from snnexp.timefold import Normalize, TimeFold, TimeMean
 from snnexp.tracking import WEIGHTS, Tracker
 from snnexp.training import Trainer
@@ -34,15 +37,15 @@ class Session:
 
     config: dict[str, Any]
     choices: dict[str, str]
+    _loaded: dict[str, Data] = field(default_factory=dict, repr=False)  # by dataset config; shared by derived sessions
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            key: value for key, value in self.__dict__.items() if key != "data"
-        }  # each process maps the data itself
+        own = {key: value for key, value in self.__dict__.items() if key != "data"}
+        return own | {"_loaded": {}}  # each process maps the data itself
 
     def derived(self, **changes: Any) -> Session:
         """Return a session with other values for some top-level keys of the config."""
-        return Session(self.config | changes, self.choices)
+        return Session(self.config | changes, self.choices, self._loaded)
 
     @property
     def objectives(self) -> list[str]:
@@ -85,7 +88,15 @@ class Session:
     @cached_property
     def data(self) -> Data:
         """The dataset, prepared first where necessary. Raises UserError if it is missing."""
-        return build("dataset", self.config, Data)  # type: ignore[no-any-return]
+        key = json.dumps(self.config["dataset"], sort_keys=True, default=str)
+        if key not in self._loaded:
+            self._loaded[key] = build("dataset", self.config, Data)
+        return self._loaded[key]
+
+    @property
+    def prepared(self) -> dict[str, Any] | None:
+        """The identity of the first dataset that this session, or one derived from it, has loaded; None before that."""
+        return next((data.identity for data in self._loaded.values()), None)
 
     def network(self) -> TimeFold:
         """Return a network for the dataset, with the weights of `checkpoint` or initial weights drawn by the seed.
@@ -95,18 +106,29 @@ class Session:
         data = self.data
         steps = data.train.x.shape[1] if data.temporal else self.config["timesteps"]
         if steps != self.config["timesteps"]:
-            raise UserError(
-                f"timesteps={self.config['timesteps']} but the dataset gives {steps} steps: set timesteps alone"
-            )
+            given = f"timesteps={self.config['timesteps']}"
+            raise UserError(f"{given} but the dataset gives {steps} steps: set timesteps alone")
         torch.manual_seed(self.seed)
         offered = {"shape": data.shape, "classes": len(data.classes), "neuron": self.neuron}
-        net = build("model", self.config, nn.Module, **accepted(self.config["model"], offered))
+        net = self._made(offered)
         front = Normalize(*data.normalize) if data.normalize else TimeMean() if data.averaged else None
         folded = TimeFold(net, self.config["timesteps"], temporal=data.temporal, front=front)
         if self._checkpoint:
             load_into(folded, self._checkpoint)
         self._try(folded)
         return folded
+
+    def _made(self, offered: Mapping[str, Any]) -> nn.Module:
+        model = self.config["model"]
+        try:
+            return build("model", self.config, nn.Module, **accepted(model, offered))  # type: ignore[no-any-return]
+        except (RuntimeError, MemoryError, TypeError) as error:
+            if not re.search("memory|overflow", str(error), re.IGNORECASE):
+                raise
+            raise UserError(
+                f"model ({model['_target_']}) is larger than the memory of this machine: choose smaller numbers among "
+                f"{', '.join(f'model.{k}={v}' for k, v in model.items() if k != '_target_')}"
+            ) from error
 
     @cached_property
     def _checkpoint(self) -> Path | None:
@@ -130,18 +152,16 @@ class Session:
         except Exception as error:  # a user's own network may raise anything
             raise UserError(f"model ({model}) cannot take {data.name}'s input {tuple(data.shape)}: {error}") from error
         if answer != (net.T, 1, wanted):
-            raise UserError(
-                f"model ({model}) must answer with one number for each of {data.name}'s {wanted} classes; "
-                f"its output for one sample is {answer[1:]}"
-            )
+            needs = f"must answer with one number for each of {data.name}'s {wanted} classes"
+            raise UserError(f"model ({model}) {needs}; its output for one sample is {answer[1:]}")
+        if bad := nonfinite(dict(net.network.named_parameters())):
+            raise UserError(f"model ({model}) gives weights that are NaN or infinite: {', '.join(bad[:3])}")
         net.train()
 
     def check(self) -> None:
         """Refuse wrong values before any data is prepared. Raises UserError."""
-        try:
+        with told():
             integer("seed", self.config["seed"], at_least=0)
             integer("timesteps", self.config["timesteps"], at_least=1)
-        except InvalidValue as error:
-            raise error.told(error.name) from error
         _ = self.trainer, self.loss, self.neuron()
         self.scheduler(self.optimizer([nn.Parameter(torch.zeros(1))]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -12,6 +12,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
@@ -22,7 +23,9 @@ from snnexp.trial.job import Job
 if TYPE_CHECKING:
     from snnexp import training
 
-console = Console(stderr=True, highlight=False)
+# Names and paths are shown as they are, without rich's markup: `[b]`, `:smile:`.
+AS_IT_IS: Any = {"markup": False, "emoji": False, "highlight": False}
+console = Console(stderr=True, **AS_IT_IS)
 
 
 def quiet() -> bool:
@@ -59,24 +62,17 @@ class EpochBar(_Bar):
         now = time.monotonic()
         if now - self._updated > 0.1:
             self._updated = now
-            self.bar.update(
-                self.task,
-                completed=progress.epoch * steps + progress.step,
-                total=self.epochs * steps,
-                epoch=f"{progress.epoch + 1}/{self.epochs}",
-            )
+            done, epoch = progress.epoch * steps + progress.step, f"{progress.epoch + 1}/{self.epochs}"
+            self.bar.update(self.task, completed=done, total=self.epochs * steps, epoch=epoch)
 
     def epoch(self, progress: training.Progress) -> None:
         """Print a line for each epoch that finished since the last call."""
         if self.show:
             for number, m in list(enumerate(progress.history, 1))[self._printed :]:
                 mark = "  best so far" if number - 1 == progress.best_epoch else ""
-                console.print(
-                    f"epoch {number:>3}/{self.epochs}   loss {m['train/loss']:.4f}   accuracy "
-                    f"{m['train/accuracy']:.3f}   val loss {m['val/loss']:.4f}   val accuracy "
-                    f"{m['val/accuracy']:.3f}{mark}",
-                    soft_wrap=True,
-                )
+                train = f"loss {m['train/loss']:.4f}   accuracy {m['train/accuracy']:.3f}"
+                val = f"val loss {m['val/loss']:.4f}   val accuracy {m['val/accuracy']:.3f}"
+                console.print(f"epoch {number:>3}/{self.epochs}   {train}   {val}{mark}", soft_wrap=True)
         self._printed = len(progress.history)
 
 
@@ -85,7 +81,7 @@ def closing_table(title: str, metrics: Mapping[str, float], places: Mapping[str,
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(soft_wrap=True, **AS_IT_IS)
     out.print(table)
     for name, place in places.items():
         out.print(f"{name:>9}  {place}")
@@ -98,15 +94,15 @@ def rows_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console(highlight=False, soft_wrap=True, width=1000).print(table)  # never wrapped
+    Console(soft_wrap=True, width=1000, **AS_IT_IS).print(table)  # never wrapped
 
 
 class LayerBar(_Bar):
     """A progress bar over the layers of a walk; `report` is a callback for `snnexp.conversion.walk`."""
 
     def __init__(self, title: str) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "{task.fields[layer]}")
-        super().__init__("{task.description}", *columns)
+        layer = TextColumn("{task.fields[layer]}", markup=False)
+        super().__init__("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), layer)
         self.task = self.bar.add_task(title, total=None, layer="")
 
     def report(self, done: int, layers: int, name: str) -> None:

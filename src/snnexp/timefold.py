@@ -4,9 +4,8 @@ Between layers, a tensor of T steps and N samples is `[T*N, ...]`, step-major: r
 module works unchanged, and only spiking sites unfold time.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,6 +85,21 @@ class Normalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale = 1 / (255 * self.std)
         return (x * scale).sub_(self.mean / self.std)
+
+
+@contextmanager
+def observed(modules: Mapping[str, nn.Module], note: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
+    """Call `note(name, input, output)` after each forward pass of one of `modules` inside the block."""
+
+    def hook(name: str) -> Any:
+        return lambda _module, inputs, output: note(name, inputs[0], output)
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class TimeMean(nn.Module):

@@ -4,8 +4,6 @@ Everything random is a function of (seed, epoch) or saved in the checkpoint, so 
 resumed ends with the same weights as one that was not.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import io
@@ -16,8 +14,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import active_children
 from pathlib import Path
@@ -28,12 +25,14 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from snnexp.dataset.base import Data, Split
-from snnexp.errors import UserError, choice, integer, number, require
+from snnexp.errors import InvalidValue, UserError, boolean, choice, integer, integer_or_none, number, require
+from snnexp.finite import Watch
+from snnexp.signals import collected, handled, interrupt, interrupting
 
 Metrics = dict[str, float]
 METRICS = ("val/accuracy", "val/loss")  # metrics that can choose an epoch, or a run of a sweep
@@ -64,35 +63,23 @@ class Trainer:
         for name in ("epochs", "batch_size", "eval_batch_size", "devices"):
             integer(name, getattr(self, name), at_least=1)
         for name in ("patience", "threads"):
-            if getattr(self, name) is not None:
-                integer(name, getattr(self, name), at_least=1)
+            integer_or_none(name, getattr(self, name), at_least=1)
         if self.gradient_clip is not None:
             number("gradient_clip", self.gradient_clip, "a number > 0, or null", above=0)
         for name in ("channels_last", "compile", "data_on_device"):
-            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+            boolean(name, getattr(self, name))
         number("checkpoint_every_s", self.checkpoint_every_s, "a number of seconds > 0", above=0)
         choice("precision", self.precision, PRECISIONS)
         choice("accelerator", self.accelerator, ("auto", "cpu", "cuda"))
-        require(
-            self.accelerator != "cuda" or torch.cuda.is_available(),
-            "accelerator",
-            self.accelerator,
-            "cpu or auto on this machine: torch finds no GPU",
-        )
-        require(
-            self.precision != "16-mixed" or self._kind == "cuda",
-            "precision",
-            self.precision,
-            "bf16-mixed, 32-true or 64-true on a CPU",
-        )
+        if self.accelerator == "cuda" and not torch.cuda.is_available():
+            raise InvalidValue("accelerator", self.accelerator, "cpu or auto on this machine: torch finds no GPU")
+        if self.precision == "16-mixed" and self._kind == "cpu":
+            raise InvalidValue("precision", self.precision, "bf16-mixed, 32-true or 64-true on a CPU")
         require(not self.compile or self.devices == 1, "compile", self.compile, "false with several devices")
         compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # chosen as torch does
-        require(
-            not self.compile or self._kind == "cuda" or shutil.which(compiler) is not None,
-            "compile",
-            self.compile,
-            f"false on this machine: torch compiles for a CPU with {compiler}, which is not installed",
-        )
+        if self.compile and self._kind == "cpu" and shutil.which(compiler) is None:
+            why = f"torch compiles for a CPU with {compiler}, which is not installed"
+            raise InvalidValue("compile", self.compile, f"false on this machine: {why}")
         choice("monitor", self.monitor, METRICS)
 
     @property
@@ -104,13 +91,9 @@ class Trainer:
         """Return a Fabric on the requested devices; several are spawned here, never by rerunning the command."""
         strategy = "ddp_spawn" if self.devices > 1 else "auto"
         warnings.filterwarnings("ignore", "The `srun` command is available")  # a sweep's jobs do not need it
-        return Fabric(
-            accelerator=self._kind,
-            devices=self.devices,
-            precision=self.precision,  # type: ignore[arg-type]
-            strategy=strategy,
-            plugins=LightningEnvironment(),  # one process, whatever a cluster's variables say
-        )
+        plugins = LightningEnvironment()  # one process, whatever a cluster's variables say
+        settings: dict[str, Any] = {"devices": self.devices, "precision": self.precision, "plugins": plugins}
+        return Fabric(accelerator=self._kind, strategy=strategy, **settings)
 
     def better(self, new: Metrics, old: Metrics | None) -> bool:
         """Return whether `new` is a better epoch than `old` by `monitor`; the validation loss breaks ties."""
@@ -122,7 +105,7 @@ class Trainer:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised at the end of a step after Ctrl-C (or SIGTERM), with a checkpoint written."""
+    """Raised at the end of a step after Ctrl-C, SIGTERM or SIGHUP, once a checkpoint is written."""
 
 
 @dataclass
@@ -141,7 +124,7 @@ class Progress:
         return self.history[self.best_epoch] if self.best_epoch >= 0 else None
 
 
-Report = Callable[[Progress, int], None]  # called before or after each step with the epoch's number of steps
+StepHook = Callable[[Progress, int], None]  # called before or after each step with the epoch's number of steps
 Prune = Callable[[list[Metrics]], bool]  # called after each epoch with the metrics of all epochs; true stops the run
 
 
@@ -166,10 +149,10 @@ class Fit:
         *,
         seed: int,
         folder: Path,
-        on_step: Report,
+        on_step: StepHook,
         on_epoch: Callable[[Progress], None],
         prune: Prune = lambda history: False,
-        before_step: Report = lambda progress, steps: None,
+        before_step: StepHook = lambda progress, steps: None,
         measure: Callable[[], Metrics] = dict,
     ) -> None:
         self.fabric, self.loss, self.trainer, self.seed = fabric, loss, trainer, seed
@@ -184,13 +167,15 @@ class Fit:
         # each batch size: a resumed run meets the sizes in another order, and must run the same graphs.
         trained = cast(nn.Module, torch.compile(net, dynamic=False)) if trainer.compile else net
         self.net, self.optimizer = fabric.setup(trained, plain)
+        self.watch = Watch(net, plain, trainer.gradient_clip, gradients=trainer.precision != "16-mixed")
         self.progress = Progress()
 
     def run(self) -> Progress:
-        """Train to the end. Raises UserError on a non-finite loss or an unwritable folder, Interrupted after Ctrl-C."""
+        """Train to the end. Raises UserError for values that are not finite and for an unwritable folder, Interrupted
+        after Ctrl-C."""
         self._load()
         p, saved = self.progress, time.monotonic()
-        with _signals() as stop:
+        with collected() as stop:
             while p.epoch < self.trainer.epochs and not self._out_of_patience():
                 order = self._order(p.epoch)
                 steps = -(-len(order) // self.trainer.batch_size)
@@ -204,6 +189,7 @@ class Fit:
                     due = stop or time.monotonic() - saved > self.trainer.checkpoint_every_s
                     # ranks that stop at different steps would wait forever: several ranks stop at an epoch's end
                     if due and p.step < steps and self.fabric.world_size == 1:
+                        self.watch.check("training", float(p.sums[0]), p.epoch)
                         self._save("last.pt", self._state())
                         saved = time.monotonic()
                         if stop:
@@ -227,9 +213,8 @@ class Fit:
         loss = self.loss(outputs, y)
         self.fabric.backward(loss)
         if self.trainer.gradient_clip is not None:
-            self.fabric.clip_gradients(
-                self.net, self.optimizer, max_norm=self.trainer.gradient_clip, error_if_nonfinite=False
-            )
+            limit = self.trainer.gradient_clip
+            self.fabric.clip_gradients(self.net, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         self.optimizer.step()
         p, n = self.progress, len(y)
         p.sums[0] += loss.detach() * n  # tensors until the epoch's end, so as not to wait for the device
@@ -242,14 +227,11 @@ class Fit:
         sums = self.fabric.to_device(torch.tensor([float(s) for s in p.sums], dtype=torch.float64))
         loss, correct, n = cast(Tensor, self.fabric.all_reduce(sums, reduce_op="sum")).tolist()
         metrics = {"train/loss": loss / n, "train/accuracy": correct / n, "lr": self.optimizer.param_groups[0]["lr"]}
-        if not torch.isfinite(torch.tensor(loss)):
-            raise UserError(
-                f"the training loss became {loss} in epoch {p.epoch + 1}: try a smaller optimizer.lr "
-                f"(now {metrics['lr']:g}) or trainer.gradient_clip=1"
-            )
+        self.watch.check("training", loss, p.epoch)
         metrics |= self._of_modules()
         metrics |= self.measure() if self.fabric.is_global_zero else {}
         metrics |= validate(self.net, self.data.val, self.loss, self.trainer.eval_batch_size, self.fabric.device)
+        self.watch.check("validation", metrics["val/loss"], p.epoch)
         metrics = self.fabric.broadcast(metrics)  # ranks must agree on the best epoch and on when to stop
         self.scheduler.step()
         if self.trainer.better(metrics, p.best):
@@ -282,6 +264,9 @@ class Fit:
     def _weights(self) -> dict[str, Tensor]:
         return {key: value.detach().cpu() for key, value in self.net.state_dict().items()}
 
+    def _parts(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer, "scheduler": self.scheduler, "precision": self.fabric.strategy.precision}
+
     def _state(self) -> dict[str, Any]:
         p = self.progress
         return {
@@ -291,9 +276,7 @@ class Fit:
             "history": p.history,
             "best_epoch": p.best_epoch,
             "model": self._weights(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "threads": torch.get_num_threads(),
@@ -307,15 +290,23 @@ class Fit:
         if not (self.folder / "last.pt").exists():
             return
         state = load_checkpoint(self.folder / "last.pt")
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            said = f"{self.folder / 'last.pt'} does not continue this training ({error!r})"
+            raise UserError(f"{said}: start a new run with resume=false, or remove that folder") from error
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         torch.set_num_threads(state["threads"])  # the rounding of sums depends on it
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.progress = Progress(**{k: state[k] for k in ("epoch", "step", "sums", "history", "best_epoch")})
+        if self.progress.best and not (self.folder / "best.pt").exists():
+            raise ValueError("best.pt is missing")
 
 
 @torch.inference_mode()
@@ -370,29 +361,6 @@ def mix(*parts: int) -> int:
     return x >> 1
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of ending in the middle of a step; the second signal acts at once."""
-    seen: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    old = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread, which alone can catch signals
-        pass
-    try:
-        yield seen
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 def launched(trainer: Trainer, function: Callable[..., Any], *arguments: Any) -> Any:
     """Run `function(fabric, *arguments)` on the requested devices; with several, in one spawned process each.
 
@@ -401,23 +369,29 @@ def launched(trainer: Trainer, function: Callable[..., Any], *arguments: Any) ->
     fabric = trainer.fabric()
     if trainer.devices == 1:
         return function(fabric, *arguments)
-    old = signal.signal(signal.SIGTERM, _to_ranks)
     try:
-        return fabric.launch(_Rank(function, os.getpid()), *arguments)
+        with handled(_interrupt):
+            return fabric.launch(_Rank(function, os.getpid()), *arguments)
     except ProcessRaisedException as error:
         # the rank's exception arrives as text
         if said := re.search(r"snnexp\.errors\.UserError: (.*)", str(error), re.DOTALL):
             raise UserError(said[1].strip()) from error
         raise
+    except ProcessExitedException as error:
+        cause = f"killed by {error.signal_name}" if error.signal_name else f"exit status {error.exit_code}"
+        raise UserError(
+            f"rank {error.error_index} of the {trainer.devices} ranks died ({cause}), so the others were stopped. "
+            "SIGKILL is often the system's answer to too little memory. Continue with resume=true"
+        ) from error
     finally:
-        for rank in active_children():
-            rank.join(timeout=60)  # after Ctrl-C, ranks stop at their epoch's end: no resumed run may overlap them
-        signal.signal(signal.SIGTERM, old)
+        with handled(_to_ranks):
+            for rank in active_children():
+                rank.join(timeout=60)  # after Ctrl-C, ranks stop at their epoch's end: no resumed run may overlap them
 
 
 @dataclass(frozen=True)
 class _Rank:
-    """The call that a spawned rank makes."""
+    """The function that a spawned rank calls."""
 
     function: Callable[..., Any]
     parent: int
@@ -427,14 +401,20 @@ class _Rank:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed when the parent ends
             if os.getppid() != self.parent:
                 os._exit(1)
-        result = self.function(fabric, *arguments)
+        with interrupting():
+            result = self.function(fabric, *arguments)
         gc.collect()  # the wrapped network, no longer used, refers to the process group
         torch.distributed.destroy_process_group()  # joins its threads: one still running at exit aborts the process
         return result
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Answer a signal in the parent of ranks."""
+    _to_ranks(number, frame)
+    interrupt(number, frame)
 
 
 def _to_ranks(number: int, frame: FrameType | None) -> None:
     for rank in active_children():
         if rank.pid:
             os.kill(rank.pid, signal.SIGTERM)
-    raise KeyboardInterrupt

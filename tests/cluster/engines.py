@@ -11,12 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from waiting import until
 
 NODES = ("n1", "n2")
 SBIN = os.environ["PATH"] + ":/usr/sbin:/sbin"
@@ -200,20 +201,24 @@ class Cluster:
         self.wait_for("postgres", lambda: bool(self.database()))
 
     def wait_for(self, what: str, there: Callable[[], bool], timeout: float = 60) -> None:
-        deadline = time.monotonic() + timeout
-        while True:
+        error: Exception | None = None
+
+        def reached() -> bool:
+            nonlocal error
             for name, daemon in self.daemons.items():
                 if daemon.poll() is not None:
                     raise RuntimeError(f"{name} ended with status {daemon.returncode} while waiting for {what}")
             try:
-                if there():
-                    return
                 error = None
+                return there()
             except Exception as failure:
                 error = failure
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"waited {timeout:.0f} s for {what}") from error
-            time.sleep(0.1)
+                return False
+
+        try:
+            until(reached, what, patience=timeout, poll=0.1)
+        except TimeoutError as late:
+            raise late from error
 
     def logs(self) -> str:
         """The last lines of every log."""
@@ -289,11 +294,15 @@ def kill_tree(process: subprocess.Popen[Any]) -> None:
     """SIGKILL for a process of ours and all below it; stopped first, so that it starts nothing meanwhile."""
     if process.poll() is None:
         process.send_signal(signal.SIGSTOP)
-        while pids := [pid for pid in descendants(process.pid) if not zombie(pid)]:
+
+        def gone() -> bool:
+            pids = [pid for pid in descendants(process.pid) if not zombie(pid)]
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+            return not pids
+
+        until(gone, f"the processes under {process.pid} to end")
         process.kill()
     process.wait()
 
@@ -315,7 +324,7 @@ def tail(log: Path, lines: int = 30) -> list[str]:
     return log.read_text(errors="replace").splitlines()[-lines:]
 
 
-if __name__ == "__main__":  # by hand: a shell in a running cluster
+if __name__ == "__main__":  # by hand, a shell in a running cluster: python -m cluster.engines, in the folder of tests
     with cluster_running() as running:
         print(f"study and MLflow: {running.database()}", file=sys.stderr)
         subprocess.run([os.environ.get("SHELL", "sh")], env=running.environment)

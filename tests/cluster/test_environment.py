@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster.engines import Cluster, connected, descendants, query
+from waiting import until
 
 pytestmark = pytest.mark.cluster
 
@@ -77,9 +77,9 @@ def test_lost_node_is_noticed_and_comes_back(cluster: Cluster) -> None:
 
 def test_daemons_end_when_the_tests_are_killed() -> None:
     code = (
-        "import sys, time\nfrom cluster.engines import cluster_running\n"
+        "import signal\nfrom cluster.engines import cluster_running\n"
         "with cluster_running() as c:\n"
-        "    print(c.folder, *(p.pid for p in c.daemons.values()), flush=True); time.sleep(300)"
+        "    print(c.folder, *(p.pid for p in c.daemons.values()), flush=True); signal.pause()"
     )
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     tests = subprocess.Popen(
@@ -91,10 +91,7 @@ def test_daemons_end_when_the_tests_are_killed() -> None:
     assert len(pids) == 5
     tests.send_signal(signal.SIGKILL)
     tests.wait()
-    deadline = time.monotonic() + 30
-    while any(command(pid) for pid in pids):
-        assert time.monotonic() < deadline, [command(pid) for pid in pids]
-        time.sleep(0.1)
+    until(lambda: not any(command(pid) for pid in pids), "the daemons to end", patience=30)
     shutil.rmtree(folder)  # this alone nobody is left to do
 
 

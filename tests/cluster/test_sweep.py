@@ -19,6 +19,7 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 
 from cluster.engines import Cluster, kill_tree, query
+from waiting import until
 
 pytestmark = pytest.mark.cluster
 
@@ -85,11 +86,16 @@ class Sweep:
                 assert code == 0, self.log(number).read_text()
 
     def wait_for(self, what: str, there: Callable[[], object], timeout: float = 240) -> None:
-        deadline = time.monotonic() + timeout
-        while not there():
-            assert time.monotonic() < deadline, f"waited in vain for {what}:\n{self.story()}"
+        def reached() -> bool:
+            if there():
+                return True
             assert any(parent.poll() is None for parent in self.parents), f"no parent lives:\n{self.story()}"
-            time.sleep(0.3)
+            return False
+
+        try:
+            until(reached, what, patience=timeout, poll=0.3)
+        except TimeoutError as late:
+            raise TimeoutError(f"{late}\n{self.story()}") from late
 
     def story(self) -> str:
         return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in sorted(self.folder.glob("parent*.log")))
@@ -145,10 +151,8 @@ class Sweep:
         for trial in trials:
             if trial.state == TrialState.FAIL:
                 assert all(r.info.status in ("FAILED", "KILLED") for r in of[trial.number])
-        deadline = time.monotonic() + 120  # a job's answer is there before SLURM has cleared it away
-        while jobs := self.cluster.jobs(states="R,PD"):
-            assert time.monotonic() < deadline, f"jobs left behind: {jobs}"
-            time.sleep(0.5)
+        # a job's answer is there before SLURM has cleared it away
+        until(lambda: not self.cluster.jobs(states="R,PD"), "SLURM to clear away the jobs", poll=0.5)
         return trials
 
 

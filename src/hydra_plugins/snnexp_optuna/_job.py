@@ -3,8 +3,6 @@
 So a parent that was killed and restarted finds the results of its jobs, and a job without an outcome has died.
 """
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import math
@@ -23,6 +21,7 @@ from omegaconf import DictConfig
 
 from snnexp.errors import Pruned, UserError
 from snnexp.lock import Held, locked
+from snnexp.signals import handled
 from snnexp.trial.job import Job
 
 log = logging.getLogger("snnexp.sweep")
@@ -129,8 +128,9 @@ def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
         process.join()
         raise Died(_death(process.exitcode)) from None
     except KeyboardInterrupt:
-        process.terminate()  # on this signal a training writes a checkpoint
-        process.join()
+        with handled(lambda number, frame: process.terminate()):  # a second Ctrl-C is passed on as well
+            process.terminate()  # on this signal a training writes a checkpoint
+            process.join()
         raise
     process.join()
     if kind == "error":

@@ -1,18 +1,16 @@
 """The loop of a study: ask, run, tell. All state is in the study, so a parent that restarts or joins finds it there."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
-from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
@@ -31,25 +29,23 @@ GRID = ("search_space", "grid_id")
 EXHAUSTED = "exhausted by"  # attribute of a study: the sampler class that has no more points
 
 
+@dataclass
 class Loop:
     """Run trials until the study has `n_trials`, including those of other parents."""
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        url: str,
-        space: Space,
-        fixed: Sequence[str],
-        settings: Mapping[str, Any],
-        launcher: Launcher,
-        owner: Owner,
-        parent: Parent,
-        objective: str | list[str],
-    ) -> None:
-        self.study, self.url, self.space, self.fixed, self.settings = study, url, space, list(fixed), settings
-        self.launcher, self.owner, self.parent, self.objective = launcher, owner, parent, objective
-        self.begun, self.recovered, self.failures = time.monotonic(), 0.0, 0
-        self.last_reason = ""
+    study: optuna.Study
+    url: str
+    space: Space
+    fixed: Sequence[str]
+    settings: Mapping[str, Any]
+    launcher: Launcher
+    owner: Owner
+    parent: Parent
+    objective: str | list[str]
+    begun: float = field(default_factory=time.monotonic)
+    recovered: float = 0.0
+    failures: int = 0
+    last_reason: str = ""
 
     def run(self) -> None:
         """Run trials until nothing is left to do. After Ctrl-C, running trials stay open, to be resumed later."""
@@ -76,7 +72,7 @@ class Loop:
         if self._stopped():
             return None
         with exclusive(self.url):
-            trials = self.study.get_trials(deepcopy=False)
+            trials = self._trials()
             waiting = any(t.state == TrialState.WAITING for t in trials)
             full = sum(REPLACED not in t.user_attrs for t in trials) >= self.settings["n_trials"]
             if not waiting and (full or self.study.user_attrs.get(EXHAUSTED) == self.sampler):
@@ -90,14 +86,10 @@ class Loop:
         """Run the job of the trial; return its outcome, as far as the launcher knows it."""
         pruner = self.settings["pruner"]
         address = Address(self.url, self.study.study_name, trial._trial_id, pruner, self.objective)
-        job = Job(
-            self.parent.run_id,
-            [d.key.lstrip("+") for d in self.space.dimensions],
-            f"{trial.number}: {self.space.shown(trial.params)}",
-            {"study": self.study.study_name, "trial": str(trial.number)},
-            self.settings["parallel"] > 1,
-            address,
-        )
+        varied = [d.key.lstrip("+") for d in self.space.dimensions]
+        name = f"{trial.number}: {self.space.shown(trial.params)}"
+        tags = {"study": self.study.study_name, "trial": str(trial.number)}
+        job = Job(self.parent.run_id, varied, name, tags, self.settings["parallel"] > 1, address)
         overrides = [*self.fixed, *self.space.overrides(trial.params), job.override]
         try:
             (done,) = self.launcher.launch([overrides], initial_job_idx=trial.number)
@@ -119,12 +111,8 @@ class Loop:
         self.recovered = time.monotonic()
         failed = []
         with exclusive(self.url):
-            lost = [
-                t
-                for t in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-                if not self.owner.alive(t, self.settings["silence"])
-            ]
-            for trial in lost:
+            running = self._trials(TrialState.RUNNING)
+            for trial in [t for t in running if not self.owner.alive(t, self.settings["silence"])]:
                 gone = {"state": "FAIL", "reason": "its sweep was killed", "again": True}
                 if self._finish(trial, trial.user_attrs.get(OUTCOME, gone), blame=False):
                     failed.append(trial)
@@ -133,19 +121,17 @@ class Loop:
 
     def check(self) -> None:
         """Raise UserError if no trial was completed or too many failed."""
+        reason = f"; the last reason: {self.last_reason}"
         if self.failures >= self.settings["max_failures"]:
-            raise UserError(
-                f"gave up after {self.failures} failed trials in a row; the last reason: {self.last_reason}"
-            )
-        if not self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]):
-            name = self.study.study_name
-            raise UserError(f"no trial of study {name} was completed; the last reason: {self.last_reason}")
+            raise UserError(f"gave up after {self.failures} failed trials in a row{reason}")
+        if not self._trials(TrialState.COMPLETE, TrialState.PRUNED):
+            raise UserError(f"no trial of study {self.study.study_name} was completed{reason}")
 
     def _pool(self) -> Executor:
         """Return the executor that waits for jobs: this thread, or several threads."""
         if self.settings["parallel"] == 1:
             return _Here()
-        if isinstance(self.launcher, JoblibLauncher):
+        if type(self.launcher).__name__ == "JoblibLauncher":  # Hydra executes plugins again, so classes may differ
             # create joblib's executor, without workers: threads that create it concurrently can get it half initialized
             self.launcher.launch([], initial_job_idx=0)
         return ThreadPoolExecutor(self.settings["parallel"])
@@ -190,14 +176,13 @@ class Loop:
         self.study._storage.set_trial_user_attr(trial._trial_id, REPLACED, True)
         complete = JOB in trial.user_attrs  # if not, its parent died before it had sampled the values
         params = trial.params if complete else trial.system_attrs.get("fixed_params")
-        repeated = {t.user_attrs.get(RETRY_OF) for t in self.study.get_trials(deepcopy=False)}
+        repeated = {t.user_attrs.get(RETRY_OF) for t in self._trials()}
         if params and trial.number not in repeated:
             # like study.enqueue_trial, but with the place in the grid that a GridSampler needs
             place = {name: trial.system_attrs[name] for name in GRID if name in trial.system_attrs}
             attrs = {RETRY_OF: trial.number, ATTEMPT: attempt}
-            self.study.add_trial(
-                create_trial(state=TrialState.WAITING, user_attrs=attrs, system_attrs={"fixed_params": params, **place})
-            )
+            place["fixed_params"] = params
+            self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attrs, system_attrs=place))
         return True
 
     @property
@@ -210,7 +195,10 @@ class Loop:
         return late or bool(self.failures >= self.settings["max_failures"])
 
     def _waits_for_others(self) -> bool:
-        return not self._stopped() and bool(self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]))
+        return not self._stopped() and bool(self._trials(TrialState.RUNNING))
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
 
     def _frozen(self, trial_id: int) -> FrozenTrial:
         return self.study._storage.get_trial(trial_id)

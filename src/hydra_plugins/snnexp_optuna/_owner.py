@@ -1,14 +1,12 @@
 """Ownership of trials: several parents can share a study, and each can be killed at any time."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -34,7 +32,7 @@ class Owner:
         self._thread = threading.Thread(target=self._keep_beating, daemon=True)
         self._seen: dict[str, tuple[int, float]] = {}
 
-    def __enter__(self) -> Owner:
+    def __enter__(self) -> Self:
         with exclusive(self.url):
             self.rank = sum(name.startswith(PREFIX) for name in self.study.user_attrs)
             self._say()

@@ -1,7 +1,5 @@
 """The report on a study, as files in the folder of the sweep and artifacts of its run: tables, best trials, figures."""
 
-from __future__ import annotations
-
 import json
 import logging
 import warnings
@@ -16,52 +14,35 @@ from omegaconf import DictConfig
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
-from hydra_plugins.snnexp_optuna._space import Space
+from hydra_plugins.snnexp_optuna._loop import Loop
+from snnexp.config import listed
+from snnexp.rundir import write_csv
 from snnexp.sweep import summary
-from snnexp.sweep.parent import Parent
 
 log = logging.getLogger("snnexp.sweep")
 COMPLETE = [TrialState.COMPLETE]
 
 
-def report_study(
-    study: optuna.Study,
-    space: Space,
-    fixed: Sequence[str],
-    parent: Parent,
-    config: DictConfig,
-    loader: ConfigLoader,
-    objective: str | list[str],
-) -> None:
+def report_study(loop: Loop, config: DictConfig, loader: ConfigLoader) -> None:
     """Write and log study.json, trials.csv, summary.md, experiment/best*.yaml and figures/; print the summary."""
-    folder, names = parent.folder, [objective] if isinstance(objective, str) else objective
+    study, folder, tracker, names = loop.study, loop.parent.folder, loop.parent.tracker, listed(loop.objective)
     trials = study.get_trials(deepcopy=False)
     (folder / "study.json").write_text(json.dumps(_as_json(study, trials, names), indent=2, default=str))
     rows = [_row(trial, names) for trial in trials]
     if rows:
-        summary.write_csv(folder / "trials.csv", rows)
+        write_csv(folder / "trials.csv", rows)
     chosen = _best(study)
     for trial in chosen:
         name = "best" if len(names) == 1 else f"best_{trial.number}"
-        text = summary.experiment(
-            loader,
-            config,
-            [*fixed, *space.overrides(trial.params)],
-            f"trial {trial.number} of {study.study_name}: {_values(trial, names)}",
-        )
-        (folder / "experiment").mkdir(exist_ok=True)
-        (folder / "experiment" / f"{name}.yaml").write_text(text)
-    text = _text(study, trials, chosen, names, space, folder)
-    (folder / "summary.md").write_text(text)
+        overrides = [*loop.fixed, *loop.space.overrides(trial.params)]
+        comment = f"trial {trial.number} of {study.study_name}: {_values(trial, names)}"
+        summary.write_experiment(folder, name, summary.experiment(loader, config, overrides, comment))
     _figures(study, names, folder / "figures")
-    for name in ("study.json", "trials.csv", "summary.md", "experiment", "figures"):
-        if (folder / name).exists():
-            parent.tracker.artifact(folder / name)
-    parent.tracker.tags({"mlflow.note.content": text, **{f"trials.{k}": str(v) for k, v in _counts(trials).items()}})
+    tracker.tags({f"trials.{state}": str(count) for state, count in _counts(trials).items()})
     if len(names) == 1 and chosen:
-        parent.tracker.metrics({f"best/{names[0]}": chosen[0].values[0]}, step=len(trials))
-        parent.tracker.tags({"best": f"trial {chosen[0].number}"})
-    print(f"\n{text}\n  results  {folder}\n  tracked  {parent.tracker.place}")
+        tracker.metrics({f"best/{names[0]}": chosen[0].values[0]}, step=len(trials))
+        tracker.tags({"best": f"trial {chosen[0].number}"})
+    loop.parent.publish(_text(loop, trials, chosen, names), "study.json", "trials.csv")
 
 
 def _best(study: optuna.Study) -> list[FrozenTrial]:
@@ -73,26 +54,23 @@ def _best(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(study.best_trials, key=lambda trial: trial.values)
 
 
-def _text(
-    study: optuna.Study,
-    trials: Sequence[FrozenTrial],
-    chosen: Sequence[FrozenTrial],
-    names: Sequence[str],
-    space: Space,
-    folder: Path,
-) -> str:
+def _text(loop: Loop, trials: Sequence[FrozenTrial], chosen: Sequence[FrozenTrial], names: Sequence[str]) -> str:
+    study = loop.study
     counts = ", ".join(f"{count} {state}" for state, count in _counts(trials).items())
     lines = [f"**{study.study_name}**: {len(trials)} trials ({counts})", ""]
     if len(names) > 1 and chosen:
         lines += ["Pareto front:", "", summary.markdown([_row(trial, names) for trial in chosen])]
     elif chosen:
-        lines += [f"best: trial {chosen[0].number}, {space.shown(chosen[0].params)}: {_values(chosen[0], names)}", ""]
+        lines += [
+            f"best: trial {chosen[0].number}, {loop.space.shown(chosen[0].params)}: {_values(chosen[0], names)}",
+            "",
+        ]
         sign = -1 if study.direction.name == "MAXIMIZE" else 1
         ranked = sorted((t for t in trials if t.state in COMPLETE), key=lambda t: sign * t.values[0])
         lines += [summary.markdown([_row(trial, names) for trial in ranked[:5]])]
     if chosen:
         file = "best" if len(names) == 1 else f"best_{chosen[0].number}"
-        lines += [f"run it with `snnexp --config-dir '{folder}' experiment={file}`"]
+        lines += [f"run it with `snnexp --config-dir '{loop.parent.folder}' experiment={file}`"]
     return "\n".join(lines)
 
 
@@ -108,36 +86,21 @@ def _values(trial: FrozenTrial, names: Sequence[str]) -> str:
 def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
     values = trial.values or [None] * len(names)
     seconds = trial.duration.total_seconds() if trial.duration else None
-    return {
-        "trial": trial.number,
-        "state": trial.state.name,
-        **dict(zip(names, values, strict=True)),
-        **trial.params,
-        "epochs": len(trial.intermediate_values) or None,
-        "seconds": seconds,
-    }
+    outcome = {"trial": trial.number, "state": trial.state.name, **dict(zip(names, values, strict=True))}
+    return outcome | trial.params | {"epochs": len(trial.intermediate_values) or None, "seconds": seconds}
 
 
 def _as_json(study: optuna.Study, trials: Sequence[FrozenTrial], names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "study": study.study_name,
-        "objectives": dict(zip(names, (d.name.lower() for d in study.directions), strict=True)),
-        "identity": study.user_attrs.get("identity"),
-        "trials": [
-            {
-                "number": trial.number,
-                "state": trial.state.name,
-                "values": trial.values,
-                "params": trial.params,
-                "distributions": {k: json.loads(distribution_to_json(d)) for k, d in trial.distributions.items()},
-                "intermediate_values": trial.intermediate_values,
-                "user_attrs": trial.user_attrs,
-                "start": trial.datetime_start,
-                "complete": trial.datetime_complete,
-            }
-            for trial in trials
-        ],
-    }
+    objectives = dict(zip(names, (d.name.lower() for d in study.directions), strict=True))
+    described = {"study": study.study_name, "objectives": objectives, "identity": study.user_attrs.get("identity")}
+    return described | {"trials": [_trial_as_json(trial) for trial in trials]}
+
+
+def _trial_as_json(trial: FrozenTrial) -> dict[str, Any]:
+    plain = {name: getattr(trial, name) for name in ("number", "values", "params", "intermediate_values", "user_attrs")}
+    distributions = {name: json.loads(distribution_to_json(d)) for name, d in trial.distributions.items()}
+    times = {"start": trial.datetime_start, "complete": trial.datetime_complete}
+    return plain | {"state": trial.state.name, "distributions": distributions} | times
 
 
 def _figures(study: optuna.Study, names: Sequence[str], folder: Path) -> None:
@@ -163,20 +126,18 @@ def _figures(study: optuna.Study, names: Sequence[str], folder: Path) -> None:
 def _drawings(study: optuna.Study, names: Sequence[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
     from optuna.visualization import matplotlib as plots
 
-    if not study.get_trials(deepcopy=False, states=COMPLETE):
+    complete, many = study.get_trials(deepcopy=False, states=COMPLETE), len(names) > 1
+    if not complete:
         return
-    many = len(names) > 1
     if many and len(names) <= 3:
         yield "pareto", lambda: plots.plot_pareto_front(study, target_names=list(names))
     for index, name in enumerate(names):
-        more: dict[str, Any] = {"target_name": name}
-        if many:
-            more["target"] = partial(_value, index=index)
+        more: dict[str, Any] = {"target_name": name} | ({"target": partial(_value, index=index)} if many else {})
         end = f"_{index}" if many else ""
         yield f"history{end}", partial(plots.plot_optimization_history, study, **more)
         yield f"slice{end}", partial(plots.plot_slice, study, **more)
         yield f"parallel_coordinates{end}", partial(plots.plot_parallel_coordinate, study, **more)
-        if len(study.get_trials(deepcopy=False, states=COMPLETE)) > 1:
+        if len(complete) > 1:
             yield f"importance{end}", partial(plots.plot_param_importances, study, **more)
     if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):  # none with several objectives
         yield "intermediate_values", lambda: plots.plot_intermediate_values(study)

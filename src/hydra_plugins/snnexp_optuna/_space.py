@@ -1,7 +1,5 @@
 """Search spaces in Hydra's grammar: from text to Optuna distributions, and from sampled values to overrides."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,16 +71,10 @@ class Space:
     def branches(self) -> Iterator[dict[str, Any]]:
         """Yield sets of values that together cover every branch and every choice of every categorical."""
         for d in self.dimensions:
+            other, allowed = d.when or ("", ())
             for value in d.labels or [_lowest(d.distribution)]:
-                forced = {d.name: value}
-                if d.when and any(_bare(o.key) == d.when[0] for o in self.dimensions):
-                    forced |= {
-                        o.name: v
-                        for o in self.dimensions
-                        if _bare(o.key) == d.when[0]
-                        for v in [*o.labels]
-                        if str(v) in d.when[1]
-                    }
+                parents = [o for o in self.dimensions if _bare(o.key) == other]
+                forced = {d.name: value} | {o.name: v for o in parents for v in o.labels if str(v) in allowed}
                 yield self._walk(lambda o, forced=forced: forced.get(o.name, _lowest(o.distribution)))  # type: ignore[misc]
 
     def grid(self) -> dict[str, list[Any]]:
@@ -145,16 +137,12 @@ def _ordered(dimensions: Sequence[Dimension]) -> list[Dimension]:
             raise UserError(f"space: the conditions of {', '.join(sorted(keys))} depend on each other")
         for d in free:
             others = [o for o in done if d.when and _bare(o.key) == d.when[0]]
-            if (
-                others and all(o.labels for o in others) and d.when
-            ):  # one unreachable branch is allowed; if all are, it is a typo
+            if d.when and others and all(o.labels for o in others):
                 there = {str(label) for o in others for label in o.labels}
                 named = {v for o in dimensions if o.key == d.key and o.when for v in o.when[1]}
-                if not named & there:
-                    raise UserError(
-                        f"space of {_bare(d.key)}: {d.when[0]} is never {', '.join(sorted(named))}; it is "
-                        f"one of {', '.join(sorted(there))}"
-                    )
+                if not named & there:  # one unreachable branch is allowed; if all are, it is a typo
+                    never, known = (", ".join(sorted(values)) for values in (named, there))
+                    raise UserError(f"space of {_bare(d.key)}: {d.when[0]} is never {never}; it is one of {known}")
         done += free
         left = [d for d in left if d not in free]
     return done

@@ -1,7 +1,5 @@
 """From the settings of a sweep to its study. All invalid input is rejected here, before the first job."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import uuid
@@ -23,7 +21,8 @@ from hydra_plugins.snnexp_optuna._loop import Loop
 from hydra_plugins.snnexp_optuna._owner import Owner
 from hydra_plugins.snnexp_optuna._report import report_study
 from hydra_plugins.snnexp_optuna._space import Space, space
-from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, listed, without_hydra
+from snnexp.address import sqlite
+from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, folder_of, listed, without_hydra
 from snnexp.errors import UserError, integer, number
 from snnexp.sweep.parent import Parent
 from snnexp.trial.storage import exclusive, open_storage
@@ -49,7 +48,7 @@ def sweep(
     pruner = _pruner(settings["pruner"], objective)
     identity = {"space": searched.described(), "objective": objective, "direction": directions} | _base(config)
     name = settings["study"] or _name(config, identity)
-    url = settings["storage"] or f"sqlite:///{Path(str(config.outputs_dir)).expanduser().absolute()}/optuna.db"
+    url = settings["storage"] or sqlite(folder_of(config, "outputs_dir") / "optuna.db")
     study = _open_study(url, name, directions, identity)
     study.pruner = pruner
     folder = Path(str(config.hydra.sweep.dir)).absolute()
@@ -65,7 +64,7 @@ def sweep(
         try:
             loop.run()
         finally:  # after Ctrl-C as well
-            report_study(study, searched, fixed, parent, config, loader, objective)
+            report_study(loop, config, loader)
         loop.check()
     return study
 

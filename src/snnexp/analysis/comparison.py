@@ -1,7 +1,5 @@
 """Compare surrogates by the runs of a sweep: settings, tables and figures (the lab's part I)."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,16 +9,16 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from torch import nn
 
-from snnexp.analysis.style import BLUE, GREY, distinct, panels, plain, styles
+from snnexp.analysis.style import BLUE, GREY, distinct, panels, styles, whole
 from snnexp.surrogate import curve
 from snnexp.training import Metrics
 
 Row = dict[str, Any]
 VAL = "val/accuracy"
+MEASURED = ("potentials", "currents", "weights", "rate", "skippable")  # by task=gradient_sparsity
 SPEED = 0.95  # an epoch's accuracy counts as learnt at this share of the best setting's
 
 
@@ -65,11 +63,8 @@ class Setting:
         x = torch.linspace(-4, 4, 8001, dtype=torch.float64)
         slope = curve(self.surrogate, x).derivative
         near, peak = x.abs() <= 2, float(slope.max())
-        return {
-            "peak": peak,
-            "area": float(torch.trapezoid(slope[near], x[near])),
-            "support": float((slope >= 0.01 * peak).double().mean()) * 8,
-        }
+        support = float((slope >= 0.01 * peak).double().mean()) * 8
+        return {"peak": peak, "area": float(torch.trapezoid(slope[near], x[near])), "support": support}
 
 
 def best_of_each(settings: Sequence[Setting]) -> list[Setting]:
@@ -89,24 +84,14 @@ def points(settings: Sequence[Setting]) -> dict[str, list[tuple[float, list[floa
 
 
 def settings_table(settings: Sequence[Setting]) -> list[Row]:
-    level = SPEED * max(s.mean(VAL) for s in settings)
-    return [
-        {
-            "surrogate": s.function,
-            "parameter": s.parameter,
-            "value": s.value,
-            "seeds": len(s.results),
-            **{
-                f"{metric}{end}": take(s.each(metric))
-                for metric in (VAL, "test/accuracy")
-                for end, take in (("", statistics.fmean), (" sd", _sd))
-            },
-            f"epochs to {level:.3f}": s.epochs_to(level),
-            "spikes per sample": s.mean("test/spikes_per_sample"),
-            **s.shape,
-        }
-        for s in settings
-    ]
+    level, rows = SPEED * max(s.mean(VAL) for s in settings), []
+    for s in settings:
+        row: Row = {"surrogate": s.function, "parameter": s.parameter, "value": s.value, "seeds": len(s.results)}
+        for metric in (VAL, "test/accuracy"):
+            row |= {metric: statistics.fmean(s.each(metric)), f"{metric} sd": _sd(s.each(metric))}
+        cost = {f"epochs to {level:.3f}": s.epochs_to(level), "spikes per sample": s.mean("test/spikes_per_sample")}
+        rows.append(row | cost | s.shape)
+    return rows
 
 
 def ranking(settings: Sequence[Setting], best: Sequence[Setting]) -> list[Row]:
@@ -120,18 +105,8 @@ def ranking(settings: Sequence[Setting], best: Sequence[Setting]) -> list[Row]:
     for rank, s in enumerate(best, 1):
         half = float(stats.t.ppf(0.975, freedom)) * pooled / math.sqrt(len(s.results)) if freedom else math.nan
         mean = s.mean("test/accuracy")
-        rows.append(
-            {
-                "rank": rank,
-                "surrogate": s.function,
-                "value": s.value,
-                "seeds": len(s.results),
-                VAL: s.mean(VAL),
-                "test/accuracy": mean,
-                "low": mean - half,
-                "high": mean + half,
-            }
-        )
+        row = {"rank": rank, "surrogate": s.function, "value": s.value, "seeds": len(s.results)}
+        rows.append(row | {VAL: s.mean(VAL), "test/accuracy": mean, "low": mean - half, "high": mean + half})
     return rows
 
 
@@ -147,16 +122,8 @@ def correlation(settings: Sequence[Setting]) -> list[Row]:
             ("epochs to learn (never: last)", [_or_last(s.epochs_to(level)) for s in settings]),
         ):
             if len(set(shape)) > 1 and len(set(values)) > 1:
-                found = stats.spearmanr(shape, values)
-                rows.append(
-                    {
-                        "shape": name,
-                        "with": what,
-                        "rho": float(found.statistic),
-                        "p": float(found.pvalue),
-                        "settings": len(settings),
-                    }
-                )
+                rho, p = map(float, stats.spearmanr(shape, values))
+                rows.append({"shape": name, "with": what, "rho": rho, "p": p, "settings": len(settings)})
     return rows
 
 
@@ -167,18 +134,10 @@ def same_peak(settings: Sequence[Setting]) -> list[Row]:
         members = [s for s in settings if round(s.shape["peak"], 3) == peak]
         if len(members) > 1:
             level = min(max(s.learning) for s in members)
-            rows += [
-                {
-                    "peak": peak,
-                    "surrogate": s.name,
-                    "equal accuracy": level,
-                    "epochs to it": s.epochs_to(level),
-                    "test/accuracy": s.mean("test/accuracy"),
-                    "test/accuracy sd": _sd(s.each("test/accuracy")),
-                    "skippable": s.mean("sparsity/skippable"),
-                }
-                for s in members
-            ]
+            for s in members:
+                row = {"peak": peak, "surrogate": s.name, "equal accuracy": level, "epochs to it": s.epochs_to(level)}
+                tested = {"test/accuracy": s.mean("test/accuracy"), "test/accuracy sd": _sd(s.each("test/accuracy"))}
+                rows.append(row | tested | {"skippable": s.mean("sparsity/skippable")})
     return rows
 
 
@@ -190,21 +149,11 @@ def sparsity_rows(settings: Sequence[Setting]) -> list[Row]:
             keys = [key for key in metrics[0] if key.startswith("sparsity/")]
             layers: dict[str, dict[str, float]] = {}
             for key in keys:
-                _, what, *layer = key.split("/", 2)
-                layers.setdefault(layer[0] if layer else "all", {})[what] = statistics.fmean(m[key] for m in metrics)
-            rows += [
-                {
-                    "surrogate": s.function,
-                    "value": s.value,
-                    "epoch": epoch,
-                    "layer": layer,
-                    **{
-                        what: shares.get(what, math.nan)
-                        for what in ("potentials", "currents", "weights", "rate", "skippable")
-                    },
-                }
-                for layer, shares in layers.items()
-            ]
+                _, what, *rest = key.split("/", 2)
+                layers.setdefault(rest[0] if rest else "all", {})[what] = statistics.fmean(m[key] for m in metrics)
+            for layer, shares in layers.items():
+                row = {"surrogate": s.function, "value": s.value, "epoch": epoch, "layer": layer}
+                rows.append(row | {what: shares.get(what, math.nan) for what in MEASURED})
     return rows
 
 
@@ -222,13 +171,12 @@ def learning_figure(curves: Mapping[str, Sequence[float]]) -> Figure:
     for (name, values), style in zip(curves.items(), styles(len(curves)), strict=True):
         axes.plot(range(1, len(values) + 1), values, **style, markersize=3, label=name)
     axes.set(xlabel="epoch", ylabel="validation accuracy", title="learning, mean over seeds")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole(axes.xaxis)
     axes.legend(frameon=False, fontsize=8)
-    plain(axes)
     return figure
 
 
-def accuracy_figure(points: Mapping[str, Sequence[tuple[float, Sequence[float]]]]) -> Figure:
+def parameter_figure(points: Mapping[str, Sequence[tuple[float, Sequence[float]]]]) -> Figure:
     """Draw for each surrogate every run's test accuracy against the parameter, and the means with their spread."""
     figure, axes_all = panels(len(points), 4, 2.8, 2.5, sharey=True)
     for axes, (name, of_values) in zip(axes_all, points.items(), strict=True):
@@ -241,7 +189,6 @@ def accuracy_figure(points: Mapping[str, Sequence[tuple[float, Sequence[float]]]
         axes.set(title=name, xscale="log")
         axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
-        plain(axes)
     figure.supylabel("test accuracy")
     figure.suptitle("every run (grey), mean and standard deviation over seeds (blue)", fontsize=10)
     return figure
@@ -281,12 +228,11 @@ def sparsity_figure(sparsity: Sequence[Row], settings: Sequence[Row]) -> Figure:
         axes.set_xscale("log")
         axes.set_xticks(sorted(ticks), [f"{value:g}" for value in sorted(ticks)])
         axes.minorticks_off()
-    over_time.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole(over_time.xaxis)
     last.set(xlabel=f"alpha of {', '.join(sparse)}", ylabel="share exactly zero", title="last epoch")
     over_time.set(xlabel="epoch", title=f"potentials of {layers[0]}, by alpha", ylim=(0, 1.3))
     accuracy.set(xlabel="peak of g'", ylabel="test accuracy", title="accuracy at equal peak")
     for axes in (last, accuracy):
         axes.legend(frameon=False, fontsize=7)
     over_time.legend(frameon=False, fontsize=7, ncols=3, loc="upper center")
-    plain(last, over_time, accuracy)
     return figure

@@ -1,16 +1,13 @@
 """Figures of trained networks and of surrogates, as matplotlib `Figure` objects (no global state, no display)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from snnexp.analysis.style import BLUE, GREY, ORANGE, panels, plain
+from snnexp.analysis.style import BLUE, GREY, ORANGE, panels, whole
 from snnexp.surrogate import curve
 
 
@@ -42,7 +39,6 @@ def _draw(axes: Axes, function: nn.Module) -> float:
     if primitive is not None:
         axes.plot(x.numpy(), primitive.numpy(), color=BLUE, label="primitive g(x)")
     axes.plot(x.numpy(), derivative.numpy(), color=ORANGE, label="backward: g'(x)")
-    plain(axes)
     return float(derivative.max())
 
 
@@ -53,18 +49,15 @@ def rasters(x: Tensor, trains: Mapping[str, Tensor], label: str) -> Figure:
     figure, axes_all = panels(len(rows), 1, 7, 2.3, sharex=True)
     for axes, (name, train) in zip(axes_all, rows.items(), strict=True):
         step, neuron = train.numpy().nonzero()
-        few = train.shape[1] <= 32
+        count = train.shape[1]
+        few = count <= 32
         axes.hlines(neuron, step + 0.6, step + 1.4, color=BLUE, linewidth=3.0 if few else 0.7)  # as long as its step
-        axes.set(
-            ylabel=f"{name}\n({train.shape[1]} {'pixels × polarity' if name == 'input' else 'neurons'})",
-            ylim=(-0.5 - 0.02 * train.shape[1], 1.02 * train.shape[1] - 0.5),
-            xlim=(0.5, len(train) + 0.5),
-        )
+        axes.set(ylim=(-0.5 - 0.02 * count, 1.02 * count - 0.5), xlim=(0.5, len(train) + 0.5))
+        axes.set_ylabel(f"{name}\n({count} {'pixels × polarity' if name == 'input' else 'neurons'})")
         if few:
-            axes.set_yticks(range(train.shape[1]))
-        plain(axes)
+            axes.set_yticks(range(count))
     axes_all[-1].set(xlabel="time step")
-    axes_all[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole(axes_all[-1].xaxis)
     figure.suptitle(f"spikes of one test example ({label})")
     return figure
 
@@ -77,7 +70,6 @@ def rates(values: Mapping[str, float], unit: str) -> Figure:
     axes.invert_yaxis()
     axes.set(xlabel=unit, title="activity per layer")
     axes.margins(x=0.15)
-    plain(axes)
     return figure
 
 
@@ -85,7 +77,7 @@ def confusion(counts: Tensor, classes: Sequence[str]) -> Figure:
     """Draw counts [true, predicted] as a heat map, with numbers for up to 20 classes."""
     k = len(classes)
     size = min(9.0, 2.2 + 0.42 * k)
-    figure, (axes,) = panels(1, 1, size + 0.6, size)
+    figure, (axes,) = panels(1, 1, size + 0.6, size, framed=True)
     share = counts / counts.sum(1, keepdim=True).clamp(min=1)
     image = axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class", shrink=0.8)

@@ -6,8 +6,6 @@ Moving one weight moves one channel of its layer's output. So the network runs o
 channel and the neurons that receive it, and only samples whose spikes have changed go through the rest.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any, NamedTuple
 
@@ -100,9 +98,8 @@ class Probe:
         with torch.enable_grad():
             current = self.env[self.node].detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.loss(self._after(self.node, current), self.y), current)
-        return torch.cat(
-            [(slope[:, part[0]] * self._response(part)).transpose(0, 1).flatten(1).sum(1) for part in self.parts]
-        )
+        products = (slope[:, part[0]] * self._response(part) for part in self.parts)
+        return torch.cat([product.transpose(0, 1).flatten(1).sum(1) for product in products])
 
     def _response(self, part: Tensor) -> Tensor:
         """Return d(output channel)/d(weight) for each weight of `part` [dims, k]: [T*N, k, ...]."""
@@ -166,9 +163,8 @@ def _traced(network: nn.Module) -> fx.GraphModule:
     try:
         return fx.GraphModule(network, _Tracer().trace(network))
     except Exception as error:  # users' networks may fail in any way
-        raise UserError(
-            f"finite differences need a network that torch.fx can trace; this one fails: {error}"
-        ) from error
+        need = "finite differences need a network that torch.fx can trace"
+        raise UserError(f"{need}; this one fails: {error}") from error
 
 
 def _later(node: fx.Node) -> set[fx.Node]:

@@ -1,15 +1,12 @@
 """Values that were measured by layer after each epoch, as rows and as a figure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from snnexp.analysis.style import distinct, panels, plain, styles
+from snnexp.analysis.style import distinct, panels, styles, whole
 
 Row = dict[str, Any]
 
@@ -36,8 +33,7 @@ def layer_figure(rows: Sequence[Row], columns: Sequence[str], title: str) -> Fig
                 epochs, values = [row["epoch"] for row in of_layer], [row[column] for row in of_layer]
                 axes.plot(epochs, values, **style, markersize=3, label=layer)
         axes.set(xlabel="epoch", title=column, ylim=(min(0, axes.get_ylim()[0]), None))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole(axes.xaxis)
         axes.legend(frameon=False, fontsize=8)
-        plain(axes)
     figure.suptitle(title)
     return figure

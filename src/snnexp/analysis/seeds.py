@@ -1,7 +1,5 @@
 """Combine runs that differ only in their seed into one row: mean and standard deviation over the seeds."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

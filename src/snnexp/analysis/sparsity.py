@@ -1,8 +1,6 @@
 """Measure the sparsity of a surrogate's gradient: exact zeros in one backward pass (the lab's question I.iii; the idea
 of skipping them: Perez-Nieves and Goodman, NeurIPS 2021)."""
 
-from __future__ import annotations
-
 import copy
 from typing import NamedTuple
 
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from snnexp.neuron.base import SpikingSite
 from snnexp.surrogate import curve
-from snnexp.timefold import TimeFold
+from snnexp.timefold import TimeFold, observed
 
 
 class SiteSparsity(NamedTuple):
@@ -39,13 +37,7 @@ def sparsity(net: TimeFold, loss: nn.Module, x: Tensor, y: Tensor) -> Sparsity:
     sites = {name: site for name, site in net.sites().items() if isinstance(site, SpikingSite)}
     layers = {name: m for name, m in net.network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     ends: dict[str, tuple[Tensor, Tensor]] = {}  # by module: input and output
-
-    def keep(name: str) -> object:
-        return lambda _module, inputs, output: ends.__setitem__(name, (inputs[0], output))
-
-    for name, module in (sites | layers).items():
-        module.register_forward_hook(keep(name))  # type: ignore[arg-type]
-    with torch.enable_grad():
+    with torch.enable_grad(), observed({**sites, **layers}, lambda name, x, y: ends.update({name: (x, y)})):
         value = loss(net(x), y)
         points = [ends[name][0] for name in sites] + [ends[name][1] for name in layers]
         slopes = torch.autograd.grad(value, [*points, *(m.weight for m in layers.values())])

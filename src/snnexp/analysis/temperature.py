@@ -1,7 +1,5 @@
 """Choose the temperatures of `surrogate=dspike_adaptive` during training, by finite differences."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -10,11 +8,10 @@ from functools import cache
 import torch
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from snnexp.analysis.finite_difference import Fidelity, Probe, compare, layers, sample
-from snnexp.analysis.style import BLUE, GREY, ORANGE, plain, styles
+from snnexp.analysis.style import BLUE, GREY, ORANGE, panels, styles, whole
 from snnexp.dataset.base import Split
 from snnexp.errors import InvalidValue
 from snnexp.surrogate.dspike import Dspike
@@ -77,11 +74,8 @@ def choose(
     for group in groups:
         _move(group, probe, finite)
     if not finite.any():
-        log.warning(
-            "the finite differences of %s are all zero: the temperature stays; try a larger surrogate.eps or "
-            "surrogate.batch",
-            layer,
-        )
+        advice = "the temperature stays; try a larger surrogate.eps or surrogate.batch"
+        log.warning("the finite differences of %s are all zero: %s", layer, advice)
     seconds = time.perf_counter() - begin
     for surrogate, one in zip(surrogates, copies, strict=True):
         surrogate.b = one.b
@@ -116,12 +110,11 @@ def temperature(net: nn.Module, history: Sequence[Mapping[str, float]]) -> dict[
     curves = {place: [m[f"train/b/{place}".rstrip("/")] for m in history] for place in places}
     if not curves:
         return {}
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    over_time, shapes = figure.subplots(1, 2, width_ratios=[1.3, 1])
+    figure, (over_time, shapes) = panels(2, 2, 4.5, 3.6, width_ratios=[1.3, 1])
     for (place, values), style in zip(curves.items(), styles(len(curves)), strict=True):
         over_time.plot(range(1, len(history) + 1), values, **style, markersize=3, label=place or "all layers")
     over_time.set(xlabel="epoch", ylabel="temperature b", ylim=(0, None))
-    over_time.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole(over_time.xaxis)
     over_time.legend(frameon=False)
     x = torch.linspace(-1, 1, 801, dtype=torch.float64)
     place, first = next(iter(curves.items()))
@@ -130,5 +123,4 @@ def temperature(net: nn.Module, history: Sequence[Mapping[str, float]]) -> dict[
         shapes.plot(x.numpy(), Dspike(b).derivative(x).numpy(), color=color, label=f"epoch {epoch}: b = {b:.3g}")
     shapes.set(xlabel="x = v − θ", title=f"g'(x) of {place}" if place else "g'(x)")
     shapes.legend(frameon=False, fontsize=8)
-    plain(over_time, shapes)
     return {"temperature": figure}

@@ -10,18 +10,15 @@ theta with a step to spare (under-firing); its size is then ceil(-v(T)/theta) or
 of spikes or of spare steps. Bu et al., ICLR 2022; snnexp.conversion.measure does the same for layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from snnexp.analysis.style import GREY, panels, plain, shades
+from snnexp.analysis.style import GREY, panels, shades, whole
 from snnexp.dynamics import if_step
 from snnexp.errors import integer, number, require
 
@@ -30,7 +27,7 @@ DECIMALS = 9  # of rounded potentials, so that sums of decimal weights meet mult
 
 
 @dataclass
-class Neuron:
+class SmallNeuron:
     """`weights` of the inputs, threshold `theta` > 0, v(0) = `start` x theta, `T` >= 1 steps. Raises InvalidValue."""
 
     weights: Sequence[float]
@@ -39,12 +36,8 @@ class Neuron:
     T: int = 8
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.weights, Sequence) and bool(self.weights),
-            "weights",
-            self.weights,
-            "a list of numbers, one per input",
-        )
+        listed = isinstance(self.weights, Sequence) and bool(self.weights)
+        require(listed, "weights", self.weights, "a list of numbers, one per input")
         self.weights = [number("weights", w, "a list of numbers") for w in self.weights]
         self.theta = number("theta", self.theta, "a number > 0", above=0)
         self.start = number("start", self.start, "a share of the threshold, from 0 to 1", at_least=0, at_most=1)
@@ -72,7 +65,7 @@ class Orders:
     under-fire, the share outside [0, theta) without an error, the widest range of counts for the same mean input, and
     the worst inputs as text: a word per input, a digit per step (empty: none)."""
 
-    neuron: Neuron
+    neuron: SmallNeuron
     orders: int
     share: dict[int, float]
     over: float
@@ -90,24 +83,13 @@ class Orders:
     def row(self) -> dict[str, Any]:
         """Return the row of the table."""
         few, many = self.worst
-        return {
-            "weights": " ".join(f"{w:g}" for w in self.neuron.weights),
-            "theta": self.neuron.theta,
-            "start": self.neuron.start,
-            "T": self.neuron.T,
-            "orders": self.orders,
-            "over": self.over,
-            "under": self.under,
-            "harmless": self.harmless,
-            "most_over": many,
-            "most_under": -few,
-            "widest": self.widest,
-            "worst_over": self.worst_over,
-            "worst_under": self.worst_under,
-        }
+        row = asdict(self.neuron) | {"weights": " ".join(f"{w:g}" for w in self.neuron.weights)}
+        row |= {name: getattr(self, name) for name in ("orders", "over", "under", "harmless")}
+        row |= {"most_over": many, "most_under": -few}
+        return row | {name: getattr(self, name) for name in ("widest", "worst_over", "worst_under")}
 
 
-def search(neuron: Neuron) -> Orders:
+def search(neuron: SmallNeuron) -> Orders:
     """Run every input of 0 and 1 that `neuron` can get, at once. Raises InvalidValue if there are more than 2^20."""
     k, T = len(neuron.weights), neuron.T
     require(k * T <= MOST, "T", T, f"at most {MOST // k} for {k} inputs (2^{MOST} orders)")
@@ -127,20 +109,12 @@ def search(neuron: Neuron) -> Orders:
         return "" if error[order] == 0 else " ".join("".join(map(str, word)) for word in words)
 
     share = {int(e): int(c) / len(error) for e, c in zip(values, counts, strict=True)}
-    return Orders(
-        neuron,
-        len(error),
-        share,
-        float((error > 0).double().mean()),
-        float((error < 0).double().mean()),
-        float((outside & (error == 0)).double().mean()),
-        int((most - least).max()),
-        text(error.argmax()),
-        text(error.argmin()),
-    )
+    over, under, harmless = (float(kind.double().mean()) for kind in (error > 0, error < 0, outside & (error == 0)))
+    worst = text(error.argmax()), text(error.argmin())
+    return Orders(neuron, len(error), share, over, under, harmless, int((most - least).max()), *worst)
 
 
-def trace(neuron: Neuron, trains: Sequence[str]) -> list[dict[str, Any]]:
+def trace(neuron: SmallNeuron, trains: Sequence[str]) -> list[dict[str, Any]]:
     """Run one input and return a row for each step, each with the final count, the expected one and the `kind`.
     `trains`: a word of 0 and 1 for each input, T digits long. Raises InvalidValue."""
     fit = len(trains) == len(neuron.weights) and all(len(w) == neuron.T and set(w) <= set("01") for w in trains)
@@ -152,21 +126,13 @@ def trace(neuron: Neuron, trains: Sequence[str]) -> list[dict[str, Any]]:
         fired = int(charged >= neuron.theta)
         n += fired
         v = round(charged - fired * neuron.theta, DECIMALS)
-        rows.append(
-            {
-                "t": t + 1,
-                "input": " ".join(train[t] for train in trains),
-                "current": current,
-                "charged": charged,
-                "spike": fired,
-                "v": v,
-            }
-        )
+        word = " ".join(train[t] for train in trains)
+        rows.append({"t": t + 1, "input": word, "current": current, "charged": charged, "spike": fired, "v": v})
     even = int(neuron.expected(*torch.tensor([n, v], dtype=torch.float64)))
-    return [row | {"spikes": n, "expected": even, "kind": kind(n, v, neuron)} for row in rows]
+    return [row | {"spikes": n, "expected": even, "kind": residual_kind(n, v, neuron)} for row in rows]
 
 
-def kind(n: int, v: float, neuron: Neuron) -> str:
+def residual_kind(n: int, v: float, neuron: SmallNeuron) -> str:
     """Classify the residual v: inside, over-firing, under-firing, correct zero or saturated."""
     if 0 <= v < neuron.theta:
         return "inside"
@@ -190,8 +156,7 @@ def orders_figure(found: Sequence[Orders]) -> Figure:
         axes.axvline(0, color=GREY, linewidth=0.6)
         axes.set_yscale("log")
         axes.set_title(title, size=9)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        plain(axes)
+        whole(axes.xaxis)
     axes_all[0].legend(frameon=False, fontsize=8)
     figure.supxlabel("spikes too many (above 0: over-firing, below: under-firing)")
     figure.supylabel("share of all orders")

@@ -1,26 +1,28 @@
 """`Calibration`, which `calibration=` builds: the corrections to apply and the images to apply them on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from snnexp.build import unlike
 from snnexp.conversion.walk import Correction
 from snnexp.dataset.base import Split
 from snnexp.errors import InvalidValue, integer, require
 
 
 class Calibration:
-    """The corrections `steps`, names of `available` ones, which are applied in order at every layer.
+    """The corrections that `steps` names, out of `available`; they are applied in this order at every layer.
 
-    `images` are the number of calibration images, drawn from the training split by `seed`; conversion methods use them
+    `images` is the number of calibration images, drawn from the training split by `seed`; conversion methods use them
     as well. Raises InvalidValue.
     """
 
     def __init__(self, steps: Sequence[str], images: int, seed: int, available: Mapping[str, Correction]) -> None:
         require(not isinstance(steps, str), "steps", steps, f"a list such as [{steps}]")
+        for name, correction in available.items():
+            if lacks := unlike(correction, Correction):
+                raise InvalidValue(f"available.{name}", type(correction).__name__, f"a correction, and it {lacks}")
         for step in steps:
             require(step in available, "steps", list(steps), f"a list of {', '.join(available)}")
         self.steps, self.images, self.seed = list(steps), integer("images", images, at_least=1), seed

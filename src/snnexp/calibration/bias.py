@@ -3,8 +3,6 @@
 b += mean over images and space of (a - phi)
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from snnexp.conversion.trains import along
@@ -12,7 +10,7 @@ from snnexp.conversion.walk import Layer, Proposal, Stats
 
 
 class Bias:
-    """Proposes the bias at every site and at the output; its objective is the squared mean error of each channel."""
+    """Proposes a bias at every site and at the output; its objective is the squared mean error of each channel."""
 
     name = "bias"
 

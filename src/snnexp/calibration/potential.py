@@ -3,8 +3,6 @@
 v(0) += T x mean over images of (a - phi)
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from snnexp.conversion.trains import per_channel

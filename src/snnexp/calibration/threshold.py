@@ -4,8 +4,6 @@ Thresholds that are best for the ANN's activations, or for evenly arriving input
 corrected network below emits within a few steps. Here every pair (theta factor, start) is simulated on these trains.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 

@@ -10,8 +10,6 @@ X: mean inputs (patches of a convolution) and a column of ones; phi: the simulat
 diagonal of X'X / n.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,12 +32,9 @@ class Weights:
 
     def propose(self, layer: Layer) -> Proposal | None:
         synapse = layer.synapse
-        if (
-            "bias" not in layer.neuron.values
-            or not isinstance(synapse, nn.Linear | nn.Conv2d)
-            or synapse.weight.dim() != layer.stats.error.dim()
-            or getattr(synapse, "padding_mode", "zeros") != "zeros"
-        ):
+        if "bias" not in layer.neuron.values or not isinstance(synapse, nn.Linear | nn.Conv2d):
+            return None
+        if synapse.weight.dim() != layer.stats.error.dim() or getattr(synapse, "padding_mode", "zeros") != "zeros":
             return None
         gram, moment = self._moments(layer, synapse)
         scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * self.ridge

@@ -1,1 +1,1 @@
-"""ANN to SNN: one walk over the traced network places a neuron at each site; a method is one file with a `place`."""
+"""Conversion of ANNs to SNNs: one walk over the traced network places a neuron at each site, as a method decides."""

@@ -7,8 +7,6 @@ Li et al., "A Free Lunch From ANN: Towards Efficient, Accurate Spiking Neural Ne
 with CF the clip-floor of `snnexp.dynamics`, and the threshold shift of Deng and Gu (v(0) = theta/2) unless start=0.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ from snnexp.errors import choice, integer
 
 
 class AdaptiveThreshold(Placing):
-    """theta as above from `grid` points, for the layer or `per_channel`; v(0) = `start` theta.
+    """The best theta of `grid` points, as above, for the layer or `per_channel`; v(0) = `start` theta.
 
     `inputs`, the source of x: `ann`, the ANN's inputs (the paper), or `snn`, the mean inputs from the converted network
     below. Sums run over a histogram of 4096 bins. Raises InvalidValue.

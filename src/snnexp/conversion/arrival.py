@@ -1,7 +1,5 @@
 """The effect of the order of spikes: each site is run again with the same spikes arriving at other times."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from snnexp.conversion.measure import even_count
+from snnexp.conversion.measure import Averages, even_count
 from snnexp.conversion.network import Converted
 from snnexp.conversion.neuron import ScaledIF, integrator
 from snnexp.conversion.walk import CALIBRATION_ROWS
@@ -25,19 +23,19 @@ def as_it_is(train: Tensor, random: torch.Generator) -> Tensor:
 
 
 def steps_permuted(train: Tensor, random: torch.Generator) -> Tensor:
-    """Put the steps into another order, the same for all neurons of an image, so that coincident spikes stay so."""
+    """Permute the steps, in the same way for all neurons of an image, so that coincident spikes stay coincident."""
     random.manual_seed(random.initial_seed())  # the same order for all sites that are heard
     order = torch.rand(train.shape[:2], generator=random).argsort(0).to(train.device)
     return train.gather(0, order.view(*order.shape, *[1] * (train.dim() - 2)).expand_as(train))
 
 
 def shuffled(train: Tensor, random: torch.Generator) -> Tensor:
-    """Move the spikes of each neuron to random times of its own."""
+    """Move the spikes of each neuron to random times, independently of other neurons."""
     return train.gather(0, torch.rand(train.shape, generator=random).argsort(0).to(train.device))
 
 
 def evenly(train: Tensor, random: torch.Generator) -> Tensor:
-    """Spread the spikes of each neuron as evenly as T steps allow, with a random phase of its own."""
+    """Spread the spikes of each neuron as evenly as T steps allow, with a random phase for each neuron."""
     return _spread(train, torch.rand(train.shape[1:], generator=random).to(train))
 
 
@@ -64,13 +62,13 @@ ORDERS: dict[str, Order] = {
 
 
 @dataclass
-class Arrival:
-    """The result for one site whose input trains arrive in one order, over images and neurons.
+class Arrival(Averages):
+    """The result for one site and one order of its input spikes, over images and neurons.
 
-    `depth`: sites below it on the longest path; `sources`: sites that it hears directly (several at residual joins);
-    `channels` and `side` of its maps; `over`, `under`: shares of neurons; `uneven`: root mean square of n - n*, in
-    spikes; `swing`: root mean square of the current around its mean over time, in units of theta; `trend`: root mean
-    square of the mean current of the later half less that of the earlier half, in units of theta.
+    `depth`: sites below it on the longest path; `sources`: sites that feed it directly (several after a residual
+    addition); `channels` and `side` of its maps; `over`, `under`: shares of neurons; `uneven`: root mean square of n -
+    n*, in spikes; `swing`: root mean square of the current around its mean over time, in units of theta; `trend`: root
+    mean square of the difference of the mean currents of the later and the earlier half, in units of theta.
     """
 
     layer: str
@@ -93,7 +91,7 @@ def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
     """Run every site after the first with each of `ORDERS`, for inputs [N, ...] and T >= 2 steps.
 
     The layers below a site are unchanged, so the mean input of a neuron is the same in all orders. Raises UserError for
-    neurons that are no plain integrate-and-fire neurons.
+    neurons other than plain integrate-and-fire neurons.
     """
     flow, found = snn.flow, dict[tuple[str, str], Arrival]()
     levels = flow.levels
@@ -107,9 +105,8 @@ def arrivals(snn: Converted, x: Tensor, T: int, seed: int = 0) -> list[Arrival]:
                 continue
             others = [n for n in flow.sites if n is not site]
             inside, known = flow.segment([current], [*others, *flow.head])
-            if not (
-                sources := [n for n in known if n in others]
-            ):  # it hears only frames, which have an order of their own
+            sources = [n for n in known if n in others]
+            if not sources:  # it hears only frames, which have an order of their own
                 continue
             for name, order in ORDERS.items():
                 random = torch.Generator().manual_seed(seed)
@@ -130,16 +127,16 @@ TRAITS = ("swing", "trend", "depth", "sources", "channels", "side")
 
 
 def explanations(rows: Sequence[Arrival]) -> list[dict[str, Any]]:
-    """Return for each T the rank correlation, over layers, of each of `TRAITS` with the unevenness error as it is.
+    """Return for each T the rank correlation, over layers, of each of `TRAITS` with the unevenness error in the
+    original order.
 
-    Also `kept_first` and `kept_last`, for the first and the last layer: the error as it is, divided by the error with
-    the steps permuted.
+    Also `kept_first` and `kept_last`, for the first and the last layer: the error in the original order, divided by the
+    error with the steps permuted.
     """
     found = []
     for T in sorted({row.T for row in rows}):
-        at, permuted = (
-            [row for row in rows if row.T == T and row.arrival == name] for name in ("as it is", "steps permuted")
-        )
+        at_T = [row for row in rows if row.T == T]
+        at, permuted = ([row for row in at_T if row.arrival == name] for name in ("as it is", "steps permuted"))
         error = [row.uneven for row in at]
         traits = {trait: spearman([getattr(row, trait) for row in at], error) for trait in TRAITS}
         kept = [a.uneven / max(b.uneven, 1e-12) for a, b in zip(at, permuted, strict=True)]
@@ -160,12 +157,6 @@ def _add(row: Arrival, neuron: ScaledIF, c: Tensor, share: float) -> None:
     v, n, T = neuron.residual(state), (out.sum(0) / neuron.theta).round(), row.T
     error = n - even_count(n, v, neuron.theta, T)
     scaled = c / neuron.theta
-    values = {
-        "over": (error > 0).float(),
-        "under": (error < 0).float(),
-        "uneven": error.square(),
-        "swing": scaled.var(0, unbiased=False),
-        "trend": (scaled[(T + 1) // 2 :].mean(0) - scaled[: T // 2].mean(0)).square(),
-    }
-    for name, value in values.items():
-        setattr(row, name, getattr(row, name) + share * float(value.mean()))
+    trend = scaled[(T + 1) // 2 :].mean(0) - scaled[: T // 2].mean(0)
+    errors = {"over": (error > 0).float(), "under": (error < 0).float(), "uneven": error.square()}
+    row.add(errors | {"swing": scaled.var(0, unbiased=False), "trend": trend.square()}, share)

@@ -4,8 +4,6 @@ Stoeckl and Maass, "Optimized spiking neurons can classify images with high accu
 spikes", Nature Machine Intelligence 2021; see `snnexp.few_spike.table` for the neuron. K, the steps of a layer, is T.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,21 +17,21 @@ from snnexp.conversion.thresholds import BINS, SMALLEST, Histogram, counted
 from snnexp.conversion.trains import along
 from snnexp.conversion.vocabulary import Curve
 from snnexp.conversion.walk import Layer
-from snnexp.errors import UserError, require
-from snnexp.few_spike.table import Table, decode, load_tables, relu, spikes
+from snnexp.errors import UserError, boolean, require
+from snnexp.few_spike.table import Coefficients, decoded, load_tables, relu, spikes
 
 GRID = 100  # ranges tried for a ReLU, up to the largest activation
 RIDGE = 1e-4  # of the regression of the output weights, as a share of the neurons
 
 
 class FewSpikeConversion:
-    """Places the few-spike neuron with the least squared error on calibration images, for the layer or `per_channel`,
-    on the inputs that the converted network below gives.
+    """Places the few-spike neuron with the least squared error, for the layer or `per_channel`, on the inputs that the
+    converted network below delivers for the calibration images.
 
-    ReLU, also clipped or quantised: the analytic table, with one of 100 ranges up to the largest activation. Others: a
-    table for the activation and K in `tables`, a folder of files of task=fit_few_spike (null: the shipped tables, each
-    for several ranges), with the output weights d regressed on the inputs. Raises InvalidValue, and UserError, naming
-    the layer, where there is no table.
+    For a ReLU, also clipped or quantised, it is the analytic table, with one of 100 ranges up to the largest
+    activation. For other activations it is a table for the activation and K from `tables`, a folder of files of
+    task=fit_few_spike (null: the shipped tables, each for several ranges), with the output weights d regressed on the
+    inputs. Raises InvalidValue, and UserError, naming the layer, where there is no table.
     """
 
     neuron = FewSpike
@@ -41,9 +39,9 @@ class FewSpikeConversion:
     per_T = True
 
     def __init__(self, per_channel: bool = False, tables: str | None = None) -> None:
-        require(isinstance(per_channel, bool), "per_channel", per_channel, "true or false")
+        self.per_channel = boolean("per_channel", per_channel)
         require(tables is None or Path(tables).is_dir(), "tables", tables, "a folder, or null")
-        self.per_channel, self.tables = per_channel, None if tables is None else Path(tables)
+        self.tables = None if tables is None else Path(tables)
 
     def place(self, layer: Layer) -> FewSpike:
         seen = _seen(layer, self.per_channel)
@@ -55,13 +53,14 @@ class FewSpikeConversion:
         else:
             table = _widest(seen, layer.T)
         _, a = next(layer.activations())
-        at = Table(*(part.view(len(part), 1, -1, *[1] * (a.dim() - 2)).to(a) for part in table))
+        at = Coefficients(*(part.view(len(part), 1, -1, *[1] * (a.dim() - 2)).to(a) for part in table))
         return FewSpike(at, along(a.new_zeros(a.shape[1]), a.dim()))
 
-    def _candidates(self, activation: Activation, layer: Layer) -> list[Table]:
+    def _candidates(self, activation: Activation, layer: Layer) -> list[Coefficients]:
         fitted = load_tables(activation.name, self.tables)
         scales = (1,) if activation.bounded else (1, 2, 4)  # for inputs beyond the range of a fit
-        found = [Table(*(s * part for part in fit.table)) for fit in fitted if fit.table.K == layer.T for s in scales]
+        tables = [fit.table for fit in fitted if fit.table.K == layer.T]
+        found = [Coefficients(*(scale * part for part in table)) for table in tables for scale in scales]
         if not found:
             have = ", ".join(str(K) for K in sorted({fit.table.K for fit in fitted})) or "none"
             raise UserError(
@@ -73,25 +72,18 @@ class FewSpikeConversion:
 
 
 def _as_fitted(activation: Activation, layer: Layer) -> None:
-    """Raise UserError for an activation with parameters to which no coefficients are fitted, such as LeakyReLU(0.5)."""
+    """Raise UserError if no coefficients were fitted for the activation's parameters, as for LeakyReLU(0.5)."""
     x = torch.linspace(-8, 8, 1001)
     f = copy.deepcopy(layer.activation).cpu().float()
     if not torch.allclose(f(x), activation.function(x), atol=0.01):  # accepts the tanh form of GELU
-        raise UserError(
-            f"layer {layer.name} ({f[0]}) has other parameters than the {activation.name} that few-spike coefficients "  # type: ignore[index]
-            "are fitted to: there are none for it"
-        )
+        known = f"the {activation.name} that few-spike coefficients are fitted to: there are none for it"
+        raise UserError(f"layer {layer.name} ({f[0]}) has other parameters than {known}")  # type: ignore[index]
 
 
 def _seen(layer: Layer, per_channel: bool) -> Histogram:
-    """Return the histogram of the inputs that arrive, by channel or of all, and the ANN's mean activation in each."""
-    low = high = None
-    for _, c in _rows(layer, per_channel):
-        least, most = c.amin((0, 2)), c.amax((0, 2))
-        low = least if low is None else torch.minimum(low, least)
-        high = most if high is None else torch.maximum(high, most)
-    assert low is not None
-    assert high is not None
+    """Return the histogram of the arriving inputs, by channel or layer, with the ANN's mean activation in each bin."""
+    ends = [(c.amin((0, 2)), c.amax((0, 2))) for _, c in _rows(layer, per_channel)]
+    low, high = torch.stack([least for least, _ in ends]).amin(0), torch.stack([most for _, most in ends]).amax(0)
     width = ((high - low) / BINS).clamp(min=SMALLEST / BINS)
     counts = torch.zeros(len(low), BINS, device=low.device)
     total = torch.zeros_like(counts)
@@ -109,23 +101,23 @@ def _rows(layer: Layer, per_channel: bool) -> Iterator[tuple[Tensor, Tensor]]:
         yield a, c
 
 
-def _widest(seen: Histogram, K: int) -> Table:
+def _widest(seen: Histogram, K: int) -> Coefficients:
     """Return the table [K, C] of a ReLU with the best range."""
     largest = torch.where(seen.counts > 0, seen.target, 0).amax(1, keepdim=True).clamp(min=SMALLEST)
     least, top = torch.full_like(largest, torch.inf), largest
     for i in range(GRID, 0, -1):
         candidate = largest * (i / GRID) / (1 - 2.0**-K)  # the largest value of the grid is this share
         table = relu(K, candidate)
-        error = (seen.counts * (decode(seen.x, table) - seen.target).square()).sum(1, keepdim=True)
+        error = (seen.counts * (decoded(seen.x, table) - seen.target).square()).sum(1, keepdim=True)
         top = torch.where(error < least, candidate, top)
         least = torch.minimum(error, least)
     return relu(K, top.squeeze(1))
 
 
-def _regressed(seen: Histogram, candidates: list[Table]) -> Table:
+def _regressed(seen: Histogram, candidates: list[Coefficients]) -> Coefficients:
     """Return the best of the tables by channel, with d = argmin of the squared error: [K, C]."""
     least: Tensor | None = None
-    best: Table | None = None
+    best: Coefficients | None = None
     w = (seen.counts / seen.counts.sum(1, keepdim=True)).double().unsqueeze(1)
     y = seen.target.double().unsqueeze(2)
     for table in candidates:
@@ -136,10 +128,10 @@ def _regressed(seen: Histogram, candidates: list[Table]) -> Table:
         d = d0 + torch.linalg.solve(gram + RIDGE * eye, moment)  # stays near the fitted d where there are no inputs
         error = (w.transpose(1, 2) * (y - z.transpose(1, 2) @ d).square()).sum((1, 2))
         T, h = (part.to(z).view(-1, 1).expand(-1, len(d)) for part in (table.T, table.h))
-        made = Table(T, h, d.squeeze(2).T)
+        made = Coefficients(T, h, d.squeeze(2).T)
         if least is None or best is None:
             least, best = error, made
-        best = Table(*(torch.where(error < least, new, old) for new, old in zip(made, best, strict=True)))
+        best = Coefficients(*(torch.where(error < least, new, old) for new, old in zip(made, best, strict=True)))
         least = torch.minimum(error, least)
     assert best is not None
     return best

@@ -3,8 +3,6 @@
 Nothing here depends on a conversion method or a code.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -19,7 +17,7 @@ from snnexp.timefold import fold, unfold
 
 
 class Flow:
-    """A graph in execution order, divided by what varies in time.
+    """A graph in execution order, divided into parts that vary in time and parts that do not.
 
     `sites`: calls of an activation or a neuron. `timed`: all nodes after a site or after the frames of a recording.
     `head`: the nodes that are not timed. `body`: the sites and the timed nodes that lead to one. `tail`: the other
@@ -63,7 +61,7 @@ class Flow:
         return found
 
     def replace(self, node: fx.Node, module: nn.Module) -> None:
-        """Put `module` in the place of the one that `node` calls."""
+        """Replace the module that `node` calls by `module`."""
         self.graph.set_submodule(str(node.target), module)
         self.modules = dict(self.graph.named_modules())
 
@@ -90,6 +88,12 @@ class Flow:
                 inside.add(node)
                 todo += node.all_input_nodes
         return [n for n in self.nodes if n in inside], [n for n in self.nodes if n in start]
+
+    def values(self, x: Tensor, nodes: Sequence[fx.Node] | None = None) -> dict[fx.Node, Any]:
+        """Return the values of `nodes` (None: all) for the input x, as `run` without `steps` gives them."""
+        env: dict[fx.Node, Any] = {self.placeholder: x}
+        self.run(self.nodes[1:-1] if nodes is None else nodes, env)
+        return env
 
     def run(
         self,

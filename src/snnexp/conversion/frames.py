@@ -1,7 +1,5 @@
 """Networks of still images, applied to each frame of a recording."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +13,7 @@ def stills(x: Tensor) -> Tensor:
 
 
 class PerFrame(nn.Module):
-    """A network that is run on each frame from its start, and whose outputs are averaged: [N, F, ...] -> [N, K].
+    """A network that is run on each frame from its initial state; outputs are averaged: [N, F, ...] -> [N, K].
 
     `network` is an ANN, or a `Converted`, which takes F times the steps of one frame.
     """
@@ -28,7 +26,7 @@ class PerFrame(nn.Module):
         return self._mean(self.network(stills(x)), x)
 
     def at(self, x: Tensor, steps: Sequence[int]) -> list[Any]:
-        """Do what `Converted.at` does, for `steps` per frame."""
+        """Return the mean outputs after each of `steps` per frame, as `Converted.at` does for images."""
         return [self._mean(y, x) for y in self.network.at(stills(x), steps)]  # type: ignore[operator]
 
     @staticmethod

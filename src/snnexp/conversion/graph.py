@@ -1,4 +1,4 @@
-"""The former place of the tracer, which model files written before `rewrite.py` existed name."""
+"""An alias of the tracer, for model files that were written before `rewrite.py` existed."""
 
 from snnexp.conversion.rewrite import Tracer as _Tracer
 

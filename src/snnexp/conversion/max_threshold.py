@@ -5,8 +5,6 @@ Diehl et al., "Fast-Classifying, High-Accuracy Spiking Deep Networks Through Wei
 Lu and Xu, "Linear Leaky-Integrate-and-Fire Neuron Model Based Spiking Neural Networks", 2022.
 """
 
-from __future__ import annotations
-
 from snnexp.conversion.neuron import ScaledIF
 from snnexp.conversion.thresholds import Placing, largest
 from snnexp.conversion.walk import Layer

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
@@ -54,8 +54,17 @@ def spread(split: Split, images: int | None) -> Tensor:
     return torch.arange(n) * len(split) // n
 
 
+class Averages:
+    """A row of a table whose numbers are means over all inputs, added up batch by batch."""
+
+    def add(self, traits: Mapping[str, Tensor], share: float) -> None:
+        """Add the means of `traits` over one batch, which is the `share` of all inputs."""
+        for name, value in traits.items():
+            setattr(self, name, getattr(self, name) + share * float(value.mean()))
+
+
 @dataclass
-class LayerError:
+class LayerError(Averages):
     """The errors of one site: means over images and neurons, and mean squares of the parts of the error.
 
     phi - a = unevenness + quantisation + clipping + propagated, exactly and for each neuron and image (Bu et al.,
@@ -65,7 +74,7 @@ class LayerError:
         propagated = f(c) - f(z)
 
     (clipped and QCFS sources: quantisation = CF* - f(c), clipping = 0). `over`: share of neurons that fired too often
-    (v(T) < 0 after a spike), `under`: too seldom (v(T) >= theta, with a step to spare); `over_spikes` and
+    (v(T) < 0 after a spike), `under`: too seldom (v(T) >= theta, and a step without a spike); `over_spikes` and
     `under_spikes`: by how many spikes, as means over all neurons. `zeros` and `saturated`: shares of neurons outside
     [0, theta) without an error (v(T) < 0 and no spike; v(T) >= theta and a spike at each step). Columns that a code
     does not have are 0 (see `Placed.traits`).
@@ -90,17 +99,13 @@ class LayerError:
     zeros: float = 0.0
     saturated: float = 0.0
 
-    def add(self, traits: Mapping[str, Tensor], share: float) -> None:
-        """Add the means of `traits` over one batch, `share` of all inputs."""
-        for name, value in traits.items():
-            setattr(self, name, getattr(self, name) + share * float(value.mean()))
-
 
 @dataclass
 class Account:
-    """The mean cost of one inference: `spikes` in all and per neuron, synaptic operations (one for each synapse that a
-    spike reaches), and energy in nJ, where layers computed once per input count as multiply-accumulates. Rehearsals
-    count in all of them. `latency`: steps until the answer. `more`: further numbers of a kind of network."""
+    """The mean cost of one inference: `spikes` in total and per neuron, synaptic operations (one for each synapse that
+    a spike reaches), and energy in nJ, where layers computed once per input count as multiply-accumulates. Rehearsals
+    count in all of them. `latency`: steps until the answer. `more`: further numbers that only some kinds of network
+    have."""
 
     neurons: int
     spikes: float
@@ -125,15 +130,15 @@ class Account:
 
 @torch.no_grad()
 def examine_trains(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) -> tuple[list[LayerError], Account]:
-    """Return the errors by layer and the cost of an inference over the inputs x [N, ...], after T steps of trains."""
+    """Return the errors by layer and the cost of an inference of T steps, for inputs x [N, ...] to a network of spike
+    trains."""
     ann, flow = Flow(source), snn.flow
     layers = {site: LayerError(str(site.target), T) for site in flow.sites}
     neurons, spikes, operations, macs, analog = 0, 0.0, 0.0, 0.0, 0.0
     device = next(snn.buffers()).device
     for part in torch.split(x, max(1, CALIBRATION_ROWS[device.type] // T)):
         share = len(part) / len(x)
-        values: dict[fx.Node, Any] = {ann.placeholder: part.to(device)}
-        ann.run(ann.nodes[1:-1], values)
+        values = ann.values(part.to(device))
         env, state, before = snn.simulated(part.to(device), T)
         neurons = 0
         for site, twin in zip(flow.sites, ann.sites, strict=True):
@@ -164,17 +169,12 @@ def split_error(
     even = theta / T * even_count(count, v, theta, T)
     phi, reached = theta / T * count, f(c)
     clipped = c.clamp(min=0).minimum(theta) if type(f) is nn.ReLU else reached
-    return {
-        "error": phi - f(z),
-        "unevenness": phi - even,
-        "quantisation": even - clipped,
-        "clipping": clipped - reached,
-        "propagated": reached - f(z),
-    }
+    parts = {"quantisation": even - clipped, "clipping": clipped - reached, "propagated": reached - f(z)}
+    return {"error": phi - f(z), "unevenness": phi - even, **parts}
 
 
 def even_count(count: Tensor, v: Tensor, theta: Tensor, T: int) -> Tensor:
-    """Return the spike count for the same input arriving evenly, T/theta CF*, from the count and the potential left."""
+    """Return the spike count for the same input arriving evenly, T/theta CF*, from the actual count and v(T)."""
     return (count + torch.floor(v / theta)).clamp(0, T)
 
 
@@ -184,8 +184,3 @@ def macs_of_row(module: nn.Module, output: Tensor, rows: int) -> float:
     transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
     fan_in = weight[:, 0].numel() if transposed else weight[0].numel()
     return output.numel() / rows * fan_in
-
-
-def columns() -> list[str]:
-    """Return the names of the columns of the table by layer."""
-    return [f.name for f in fields(LayerError)]

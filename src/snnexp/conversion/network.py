@@ -1,7 +1,5 @@
 """Converted networks as ordinary modules, and `convert`, which makes one."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, repeat
@@ -15,7 +13,7 @@ from snnexp.conversion.measure import Account, LayerError, examine_trains
 from snnexp.conversion.placed import Placed
 from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.slots import coefficients, examine_slots
-from snnexp.conversion.walk import Correction, Method, Record, Report, walk
+from snnexp.conversion.walk import Correction, LayerRecord, Method, ShowLayer, walk
 from snnexp.errors import integer, require
 from snnexp.timefold import unfold
 
@@ -78,7 +76,7 @@ class Converted(nn.Module):
         return [joined(parts) for parts in zip(*found, strict=True)]
 
     def stream(self, x: Tensor) -> Iterator[Any]:
-        """Yield without end, after each step t, the mean output so far, `snn(x, t)`, for all of `x` at a time."""
+        """Yield the mean output so far, `snn(x, t)`, after each step t, without end. All of `x` is computed at once."""
         return (y for _, y in self._running(x, iter(lambda: 1, 0)))
 
     def latency(self, T: int) -> int:
@@ -100,11 +98,9 @@ class Converted(nn.Module):
 
     @torch.no_grad()
     def simulated(self, x: Tensor, T: int) -> Simulation:
-        """Run T steps for inputs [N, ...], all at a time."""
-        flow = self.flow
-        state: dict[fx.Node, Any] = {}
-        env: dict[fx.Node, Any] = {flow.placeholder: x}
-        flow.run(flow.head, env)
+        """Run T steps for inputs [N, ...], all at once."""
+        flow, state = self.flow, dict[fx.Node, Any]()
+        env = flow.values(x, flow.head)
         flow.run(flow.body + flow.tail, env, T, state)
         return Simulation(env, state, [])
 
@@ -119,10 +115,7 @@ class Converted(nn.Module):
     def _running(self, x: Tensor, blocks: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """Yield (t, mean output over the first t steps) after each of `blocks` of steps."""
         flow, t = self.flow, 0
-        still: dict[fx.Node, Any] = {flow.placeholder: x}
-        flow.run(flow.head, still)
-        state: dict[fx.Node, Any] = {}
-        sums: dict[fx.Node, Tensor] = {}
+        still, state, sums = flow.values(x, flow.head), dict[fx.Node, Any](), dict[fx.Node, Tensor]()
         for steps in blocks:
             env = dict(still)
             flow.run(flow.body, env, steps, state, free=True)
@@ -136,7 +129,7 @@ class Converted(nn.Module):
 
 
 class Decoded(Converted):
-    """A network of few-spike neurons, with one slot of K = T steps a layer: K belongs to the network.
+    """A network of few-spike neurons, in which each layer has a slot of K = T steps; K cannot be changed.
 
     A layer needs all spikes of the layers below before its first own spike. So layers pass on the numbers that K spikes
     encode, and batches are computed with these numbers. `stream` runs all layers at the same time, slot by slot.
@@ -193,8 +186,8 @@ def convert(
     method: Method,
     T: int,
     corrections: Sequence[Correction] = (),
-    report: Report | None = None,
-) -> tuple[Converted, list[Record]]:
+    report: ShowLayer | None = None,
+) -> tuple[Converted, list[LayerRecord]]:
     """Return the spiking network of `ann` by `method` for T steps, calibrated on `images` [N, ...], and a record of
     each layer.
 

@@ -1,6 +1,4 @@
-"""The neurons of the codes: integrate-and-fire for rate codes, few-spike neurons for codes of numbers."""
-
-from __future__ import annotations
+"""The placed neurons of each code: integrate-and-fire neurons for the rate code, and few-spike neurons."""
 
 from typing import Any, cast
 
@@ -15,7 +13,7 @@ from snnexp.conversion.stateful import Frames, MaxGate  # saved networks name th
 from snnexp.conversion.trains import mean_over_time, packed, unpacked
 from snnexp.conversion.vocabulary import NUMBERS
 from snnexp.errors import InvalidValue, UserError
-from snnexp.few_spike.table import Table, decode, spikes
+from snnexp.few_spike.table import Coefficients, decoded, spikes
 from snnexp.timefold import fold
 
 __all__ = ["FewSpike", "Frames", "MaxGate", "ScaledIF", "integrator"]
@@ -28,7 +26,8 @@ class ScaledIF(Placed):
         v(t) = v(t-1) + c(t) + bias - theta s(t);  s(t) = 1 where v(t-1) + c(t) + bias >= theta
 
     `theta` > 0 [1, C, 1, ...], the start `v_init` and `bias` (the shape of theta, or one per neuron [1, C, H, W]) are
-    buffers. A state_dict may bring other shapes. Raises InvalidValue for a threshold that is not positive and finite.
+    buffers. Loading a state_dict may change their shapes. Raises InvalidValue for a threshold that is not positive and
+    finite.
     """
 
     network = Converted
@@ -53,11 +52,11 @@ class ScaledIF(Placed):
         return float(self.theta.mean())
 
     def start(self, current: Tensor) -> Tensor:
-        """Return v(0) in the shape of one step, [N, ...]; new memory."""
+        """Return v(0) as a new tensor in the shape of one step, [N, ...]."""
         return torch.zeros_like(current) + self.v_init
 
     def scan(self, x: Tensor, state: Tensor | None, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Do what `Stateful.scan` does; the output is written to `out`, which may be x."""
+        """Run all steps (see `Stateful.scan`); the output is written to `out`, which may be x."""
         v = self.start(x[0]) if state is None else state
         out = torch.empty_like(x) if out is None else out
         biased = bool(self.bias.any())
@@ -93,22 +92,11 @@ class ScaledIF(Placed):
         parts = split_error(c, z, v, count, theta, T, f)
         over, under = (v < 0) & (count > 0), (v >= theta) & (count < T)
         off = parts["unevenness"] * T / theta
-        means = {
-            "ann_mean": f(z),
-            "snn_mean": phi,
-            "threshold": theta,
-            "firing_rate": count / T,
-            "silent": count == 0,
-            "over": over,
-            "under": under,
-            "over_spikes": off.clamp(min=0),
-            "under_spikes": -off.clamp(max=0),
-            "zeros": (v < 0) & ~over,
-            "saturated": (v >= theta) & ~under,
-        }
-        return {name: value.float() for name, value in means.items()} | {
-            name: part.square() for name, part in parts.items()
-        }
+        means = {"ann_mean": f(z), "snn_mean": phi, "threshold": theta, "firing_rate": count / T, "silent": count == 0}
+        means |= {"over": over, "under": under, "zeros": (v < 0) & ~over, "saturated": (v >= theta) & ~under}
+        means |= {"over_spikes": off.clamp(min=0), "under_spikes": -off.clamp(max=0)}
+        squares = {name: part.square() for name, part in parts.items()}
+        return {name: value.float() for name, value in means.items()} | squares
 
     def extra_repr(self) -> str:
         return f"theta={float(self.theta.mean()):.4g} (mean of {self.theta.numel()})"
@@ -121,8 +109,8 @@ class ScaledIF(Placed):
 
 
 class FewSpike(Placed):
-    """Few-spike neuron: gets its whole input at once, fires in the K steps of its slot, and passes on the number that
-    its spikes encode (`snnexp.few_spike.table`), an approximation of the activation.
+    """Few-spike neuron: it receives its whole input at once, fires in the K steps of its slot, and passes on the number
+    that its spikes encode (`snnexp.few_spike.table`), an approximation of the activation.
 
     `T`, `h`, `d` [K, 1, C or 1, 1, ...] and `bias` [1, C, 1, ...], which is added to the input, are buffers.
     """
@@ -134,43 +122,39 @@ class FewSpike(Placed):
     h: Tensor
     d: Tensor
 
-    def __init__(self, table: Table, bias: Tensor) -> None:
+    def __init__(self, table: Coefficients, bias: Tensor) -> None:
         super().__init__()
         for name, values in table._asdict().items():
             self.register_buffer(name, values)
         self.register_buffer("bias", bias)
 
     @property
-    def table(self) -> Table:
+    def table(self) -> Coefficients:
         """The coefficients of all steps."""
-        return Table(self.T, self.h, self.d)
+        return Coefficients(self.T, self.h, self.d)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the numbers that the spikes encode for inputs [N, C, ...]."""
-        return decode(x + self.bias, self.table)
+        return decoded(x + self.bias, self.table)
 
     def spikes(self, x: Tensor) -> Tensor:
         """Return the K spikes of each neuron for inputs [N, C, ...]: [K, N, C, ...]."""
         return torch.stack(list(spikes(x + self.bias, self.table)))
 
     def traits(self, c: Tensor, z: Tensor, phi: Tensor, state: Any, T: int, f: nn.Module) -> dict[str, Tensor]:
-        """Do what `Placed.traits` does; `state` are the spike counts."""
-        return super().traits(c, z, phi, state, T, f) | {
-            "threshold": self.T.amax(0),
-            "firing_rate": state / T,
-            "silent": (state == 0).float(),
-        }
+        """Return the columns of `Placed.traits`; `state` holds the spike counts."""
+        own = {"threshold": self.T.amax(0), "firing_rate": state / T, "silent": (state == 0).float()}
+        return super().traits(c, z, phi, state, T, f) | own
 
     def extra_repr(self) -> str:
         return f"K={len(self.T)}"
 
 
 def integrator(flow: Flow, site: fx.Node, what: str) -> ScaledIF:
-    """Return the plain integrate-and-fire neuron at `site`, which `what` needs. Raises UserError for another neuron."""
+    """Return the plain integrate-and-fire neuron at `site`; `what` needs it and is named in errors. Raises UserError
+    for another neuron."""
     neuron = flow.neuron(site)
     if not neuron.integrates:
-        raise UserError(
-            f"{what} takes plain integrate-and-fire neurons, and layer {site.target} has a {type(neuron).__name__}: "
-            "choose another conversion"
-        )
+        other = f"layer {site.target} has a {type(neuron).__name__}: choose another conversion"
+        raise UserError(f"{what} takes plain integrate-and-fire neurons, and {other}")
     return cast(ScaledIF, neuron)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Placed(Stateful):
     """A neuron at a site, whose output approximates the ANN's activation in the mean over T steps, in the ANN's units.
 
-    Everything that depends on the code is answered here. A subclass sets `network` and defines `scan` (`stepwise`), or
-    else `forward`, from the mean input [N, C, ...] to the output. `bias` [1, C, 1, ...] is added to the input of every
-    step; it and all `values` are buffers.
+    Everything that depends on the code is defined here. A subclass sets `network`, and defines `scan` if it is
+    `stepwise`, else `forward`, which maps the mean input [N, C, ...] to the output. `bias` [1, C, 1, ...] is added to
+    the input of every step; it and all `values` are buffers.
     """
 
     network: ClassVar[type[Converted]]  # the class that runs a network of these neurons
@@ -34,14 +34,14 @@ class Placed(Stateful):
 
     @property
     def threshold(self) -> float | None:
-        """The mean threshold for the record of a conversion; None where one number says nothing."""
+        """The mean threshold, for the record of a conversion; None if the neuron has no single threshold."""
         return None
 
     def check(self) -> None:
         """Raise InvalidValue if a buffer holds a value that is not allowed."""
 
     def changed(self, **values: Tensor) -> Self:
-        """Return a copy in which some of `values` are others, also of another shape. Raises what `check` raises."""
+        """Return a copy with new tensors, of any shape, for some of `values`. Raises what `check` raises."""
         if unknown := values.keys() - set(self.values):
             raise TypeError(f"corrections may change {', '.join(self.values)} of {type(self).__name__}, not {unknown}")
         made = copy.copy(self)
@@ -51,17 +51,15 @@ class Placed(Stateful):
 
     def mixed(self, better: Tensor, other: Placed) -> Self:
         """Return a copy with the values of `other` in the channels where `better` [C] is true."""
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.values}
-        return self.changed(
-            **{
-                name: torch.where(along(better, max(old.dim(), new.dim())), new, old)
-                for name, (old, new) in pairs.items()
-                if new is not old
-            }
-        )
+        values = {}
+        for name in self.values:
+            old, new = getattr(self, name), getattr(other, name)
+            if new is not old:
+                values[name] = torch.where(along(better, max(old.dim(), new.dim())), new, old)
+        return self.changed(**values)
 
     def answer(self, current: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (mean output [n, ...], what is emitted [k, n, C, ...]) for calibration inputs, not written to.
+        """Return (mean output [n, ...], emitted values [k, n, C, ...]) for calibration inputs, without changing these.
 
         `current`: [T, n, C, ...] from the start if `stepwise`, else the mean input [n, C, ...].
         """
@@ -72,11 +70,12 @@ class Placed(Stateful):
         return phi, phi.unsqueeze(0)
 
     def packed(self, emitted: Tensor) -> Tensor:
-        """Return what `answer` emits in the form [k, n, C, ...] in which the walk stores it."""
+        """Return the emitted values of `answer` in the form [k, n, C, ...] in which the walk stores them."""
         return emitted
 
     def recalled(self, stored: Tensor, T: int, mean: bool) -> Tensor:
-        """Return what was `packed`, for the layers above: its `mean` over time [n, ...], or the train [T*n, ...]."""
+        """Return `packed` values for the layers above: with `mean`, the time mean [n, ...], else the train [T*n,
+        ...]."""
         if not self.stepwise:
             return stored[0]
         return mean_over_time(stored) if mean else fold(stored)
@@ -92,14 +91,9 @@ class Placed(Stateful):
         `f`: the ANN's activation.
         """
         reached, a = f(c), f(z)
-        return {
-            "ann_mean": a,
-            "snn_mean": phi,
-            "silent": (phi == 0).to(phi),
-            "error": (phi - a).square(),
-            "quantisation": (phi - reached).square(),
-            "propagated": (reached - a).square(),
-        }
+        parts = {"error": phi - a, "quantisation": phi - reached, "propagated": reached - a}
+        means = {"ann_mean": a, "snn_mean": phi, "silent": (phi == 0).to(phi)}
+        return means | {name: part.square() for name, part in parts.items()}
 
 
 class Readout(Placed):

@@ -4,8 +4,6 @@ Bu et al., "Optimal ANN-SNN Conversion for High-accuracy and Ultra-low-latency S
 theta = lam, v(0) = theta/2. With T = L and evenly arriving inputs the network equals the ANN; T need not equal L.
 """
 
-from __future__ import annotations
-
 from snnexp.conversion.neuron import ScaledIF
 from snnexp.conversion.thresholds import Placing, bound
 from snnexp.conversion.walk import Layer
@@ -21,9 +19,9 @@ class QCFSConversion(Placing):
 
     def place(self, layer: Layer) -> ScaledIF:
         if not isinstance(layer.activation, Bounded):
+            lack = f"layer {layer.name} has a {type(layer.activation).__name__} without one"
             raise UserError(
-                f"conversion=qcfs takes its thresholds from the network's activations, and layer "
-                f"{layer.name} has a {type(layer.activation).__name__} without one: train it with "
+                f"conversion=qcfs takes its thresholds from the network's activations, and {lack}: train it with "
                 "neuron=qcfs or clip, or choose another conversion"
             )
         theta = bound(layer, layer.activation)

@@ -4,8 +4,6 @@ Two graphs with the same nodes result: the ANN as it was, and the network to con
 Networks that cannot be converted faithfully are refused here.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +21,7 @@ from snnexp.conversion.flow import Flow, before, sizes
 from snnexp.conversion.stateful import Frames, MaxGate
 from snnexp.conversion.vocabulary import TRAINS, Vocabulary, function_name, owner_name, where
 from snnexp.errors import UserError, choice
+from snnexp.finite import nonfinite
 from snnexp.neuron.clip import Bounded
 from snnexp.timefold import Dropout, Normalize, TimeMean
 
@@ -41,6 +40,8 @@ def rewrite(
     if maxpool is not None:
         choice("maxpool", maxpool, words.MAXPOOL)
     original = _plain(ann)
+    if bad := nonfinite(dict(original.named_parameters())):
+        raise UserError(f"the weights {bad[0]} of the network are NaN or infinite: nothing sensible can be converted")
     source = _traced(copy.deepcopy(original))
     _single_input(source)
     _keywords_as_arguments(source)
@@ -91,24 +92,21 @@ def _traced(net: nn.Module) -> fx.GraphModule:
     except Exception as error:  # the network may be anybody's
         layer = f"layer {tracer.place}" if tracer.place else "the network's forward"
         raise UserError(
-            f"{layer} cannot be traced by torch.fx, and so not converted: {error}. Its control flow must "
-            "not depend on the data, nor may it assign to parts of a tensor or take its len(); write it "
-            "with torch operations"
+            f"{layer} cannot be traced by torch.fx, and so not converted: {error}. Its control flow must not depend on "
+            "the data, nor may it assign to parts of a tensor or take its len(); write it with torch operations"
         ) from error
 
 
 def _plain(ann: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode, without wrappers and with parametrized weights as plain parameters."""
-    while isinstance(
-        inner := getattr(ann, "_orig_mod", ann.module if isinstance(ann, nn.DataParallel) else None), nn.Module
-    ):  # torch.compile, DataParallel
-        ann = inner
+    wrapped = ann.module if isinstance(ann, nn.DataParallel) else getattr(ann, "_orig_mod", None)  # torch.compile
+    if isinstance(wrapped, nn.Module):
+        return _plain(wrapped)
     try:
         network = copy.deepcopy(ann).eval()
     except RuntimeError as error:
-        raise UserError(
-            f"the network cannot be copied: {error}. After torch.nn.utils.weight_norm, call remove_weight_norm first"
-        ) from error
+        advice = "After torch.nn.utils.weight_norm, call remove_weight_norm first"
+        raise UserError(f"the network cannot be copied: {error}. {advice}") from error
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
             values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
@@ -131,10 +129,8 @@ def _single_input(graph: fx.GraphModule) -> None:
     """Raise UserError for a network of several inputs."""
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
     if any(not n.args for n in inputs[1:]):
-        raise UserError(
-            f"the network takes {len(inputs)} inputs ({', '.join(n.name for n in inputs)}); conversion "
-            "takes networks with one input"
-        )
+        named = f"{len(inputs)} inputs ({', '.join(n.name for n in inputs)})"
+        raise UserError(f"the network takes {named}; conversion takes networks with one input")
 
 
 def _out_of_place(graph: fx.GraphModule) -> None:
@@ -203,11 +199,8 @@ def drop_dropout(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         function = function_name(node) if node.op in ("call_function", "call_method") else ""
-        if (
-            isinstance(module, (*words.DROPOUTS, nn.Identity))
-            or "dropout" in function
-            or function == "stochastic_depth"
-        ):
+        dropping = "dropout" in function or function == "stochastic_depth"
+        if dropping or isinstance(module, (*words.DROPOUTS, nn.Identity)):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
 
@@ -219,19 +212,20 @@ def _pools_as_modules(graph: fx.GraphModule) -> None:
         if name in words.MAX_POOL_FUNCTIONS:
             adaptive = name.startswith("adaptive")
             keys = ("output_size",) if adaptive else ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-            settings = dict(zip(keys, node.args[1:], strict=False)) | {
-                k: v for k, v in node.kwargs.items() if k in keys
-            }
+            settings = dict(zip(keys, node.args[1:], strict=False))
+            settings |= {key: value for key, value in node.kwargs.items() if key in keys}
             target = _free(graph, _name_in_owner(node))
             _replace_call(graph, node, target, words.MAX_POOL_FUNCTIONS[name](**settings))
 
 
 @torch.no_grad()
 def fold_norms(graph: fx.GraphModule, example: Tensor | None = None) -> None:
-    """Fold BatchNorm into the convolution or linear layer before it, where both are called once and only it uses that.
+    """Fold BatchNorm into the convolution or linear layer before it, where both are called once and the layer has no
+    other user.
 
-    Other norms stay: in evaluation mode they are affine, and their constant is added once per step like a bias. With
-    `example`, linear layers of tokens are recognised, whose axis 1, on which a norm acts, is not that of their outputs.
+    Other norms stay: in evaluation mode they are affine, and their constant is added once per step like a bias.
+    `example` reveals linear layers of tokens, which keep their norm because it acts on axis 1, not on their output
+    axis.
     """
     if example is not None:
         ShapeProp(graph).propagate(example)  # type: ignore[no-untyped-call]
@@ -279,31 +273,36 @@ def finish(graph: fx.GraphModule) -> None:
     for module in graph.modules():
         if isinstance(module, nn.Conv2d):  # fast on CPU and GPU; later layers keep it
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-        if (
-            isinstance(module, (nn.Linear, *words.CONVS)) and module.bias is None
-        ):  # the same keys whether a bias is corrected or not
+        # the same keys whether a bias is corrected or not
+        if isinstance(module, (nn.Linear, *words.CONVS)) and module.bias is None:
             outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
             module.bias = nn.Parameter(module.weight.new_zeros(outputs), requires_grad=False)
 
 
 @torch.no_grad()
 def _same_answers(original: nn.Module, source: fx.GraphModule, example: Tensor) -> None:
-    """Raise UserError where the traced network gives other answers, for control flow that depends on data."""
+    """Raise UserError if the traced network gives other answers, as with control flow that depends on data."""
     for x in (example, example[:1]):  # another batch size reveals a size that the trace froze
         try:
             expected = _leaves(original(x.clone()))
             found = _leaves(source(x.clone()))
         except Exception as error:  # the network may be anybody's
-            raise UserError(
-                f"the network does not run on {len(x)} samples of shape {list(x.shape[1:])}, {x.dtype}: {error}"
-            ) from error
+            shown = f"{len(x)} samples of shape {list(x.shape[1:])}, {x.dtype}"
+            raise UserError(f"the network does not run on {shown}: {error}") from error
+        if nonfinite({str(k): answer for k, answer in enumerate(expected)}):
+            raise UserError("the network's answers are NaN or infinite: its weights, or its inputs, are too large")
         for a, b in zip(expected, found, strict=True):
-            close = a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max() + 1e-9))
-            if not close:
+            if not _close(b, a):
                 raise UserError(
                     "the traced network answers otherwise than the network itself: its control flow "
                     "depends on the data, or it changes a tensor in place through another name"
                 )
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """Return whether two results of the same computation are equal but for rounding."""
+    atol = 1e-4 * float(expected.abs().max() + 1e-9)
+    return found.shape == expected.shape and torch.allclose(expected, found, rtol=1e-3, atol=atol)
 
 
 @torch.no_grad()
@@ -313,36 +312,24 @@ def _check_rows(flow: Flow, example: Tensor) -> None:
     Notes the shape of each node's value, without the batch axis, as its `meta["shape"]`.
     """
     pair = example if len(example) > 1 else torch.cat([example, example])
-    together: dict[fx.Node, Any] = {flow.placeholder: pair[:2]}
-    alone: dict[fx.Node, Any] = {flow.placeholder: pair[:1]}
-    for env in (together, alone):
-        flow.run(flow.nodes[1:-1], env)
+    together, alone = flow.values(pair[:2]), flow.values(pair[:1])
     not_data = sizes(flow.nodes)
     for node in flow.nodes[1:-1]:
         node.meta["shape"] = together[node].shape[1:] if isinstance(together[node], Tensor) else None
         if node not in flow.timed or node in not_data:
             continue
         for both, one in zip(_leaves(together[node]), _leaves(alone[node]), strict=True):
-            apart = (
-                both.dim()
-                and len(both) == 2
-                and one.shape == both[:1].shape
-                and torch.allclose(both[:1], one, rtol=1e-3, atol=1e-4 * float(one.abs().max() + 1e-9))
-            )
-            if not apart:
+            if not (both.dim() and len(both) == 2 and _close(one, both[:1])):
                 raise UserError(
-                    f"layer {where(node)} joins or mixes the samples of a batch, which no network over "
-                    "time can: its steps are computed as a batch. Keep the first axis for samples, and "
-                    "compute each sample on its own"
+                    f"layer {where(node)} joins or mixes the samples of a batch, which no network over time can: its "
+                    "steps are computed as a batch. Keep the first axis for samples, and compute each sample on its own"
                 )
         if not all(leaf.is_floating_point() for leaf in _leaves(together[node])):
-            raise UserError(
-                f"layer {where(node)} gives whole numbers: rounding does not commute with the mean over time"
-            )
+            why = "rounding does not commute with the mean over time"
+            raise UserError(f"layer {where(node)} gives whole numbers: {why}")
         if node in flow.sites and together[node].dim() < 2:
-            raise UserError(
-                f"layer {where(node)} is an activation of one number a sample, [N]: keep an axis of features, [N, 1]"
-            )
+            what = "an activation of one number a sample, [N]"
+            raise UserError(f"layer {where(node)} is {what}: keep an axis of features, [N, 1]")
 
 
 def _leaves(value: Any) -> list[Tensor]:
@@ -361,10 +348,8 @@ def _check_linear(flow: Flow, maxpool: str | None, vocabulary: Vocabulary) -> No
         module = flow.module(node)
         kind = type(module).__name__ if module is not None else function_name(node)
         if isinstance(module, words.NORMS) and module.running_mean is None:
-            raise UserError(
-                f"layer {where(node)} normalises by its own batch (track_running_stats=False), which "
-                "no spiking network can: train it with running statistics"
-            )
+            why = "by its own batch (track_running_stats=False), which no spiking network can"
+            raise UserError(f"layer {where(node)} normalises {why}: train it with running statistics")
         if isinstance(module, words.MAX_POOLS):
             flow.replace(node, vocabulary.max_pool(module, where(node), maxpool))
             continue

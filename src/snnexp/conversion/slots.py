@@ -25,22 +25,19 @@ FEW = 2  # spikes
 def examine_slots(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list[LayerError], Account]:
     """Return the errors by layer and the cost of an inference over the inputs x [N, ...].
 
-    A layer's error is phi - a = [phi - f(c)] quantisation, inputs outside of the neuron's range included, + [f(c) -
-    f(z)] propagated. Each spike costs an operation in every synapse that it reaches: a layer's multiply-accumulates per
-    input, times the spikes of the sites that lead to it. A number that a layer, product or maximum computed from
-    numbers costs a multiply-accumulate.
-    The latency of an answer is L K steps, and `interval`, 2K, is the time between two answers (K steps to gather, K to
-    fire), as in the paper. `more`: parameters, layers L, `at_most_two` (share of neurons with at most two spikes).
+    A layer's error phi - a is the sum of quantisation, phi - f(c), which includes inputs outside of the neuron's range,
+    and propagated, f(c) - f(z). Each spike costs an operation in every synapse that it reaches: a layer's
+    multiply-accumulates per input, times the spikes of the sites that lead to it. Inputs that are numbers instead of
+    spikes (outputs of another layer, a product or a maximum) cost multiply-accumulates. The latency of an answer is L K
+    steps, and `interval`, 2K, is the time between two answers (K steps to gather, K to fire), as in the paper. `more`:
+    parameters, layers L, `at_most_two` (share of neurons with at most two spikes).
     """
     ann, flow, K = Flow(source), snn.flow, snn.T
     layers = {site: LayerError(str(site.target), K) for site in flow.sites}
     neurons, spikes, few, macs, analog, operations = 0, 0.0, 0.0, 0.0, 0.0, 0.0
     for part in torch.split(x, snn.rows or 128):
         share = len(part) / len(x)
-        values: dict[fx.Node, Any] = {ann.placeholder: part}
-        env: dict[fx.Node, Any] = {flow.placeholder: part}
-        ann.run(ann.nodes[1:-1], values)
-        flow.run(flow.nodes[1:-1], env)
+        values, env = ann.values(part), flow.values(part)
         fired: dict[fx.Node, Tensor] = {}
         for site, twin in zip(flow.sites, ann.sites, strict=True):
             neuron, f = _neuron(snn, site), ann.modules[str(twin.target)]
@@ -73,8 +70,7 @@ def counts(snn: Decoded, x: Tensor) -> Tensor:
     """Return the shares of neurons that fire 0, 1, .. K times for inputs x [N, ...]: [K + 1]."""
     flow, found = snn.flow, torch.zeros(snn.T + 1, dtype=torch.float64)
     for part in torch.split(x, snn.rows or 128):
-        env: dict[fx.Node, Any] = {flow.placeholder: part}
-        flow.run(flow.nodes[1:-1], env)
+        env = flow.values(part)
         for site in flow.sites:
             count = _neuron(snn, site).spikes(env[site.args[0]]).sum(0)
             found += torch.bincount(count.flatten().long().cpu(), minlength=len(found))
@@ -112,8 +108,8 @@ def coefficients(snn: Decoded) -> list[dict[str, Any]]:
         T, h, d = (part.flatten(1).expand(-1, C).tolist() for part in (shifted, neuron.h, neuron.d))
         for t, c in product(range(len(T)), range(C)):
             channel = "all" if C == 1 else c
-            row = {"layer": site.target, "channel": channel, "step": t + 1, "T": T[t][c], "h": h[t][c], "d": d[t][c]}
-            rows.append(row)
+            at = {"layer": site.target, "channel": channel, "step": t + 1}
+            rows.append(at | {"T": T[t][c], "h": h[t][c], "d": d[t][c]})
     return rows
 
 

@@ -1,7 +1,5 @@
 """Modules over time that keep no state between calls: the base class, recordings, and max pooling of spike trains."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ class Stateful(nn.Module):
         raise NotImplementedError
 
     def consume(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Do what `scan` does; the memory of x may be reused for the outputs."""
+        """Run `scan`, which here may reuse the memory of x for the outputs."""
         return self.scan(x, state)
 
 

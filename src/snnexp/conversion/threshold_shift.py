@@ -1,13 +1,11 @@
 """Threshold shift, `conversion=threshold_shift`: threshold balancing, plus half a threshold of input over T steps.
 
-Deng and Gu, "Optimal Conversion of Conventional Artificial Neural Networks to Spiking Neural Networks", ICLR 2021: an
+Deng and Gu, "Optimal Conversion of Conventional Artificial Neural Networks to Spiking Neural Networks", ICLR 2021: a
 spiking neuron rounds down, so its mean output is theta/(2T) too low for uniformly distributed inputs. Adding theta/(2T)
 to the input of each step removes this error. So does v(0) = theta/2, which gives the same count after T steps of
-constant input and serves every T at once. Made for sources with a clipped activation (`neuron=clip`), whose bound is
-theta.
+constant input and serves every T at once. It is made for sources with a clipped activation (`neuron=clip`), whose bound
+is theta.
 """
-
-from __future__ import annotations
 
 from snnexp.conversion.neuron import ScaledIF
 from snnexp.conversion.thresholds import Placing, bound, largest

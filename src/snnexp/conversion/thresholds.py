@@ -1,7 +1,5 @@
 """Common parts of the conversion methods: their options, the largest activations, and histograms."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -12,7 +10,7 @@ from snnexp.conversion.placed import Placed
 from snnexp.conversion.trains import along
 from snnexp.conversion.vocabulary import MAXPOOL
 from snnexp.conversion.walk import Layer
-from snnexp.errors import choice, number, require
+from snnexp.errors import boolean, choice, number
 from snnexp.neuron.clip import Bounded
 
 BINS = 2**12  # of a histogram; a quarter of it by channel
@@ -27,8 +25,7 @@ class Placing:
     neuron: type[Placed] = ScaledIF
 
     def __init__(self, per_channel: bool, start: float, maxpool: str | None) -> None:
-        require(isinstance(per_channel, bool), "per_channel", per_channel, "true or false")
-        self.per_channel = per_channel
+        self.per_channel = boolean("per_channel", per_channel)
         self.start = number("start", start, "a share of the threshold, from 0 to 1", at_least=0, at_most=1)
         self.maxpool = None if maxpool is None else choice("maxpool", maxpool, MAXPOOL)
 
@@ -62,11 +59,8 @@ def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) 
 
     A percentile below 100 is read from a histogram of 4096 bins of (0, maximum].
     """
-    top, dims = None, 2
-    for _, a in layer.activations():
-        here, dims = a.transpose(0, 1).flatten(1).amax(1), a.dim()
-        top = here if top is None else torch.maximum(top, here)
-    assert top is not None
+    found = [(a.transpose(0, 1).flatten(1).amax(1), a.dim()) for _, a in layer.activations()]
+    top, dims = torch.stack([peak for peak, _ in found]).amax(0), found[0][1]
     if not per_channel:
         top = top.max().expand_as(top).clone()
     top = top.clamp(min=SMALLEST)

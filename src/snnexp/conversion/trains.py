@@ -1,7 +1,5 @@
 """Spike trains and channels as tensors: means, layouts, and trains packed to one bit a step."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,10 +1,8 @@
-"""The vocabulary of operations: what stands between the sites of a network, and what a code makes of it.
+"""The vocabulary: the operations that may stand between the sites of a network, and how each code treats them.
 
 A mean over time passes through linear and affine operations unchanged; everything else needs a rule. `Vocabulary` has
 the rules for spike trains, `Numbers` those for codes whose layers pass on numbers.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -55,7 +53,7 @@ MAXPOOL = ("average", "gate")
 
 
 class Curve(nn.Sequential):
-    """An elementwise activation that is no rectifier: a site for codes that pass on numbers."""
+    """An elementwise activation other than a rectifier: a site for codes that pass on numbers."""
 
 
 class Vocabulary:
@@ -68,7 +66,7 @@ class Vocabulary:
         return rectifier(module)
 
     def max_pool(self, pool: nn.Module, layer: str, maxpool: str | None) -> nn.Module:
-        """Return what replaces max pooling. Raises UserError, naming the layer, where nothing can."""
+        """Return the replacement of max pooling. Raises UserError, naming the layer, if there is none."""
         if maxpool is None:
             raise UserError(
                 f"layer {layer} is max pooling, which does not commute with the mean over time; choose "
@@ -119,20 +117,14 @@ def is_linear(node: fx.Node, timed: list[fx.Node]) -> bool:
     if node.op == "call_module" or node.kwargs.get("rounding_mode"):
         return False
     name = function_name(node)
-    return name in LINEAR or (
-        name in LINEAR_IN_ONE and len(timed) == 1 and (name in COMMUTING or node.args[0] in timed)
-    )
+    in_one = name in LINEAR_IN_ONE and len(timed) == 1 and (name in COMMUTING or node.args[0] in timed)
+    return name in LINEAR or in_one
 
 
 def is_addition(node: fx.Node) -> bool:
     """Return whether `node` is x + y of two nodes."""
-    return (
-        node.op in ("call_function", "call_method")
-        and function_name(node) == "add"
-        and not node.kwargs
-        and len(node.args) == 2
-        and all(isinstance(n, fx.Node) for n in node.args)
-    )
+    called = node.op in ("call_function", "call_method") and function_name(node) == "add"
+    return called and not node.kwargs and len(node.args) == 2 and all(isinstance(n, fx.Node) for n in node.args)
 
 
 def where(node: fx.Node) -> str:
@@ -161,10 +153,7 @@ def _average(pool: nn.Module, layer: str) -> nn.Module:
     if hasattr(pool, "output_size"):
         return average(pool.output_size)  # type: ignore[no-any-return]
     if pool.dilation not in (1, (1,), (1, 1), (1, 1, 1)):
-        raise UserError(
-            f"layer {layer} is max pooling with dilation, for which there is no average pooling: choose "
-            "conversion.maxpool=gate"
-        )
-    return average(  # type: ignore[no-any-return]
-        pool.kernel_size, pool.stride, pool.padding, ceil_mode=pool.ceil_mode, count_include_pad=False
-    )
+        why = "max pooling with dilation, for which there is no average pooling"
+        raise UserError(f"layer {layer} is {why}: choose conversion.maxpool=gate")
+    settings = {"ceil_mode": pool.ceil_mode, "count_include_pad": False}
+    return average(pool.kernel_size, pool.stride, pool.padding, **settings)  # type: ignore[no-any-return]

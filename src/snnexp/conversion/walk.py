@@ -1,7 +1,6 @@
-"""The walk, one for every conversion: each site in graph order is placed and corrected on the output of those below.
+"""The walk, which every conversion uses: it places and corrects the neurons, site by site, from input to output.
 
-To write a conversion, read `Method` and the docstring of `Layer` here, `Placing` in thresholds.py, and max_threshold.py
-as an example (under 150 lines in all). To write a correction, read `Correction` and snnexp/calibration/bias.py.
+docs/extending.md says how to write a conversion (`Method`) or a correction (`Correction`) of your own.
 
 For every site that a later one still needs, the walk stores the ANN's activations and the spike trains of the same
 calibration images: activations in the network's precision, rate-coded trains with one bit a step. Everything between
@@ -25,14 +24,16 @@ from torch import Tensor, fx, nn
 from snnexp.conversion.flow import Flow
 from snnexp.conversion.placed import Placed, Readout
 from snnexp.conversion.trains import along, channels_last, per_channel
-from snnexp.conversion.vocabulary import CONVS, NORMS, is_addition
+from snnexp.conversion.vocabulary import CONVS, NORMS, is_addition, where
+from snnexp.errors import UserError
+from snnexp.finite import nonfinite
 from snnexp.timefold import unfold
 
 IN_MEMORY = 2**28  # bytes of one array; larger ones are mapped files
 KEPT = 2**31  # bytes of one site's input that are kept between corrections
 CALIBRATION_ROWS = defaultdict(lambda: 8192, cpu=256)  # images x steps computed at a time, by device
 Mode = Literal["ann", "mean", "train"]
-Report = Callable[[int, int, str], None]  # (layers done, layers in all, name of the next layer)
+ShowLayer = Callable[[int, int, str], None]  # (layers done, layers in all, name of the next layer)
 
 
 @dataclass
@@ -65,7 +66,8 @@ class Proposal:
 
 @dataclass
 class Kept:
-    """One correction at one layer: its objective, averaged over channels, before and after; the share kept."""
+    """One correction at one layer: its objective, averaged over channels, before and after; the share of channels
+    kept."""
 
     correction: str
     before: float
@@ -74,7 +76,7 @@ class Kept:
 
 
 @dataclass
-class Record:
+class LayerRecord:
     """The outcome at one site: the mean threshold of the neuron placed (or None), and the result of each correction."""
 
     name: str
@@ -113,7 +115,7 @@ class Correction(Protocol):
     def propose(self, layer: Layer) -> Proposal | None:
         """Return a change for the layer, whose `neuron` and `stats` are set; None if there is nothing to propose.
 
-        `layer.neuron.values` names what the neuron lets corrections change.
+        `layer.neuron.values` names the buffers that corrections may change.
         """
         ...
 
@@ -125,8 +127,8 @@ def walk(
     T: int,
     method: Method,
     corrections: Sequence[Correction] = (),
-    report: Report | None = None,
-) -> list[Record]:
+    report: ShowLayer | None = None,
+) -> list[LayerRecord]:
     """Turn `network` (see `rewrite`) into the spiking network of `method` for T steps, in place.
 
     `images` [N, ...] calibrate. Each of `corrections`, in order, is proposed at each site and at the output, and kept
@@ -153,11 +155,11 @@ def walk(
     return records
 
 
-def _finished(layer: Layer, corrections: Sequence[Correction]) -> Record:
+def _finished(layer: Layer, corrections: Sequence[Correction]) -> LayerRecord:
     layer.simulate()
     kept = [k for correction in corrections if (k := layer.correct(correction))]
     layer.settle()
-    return Record(layer.name, layer.neuron.threshold, kept)
+    return LayerRecord(layer.name, layer.neuron.threshold, kept)
 
 
 class Layer:
@@ -210,7 +212,7 @@ class Layer:
             yield x, a, self.neuron.answer(current)[0]
 
     def inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (a, current) as the neuron hears its input: `trains` if it hears it step by step, else `means`."""
+        """Yield (a, current) in the form that the neuron needs: `trains` if it is `stepwise`, else `means`."""
         return self.trains() if self.neuron.stepwise else self.means()
 
     def trains(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -272,7 +274,7 @@ class Layer:
         self._kept = []
 
     def _simulated(self, neuron: Placed) -> tuple[Stats, Tensor | None]:
-        """Return the statistics of `neuron` at this site and its packed output; None for that of the network."""
+        """Return the statistics of `neuron` at this site and its packed output (None at the network's output)."""
         error: Tensor | None = None
         square, train, start, n = torch.zeros(()), None, 0, self._walk.n
         for a, current in self.inputs():
@@ -292,7 +294,7 @@ class Layer:
 
 
 class _Walk:
-    """The values of the calibration images in both networks, as far as the walk has come."""
+    """The values of the calibration images in both networks, up to the current site of the walk."""
 
     def __init__(self, ann: Flow, snn: Flow, images: Tensor, T: int) -> None:
         self.ann, self.snn, self.images, self.T, self.n = ann, snn, images, T, len(images)
@@ -317,6 +319,11 @@ class _Walk:
         env = {self._of(mode, n): self._stored(mode, n, rows) for n in known}
         flow.run([self._of(mode, n) for n in inside], env, steps)
         found = [env[self._of(mode, n)] for n in wanted]
+        if mode == "ann" and (bad := nonfinite({where(n): value for n, value in zip(wanted, found, strict=True)})):
+            raise UserError(
+                f"the output of layer {bad[0]} is NaN or infinite on the calibration images: its weights, or those "
+                "below, are too large"
+            )
         if steps is None:
             return found
         return [

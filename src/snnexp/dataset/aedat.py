@@ -6,15 +6,15 @@ Format (jAER): header lines that start with `#`, the first being `#!AER-DAT2.0`;
 lay on its side: for an upright image, bits 14-8 give the column and bits 7-1 the row, both counted down from 127.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 
 from snnexp.dataset.events import EventFileError, Events, not_empty
+from snnexp.dataset.foreign import shown
 
 SIDE, BYTES, CLOCK = 128, 8, 1 << 32
+HEADER_BYTES = 1 << 16  # of all header lines; those of jAER have about 500
 VERSION = b"#!AER-DAT2.0"
 HEADER = (
     VERSION + b"\r\n# int32 address, int32 timestamp (8 bytes, big-endian) for each event\r\n"
@@ -30,22 +30,17 @@ def decode(data: bytes, name: str = "the recording") -> Events:
     """
     body = data[_header(data, name) :]
     if len(body) % BYTES:
-        raise EventFileError(
-            f"{name}: {len(body)} bytes after the header are not a whole number of {BYTES}-byte events; "
-            "the file is truncated or damaged"
-        )
+        whole = f"a whole number of {BYTES}-byte events; the file is truncated or damaged"
+        raise EventFileError(f"{name}: {len(body)} bytes after the header are not {whole}")
     address, t = np.frombuffer(body, ">u4").reshape(-1, 2).T.astype(np.int64)
     beyond = address >> 16 != 0
     if beyond.any():
         k = int(beyond.argmax())
-        raise EventFileError(
-            f"{name}: event {k} has the address 0x{address[k]:08x}, which is outside a DVS128 "
-            "(128 x 128 pixels): the file is damaged or from another camera"
-        )
+        why = "which is outside a DVS128 (128 x 128 pixels): the file is damaged or from another camera"
+        raise EventFileError(f"{name}: event {k} has the address 0x{address[k]:08x}, {why}")
     if (np.diff(t) < -CLOCK // 2).any():
-        raise EventFileError(
-            f"{name}: the timestamps jump back by more than 35 minutes, so the 32-bit clock has wrapped"
-        )
+        wrapped = "so the 32-bit clock has wrapped"
+        raise EventFileError(f"{name}: the timestamps jump back by more than 35 minutes, {wrapped}")
     pixel = address & 0x8000 == 0
     if not pixel.all():
         address, t = address[pixel], t[pixel]
@@ -75,10 +70,12 @@ def _header(data: bytes, name: str) -> int:
     not_empty(data, name)
     if not data.startswith(VERSION):
         first = data[:40].split(b"\n")[0].decode("ascii", "replace").strip()
-        what = f"it has another version ({first})" if first.startswith("#!AER-DAT") else "it is not an AEDAT file"
+        what = (
+            f"it has another version ({shown(first)})" if first.startswith("#!AER-DAT") else "it is not an AEDAT file"
+        )
         raise EventFileError(f"{name}: {what}; an AEDAT 2.0 file starts with the line {VERSION.decode()}")
     end = 0
     while data[end : end + 1] == b"#":
-        if not (end := data.find(b"\n", end) + 1):
+        if not (end := data.find(b"\n", end, HEADER_BYTES) + 1):
             raise EventFileError(f"{name}: the header is not terminated; the file is truncated")
     return end

@@ -1,7 +1,5 @@
 """Augment images, a whole batch at a time, on the device of the batch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from snnexp.errors import choice, integer, require
+from snnexp.errors import boolean, choice, integer, require
 
-POLICIES = {
-    "cifar10": v2.AutoAugmentPolicy.CIFAR10,
-    "imagenet": v2.AutoAugmentPolicy.IMAGENET,
-    "svhn": v2.AutoAugmentPolicy.SVHN,
-}
+POLICIES = {name: v2.AutoAugmentPolicy(name) for name in ("cifar10", "imagenet", "svhn")}
 DRAWS = 32  # of sub-policies per batch: few images share one, and the calls cost less than the work
 
 
@@ -45,15 +39,12 @@ class Augment:
         if self.zoom is not None:
             zoom = self.zoom if isinstance(self.zoom, Sequence) else ()
             shares = [share for share in zoom if isinstance(share, int | float)]
-            require(
-                len(zoom) == len(shares) == 2 and 0 < shares[0] <= shares[1] <= 1,
-                "zoom",
-                self.zoom,
-                "two shares of the area, [least, largest], above 0 and at most 1, or null",
-            )
+            fits = len(zoom) == len(shares) == 2 and 0 < shares[0] <= shares[1] <= 1
+            allowed = "two shares of the area, [least, largest], above 0 and at most 1, or null"
+            require(fits, "zoom", self.zoom, allowed)
         integer("crop", self.crop, at_least=0)
         integer("cutout", self.cutout, at_least=0)
-        require(isinstance(self.flip, bool), "flip", self.flip, "true or false")
+        boolean("flip", self.flip)
         if self.policy is not None:
             choice("policy", self.policy, tuple(POLICIES))
 

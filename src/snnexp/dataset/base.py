@@ -1,9 +1,11 @@
 """The interface from datasets to training: three splits of in-memory or memory-mapped tensors."""
 
-from __future__ import annotations
-
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -39,7 +41,8 @@ class Data:
     over time is shown at each step (`temporal` is then false).
 
     `augment(x [b, ...], seed)` changes a training batch on the batch's device, determined by x and `seed`. `normalize`:
-    (mean, std) per channel in units of 255; the network applies it, so its inputs are 0..255.
+    (mean, std) per channel in units of 255; the network applies it, so its inputs are 0..255. `content`: identifies the
+    stored samples and labels, e.g. a digest of their files (None: `identity` digests the tensors).
     """
 
     name: str
@@ -52,8 +55,29 @@ class Data:
     averaged: bool = False
     augment: Callable[[Tensor, int], Tensor] | None = None
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    content: str | None = None
 
-    def to(self, device: torch.device) -> Data:
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The name, the numbers of samples, and a `digest` of the splits' content, which does not depend on paths."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        stored = {id(t): t for split in splits.values() for t in (split.x, split.y)}
+        parts = [
+            self.content or [_digest(t) for t in stored.values()],
+            [[list(split.x.shape), _digest(split.index)] for split in splits.values()],
+            [list(self.shape), list(self.classes), self.temporal, self.averaged, self.normalize],
+        ]
+        digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return {"name": self.name} | {name: len(split) for name, split in splits.items()} | {"digest": digest}
+
+    @classmethod
+    def of(cls, name: str, x: Tensor, y: Tensor, trained: int, share: float, seed: int, **settings: Any) -> Self:
+        """Return a dataset of samples x, y: the first `trained` train and validate (`split_train`), the rest test."""
+        rows = *split_train(trained, share, seed), torch.arange(trained, len(y))
+        train, val, test = (Split(x, y, index) for index in rows)
+        return cls(name, train, val, test, **settings)
+
+    def to(self, device: torch.device) -> Self:
         """Return a copy with training and validation data on `device`; tensors that splits share stay shared."""
         kept = {id(t): t for split in (self.train, self.val) for t in (split.x, split.y, split.index)}
         there = {key: t.to(device) for key, t in kept.items()}
@@ -62,6 +86,13 @@ class Data:
             return Split(there[id(split.x)], there[id(split.y)], there[id(split.index)])
 
         return replace(self, train=moved(self.train), val=moved(self.val))
+
+
+def _digest(tensor: Tensor) -> str:
+    """Return a digest of the tensor's type and bytes."""
+    made = hashlib.sha256(str(tensor.dtype).encode())
+    made.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return made.hexdigest()
 
 
 def validation_share(value: float) -> float:

@@ -10,13 +10,11 @@ The ATIS (set-up: Orchard et al. 2015) sees dark ink on a bright screen, as the 
 constants were fitted to pairs of an MNIST image and its real recording: docs/datasets.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,41 +31,17 @@ LEVELS = 4000  # light levels from a screen's black to white
 Array = NDArray[np.float32]
 
 PAUSES = (0, 90_000, 105_000, 195_000, 210_000, STEPS * STEP)  # us: start and end of each saccade
-# Positions of the image's centre: time in ms, then sensor pixels right of and below the sensor's centre.
-PATH = (
-    (0, -2.49, -1.69),
-    (10, -2.47, -1.64),
-    (20, -2.60, -1.18),
-    (30, -2.65, -0.42),
-    (40, -2.64, 0.72),
-    (50, -2.49, 2.03),
-    (60, -1.88, 3.02),
-    (70, -1.19, 3.53),
-    (80, -0.93, 3.63),
-    (90, -0.85, 3.60),
-    (100, -0.82, 3.28),
-    (110, -0.65, 3.26),
-    (120, -0.43, 3.45),
-    (130, 0.07, 3.07),
-    (140, 0.87, 2.24),
-    (150, 1.36, 0.96),
-    (160, 1.53, -0.24),
-    (170, 2.00, -1.31),
-    (180, 2.33, -1.70),
-    (190, 2.48, -1.75),
-    (200, 2.70, -1.56),
-    (210, 2.95, -1.53),
-    (220, 3.00, -1.63),
-    (230, 2.58, -1.77),
-    (240, 1.63, -1.61),
-    (250, 0.67, -1.60),
-    (260, -0.47, -1.69),
-    (270, -1.45, -1.76),
-    (280, -2.00, -1.89),
-    (290, -2.46, -1.97),
-    (300, -2.55, -1.93),
-    (316, -2.32, -1.96),
+# Positions of the image's centre at 0, 10, ... 300 and 316 ms: sensor pixels right of and below the sensor's centre.
+RIGHT = (
+    "-2.49 -2.47 -2.60 -2.65 -2.64 -2.49 -1.88 -1.19 -0.93 -0.85 -0.82 -0.65 -0.43 0.07 0.87 1.36 "
+    "1.53 2.00 2.33 2.48 2.70 2.95 3.00 2.58 1.63 0.67 -0.47 -1.45 -2.00 -2.46 -2.55 -2.32"
 )
+DOWN = (
+    "-1.69 -1.64 -1.18 -0.42 0.72 2.03 3.02 3.53 3.63 3.60 3.28 3.26 3.45 3.07 2.24 0.96 "
+    "-0.24 -1.31 -1.70 -1.75 -1.56 -1.53 -1.63 -1.77 -1.61 -1.60 -1.69 -1.76 -1.89 -1.97 -1.93 -1.96"
+)
+TIMES = (*range(0, 310, 10), 316)
+PATH = tuple(zip(TIMES, map(float, RIGHT.split()), map(float, DOWN.split()), strict=True))  # rows of (ms, right, down)
 
 
 @dataclass(frozen=True)
@@ -178,12 +152,8 @@ class EventCamera:
         spread = np.random.default_rng((self.seed, 0)).standard_normal((4, self.side, 1, self.side), np.float32)
         vary = np.clip(1 + self.mismatch * spread[:3], 0.3, 2)
         hot = np.exp(self.noise_spread * spread[3] - self.noise_spread**2 / 2)
-        return (
-            np.float32(self.on) * vary[0],
-            np.float32(self.off) * vary[1],
-            np.maximum(np.float32(self.refractory) * vary[2], self.step),
-            np.float32(self.noise) * hot,
-        )
+        dead = np.maximum(np.float32(self.refractory) * vary[2], self.step)
+        return np.float32(self.on) * vary[0], np.float32(self.off) * vary[1], dead, np.float32(self.noise) * hot
 
     def _see(self, ink: Array, step: int) -> Array:
         """Return the log light on the sensor [side, n, side] at `step`, from `ink` [image, n, image] in 0..255.
@@ -208,12 +178,9 @@ class EventCamera:
         return rows.numpy(), np.ascontiguousarray(columns.mT.numpy()), self._log_light().astype(np.float32)
 
     def _collect(
-        self,
-        found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]],
-        rate: Array,
-        chance: list[np.random.Generator],
+        self, found: Sequence[tuple[NDArray[Any], ...]], rate: Array, chance: list[np.random.Generator]
     ) -> list[Events]:
-        """Sort the events by recording and time, after adding each recording's background events."""
+        """Sort the events (recording, pixel, time, polarity) by recording and time, after adding background events."""
         owner, pixel, t, p = (np.concatenate(parts) for parts in zip(*found, strict=True))
         by = np.argsort(owner, kind="stable")
         bounds = np.searchsorted(owner[by], np.arange(len(chance) + 1))
@@ -251,12 +218,8 @@ class Camera(EventCamera):
         number("scale", self.scale, "a number > 0", above=0)
         number("jitter", self.jitter, "0 to 5000 (us), so that saccades do not overlap", at_least=0, at_most=5000)
         sound = len(self.path) > 1 and all(len(knot) == 3 for knot in self.path)
-        require(
-            sound and all(a[0] < b[0] for a, b in pairwise(self.path)),
-            "path",
-            self.path,
-            "at least two rows of (ms, right, down) with rising times",
-        )
+        rising = sound and all(a[0] < b[0] for a, b in pairwise(self.path))
+        require(rising, "path", self.path, "at least two rows of (ms, right, down) with rising times")
 
     def _weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         ms, right, down = np.array(self.path).T

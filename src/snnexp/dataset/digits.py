@@ -1,7 +1,5 @@
 """scikit-learn's bundled handwritten digits (Alpaydin and Kaynak 1998): 1,797 images of 8 x 8, no download."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from snnexp.dataset.augment import Augment
-from snnexp.dataset.base import Data, Split, split_train, validation_share
+from snnexp.dataset.base import Data, validation_share
 from snnexp.dataset.images import Sums
 
 CLASSES = tuple("0123456789")
@@ -22,7 +20,7 @@ class Images(NamedTuple):
     y: NDArray[np.int64]
 
 
-def read() -> tuple[Images, Images]:
+def read_digits() -> tuple[Images, Images]:
     """Return (train 1,437, test 360), uint8 [n, 8, 8] in 0..16. The split is fixed; 36 of each digit are for test."""
     from sklearn.datasets import load_digits
 
@@ -40,20 +38,10 @@ def digits(validation: float = 0.1, seed: int = 0, augment: Augment | None = Non
     Raises InvalidValue for a share outside (0, 1).
     """
     validation_share(validation)
-    train, test = read()
+    train, test = read_digits()
     levels = np.round(np.arange(17) * (255 / 16)).astype(np.uint8)
     x = torch.from_numpy(levels[np.concatenate([train.x, test.x])]).unsqueeze(1)
     y = torch.from_numpy(np.concatenate([train.y, test.y]))
-    kept, held_out = split_train(len(train.y), validation, seed)
-    tested = torch.arange(len(train.y), len(y))
-    return Data(
-        "digits",
-        Split(x, y, kept),
-        Split(x, y, held_out),
-        Split(x, y, tested),
-        shape=(1, 8, 8),
-        classes=CLASSES,
-        temporal=False,
-        augment=augment,
-        normalize=Sums().add(x[: len(train.y)].numpy()).moments(),
-    )
+    trained, settings = len(train.y), {"classes": CLASSES, "temporal": False, "augment": augment}
+    moments = Sums().add(x[:trained].numpy()).moments()
+    return Data.of("digits", x, y, trained, validation, seed, shape=(1, 8, 8), normalize=moments, **settings)

@@ -5,8 +5,6 @@ of 32 x 32 are enlarged to 512 x 512 by bicubic interpolation and make a repeate
 screen, before a fixed sensor of 128 x 128 pixels (Lichtsteiner et al. 2008).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

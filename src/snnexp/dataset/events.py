@@ -6,14 +6,13 @@ bits per event, big-endian: bits 39-32 x, 31-24 y, 23 polarity (1 = ON), 22-0 ti
 group's other recordings do.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from snnexp.dataset.foreign import read_bytes, shown
 from snnexp.errors import UserError
 
 BYTES, MARKER_ROW, MARKER_STEP, CLOCK = 5, 240, 1 << 13, 1 << 23
@@ -41,10 +40,8 @@ def decode(data: bytes, height: int = HEIGHT, width: int = WIDTH, name: str = "t
     `height` x `width` sensor, or the 23-bit clock has wrapped (after 8.4 s), which makes times ambiguous.
     """
     if len(data) % BYTES:
-        raise EventFileError(
-            f"{name}: {len(data)} bytes are not a whole number of 5-byte events; the file is truncated "
-            "or not in the N-MNIST format"
-        )
+        why = "the file is truncated or not in the N-MNIST format"
+        raise EventFileError(f"{name}: {len(data)} bytes are not a whole number of 5-byte events; {why}")
     raw = np.frombuffer(data, np.uint8).reshape(-1, BYTES).astype(np.int64)
     x, y, p = raw[:, 0], raw[:, 1], raw[:, 2] >> 7
     t = (raw[:, 2] & 0x7F) << 16 | raw[:, 3] << 8 | raw[:, 4]
@@ -57,9 +54,8 @@ def decode(data: bytes, height: int = HEIGHT, width: int = WIDTH, name: str = "t
     beyond = (x >= width) | (y >= height)
     if beyond.any():
         k = int(beyond.argmax())
-        raise EventFileError(
-            f"{name}: event {k} is at (x, y) = ({x[k]}, {y[k]}), outside the {width} x {height} sensor"
-        )
+        where = f"(x, y) = ({x[k]}, {y[k]}), outside the {width} x {height} sensor"
+        raise EventFileError(f"{name}: event {k} is at {where}")
     if (np.diff(t) < 0).any():
         order = np.argsort(t, kind="stable")
         t, x, y, p = t[order], x[order], y[order], p[order]
@@ -75,9 +71,11 @@ def encode(events: Events) -> bytes:
     return np.stack([x, y, p << 7 | t >> 16, t >> 8 & 0xFF, t & 0xFF], axis=1).astype(np.uint8).tobytes()
 
 
-def read(path: Path, height: int = HEIGHT, width: int = WIDTH) -> Events:
-    """Read the events in the file `path`. Raises EventFileError like `decode`, and for an empty file."""
-    return decode(not_empty(path.read_bytes(), str(path)), height, width, str(path))
+def read_events(path: Path, height: int = HEIGHT, width: int = WIDTH) -> Events:
+    """Read the events in the file `path`. Raises EventFileError like `decode` and for an empty file, and UserError for
+    what is no regular file of at most RECORDING_BYTES."""
+    name = shown(path)
+    return decode(not_empty(read_bytes(path), name), height, width, name)
 
 
 def write(path: Path, events: Events) -> None:

@@ -3,8 +3,6 @@
 Channel 0 counts OFF events, channel 1 ON events (as in SpikingJelly's frames).
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,20 +1,27 @@
 """Images in class folders, `train/<class>/` and `test/<class>/`; also ImageNet's layout."""
 
-from __future__ import annotations
-
+import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from snnexp.dataset.base import Data
-from snnexp.dataset.images import Bytes, Options, Part, files, load
-from snnexp.errors import UserError, integer, require
+from snnexp.dataset.foreign import is_folder, listed, opened, refused, shown
+from snnexp.dataset.images import Bytes, ImageOptions, Part, files, load_images
+from snnexp.errors import UserError, integer, integer_or_none, require
 
 MODES = {1: "L", 3: "RGB"}
+VERSION = 2  # increase when the same files give other pixels, so that images are prepared again
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")  # of IMG_EXTENSIONS; Pillow reads others with other programs
+# 8192 x 8192, twice what a camera's 24 to 36 million are. Decoding takes up to 16 bytes a pixel on each core: 1 GiB.
+PIXELS = 1 << 26
+FILE_BYTES = 4 * PIXELS  # what these take uncompressed
+SCANS = 100  # of a progressive JPEG, which usually has ten; each takes as long as the image, whatever its bytes
 
 
 def image_folder(
@@ -29,14 +36,16 @@ def image_folder(
 ) -> Data:
     """Load the images below `root/<train>/<class>/` and `root/<test>/<class>/`, in the formats that torchvision lists.
 
+    Folders in class folders are read too. Hidden files and folders are not. Images of 16 bits per channel are scaled to
+    8 bits, and transparent pixels are shown on white.
+
     Each becomes `channels` (3 colour, 1 grey) x `size` x `size` pixels. It is scaled until its shorter side is `resize`
     (None: `size`), cut square around its centre, and stored; the middle `size` x `size` of that is shown, or with
     `augment.zoom` any part in training. `size=None` takes images as they are; all must then have one size. `train` and
     `test` name the two folders. Classes are the folders of `train`, in alphabetical order. Other arguments:
-    `images.Options`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong value.
+    `ImageOptions`. Raises UserError that names the folder or file at fault, InvalidValue for a wrong value.
     """
-    if size is not None:
-        integer("size", size, at_least=1)
+    integer_or_none("size", size, at_least=1)
     if resize is not None:
         integer("resize", resize, at_least=size or 1)
         require(size is not None, "resize", resize, "null unless size is set")
@@ -44,66 +53,129 @@ def image_folder(
     require(channels in MODES, "channels", channels, "3 (colour) or 1 (grey)")
     root = Path(root).expanduser().absolute()
     found = [_listed(root / part) for part in (train, test)]
-    classes = sorted({path.parent.name for path in found[0]})
-    for path in found[1]:
-        if path.parent.name not in classes:
-            raise UserError(f"{path.parent} is not a class of {root / train}, which has: {', '.join(classes[:20])}")
+    classes = list(found[0])
+    for label in found[1]:
+        if label not in classes:
+            known = f"which has: {', '.join(map(shown, classes[:20]))}"
+            raise UserError(f"{shown(root / test / label)} is not a class of {root / train}, {known}")
+    images = [[path for paths in part.values() for path in paths] for part in found]
 
     def parts() -> tuple[Part, Part]:
-        side = _size(found[0][0]) if stored is None else (stored, stored)
-        number = {name: k for k, name in enumerate(classes)}
+        side = None if stored is None else (stored, stored)
+        if side is None:
+            with opened(images[0][0], FILE_BYTES) as file:
+                side = decode(file, str(images[0][0]), None, MODES[channels]).shape[1:]
+        number = {label: k for k, label in enumerate(classes)}
+        labels = [[number[label] for label, paths in part.items() for _ in paths] for part in found]
         made = [
-            Part([number[p.parent.name] for p in paths], partial(_read, paths, side, MODES[channels], stored is None))
-            for paths in found
+            Part(numbers, partial(_read, paths, side, MODES[channels], stored is None))
+            for numbers, paths in zip(labels, images, strict=True)
         ]
         return made[0], made[1]
 
-    identity = [stored, channels, *(files(paths) for paths in found)]
-    return load(name, parts, identity, classes, Options(**options), size)
+    identity = [VERSION, stored, channels, *(files(paths, FILE_BYTES) for paths in images)]
+    return load_images(name, parts, identity, classes, ImageOptions(**options), size)
 
 
-def _listed(folder: Path) -> list[Path]:
-    """List all images in the class folders of `folder`, by class and name."""
-    paths = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in IMG_EXTENSIONS)
-    filled = {p.parent for p in paths}
-    if not paths:
+def decode(file: BinaryIO, name: str, side: tuple[int, int] | None, mode: str, exact: bool = False) -> Bytes:
+    """Read an image as uint8 [C, H, W] in `mode` (a value of MODES), scaled and cut to `side` (height, width).
+
+    `exact`: it must have that size; None: as it is. Raises UserError, which names `name`, for a file that is damaged or
+    of another format, more than PIXELS pixels, and values without a known range (floats, 32-bit integers).
+    """
+    with refused(f"{shown(name)} cannot be read as an image"), _identified(file) as image:
+        if image.width * image.height > PIXELS:
+            raise UserError(f"{shown(name)} has {image.height:,} x {image.width:,} pixels, more than {PIXELS:,}")
+        if exact and side and (image.height, image.width) != side:
+            raise UserError(
+                f"{shown(name)} has {image.height} x {image.width} pixels, the first image "
+                f"{side[0]} x {side[1]}: set dataset.size to bring all to one size"
+            )
+        if not _covered(image):
+            raise ValueError("parts of it are missing")
+        if image.info.get("progressive") and (scans := _scans(file)) > SCANS:
+            raise UserError(f"{shown(name)} is a JPEG of {scans:,} scans, more than {SCANS}")
+        pixels = np.asarray(_cut(_eight_bits(image, name).convert(mode), side or (image.height, image.width)))
+        return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
+
+
+def _listed(folder: Path) -> dict[str, list[Path]]:
+    """Return the images in the class folders of `folder`, by class; all sorted by name."""
+    found = {}
+    for name in listed(folder):
+        if is_folder(folder / name):
+            found[name] = sorted(_images(folder / name))
+    if not any(found.values()):
         raise UserError(
-            f"no images in {folder}: looked for {folder.name}/<class>/<image> "
+            f"no images in {shown(folder)}: looked for {folder.name}/<class>/<image> "
             f"({', '.join(IMG_EXTENSIONS)}); point dataset.root at the folder above"
         )
-    if empty := sorted(p for p in folder.iterdir() if p.is_dir() and p not in filled):
-        raise UserError(f"no images in the class folder {empty[0]}: fill it or remove it")
-    return paths
+    for name, paths in found.items():
+        if not paths:
+            raise UserError(f"no images in the class folder {shown(folder / name)}: fill it or remove it")
+    return found
 
 
-def _size(path: Path) -> tuple[int, int]:
-    with _opened(path) as image:
-        return image.height, image.width
+def _images(folder: Path) -> Iterator[Path]:
+    """Yield the paths below `folder` that are named like images. Raises UserError for a folder behind a link."""
+    folders = [folder]
+    while folders:
+        inside = folders.pop()
+        for path in map(inside.joinpath, listed(inside)):
+            if path.suffix.lower() in IMG_EXTENSIONS:
+                yield path
+            elif is_folder(path):
+                if path.is_symlink():  # it may lead back to a folder above
+                    raise UserError(f"{shown(path)} is a link to a folder, which only a class folder can be")
+                folders.append(path)
 
 
 def _read(paths: list[Path], side: tuple[int, int], mode: str, exact: bool, rows: range) -> Bytes:
     """Read images `rows` of `paths` as uint8 [n, C, H, W]."""
     out = np.empty((len(rows), Image.getmodebands(mode), *side), np.uint8)
     for k, row in enumerate(rows):
-        with _opened(paths[row]) as image:
-            if exact and (image.height, image.width) != side:
-                raise UserError(
-                    f"{paths[row]} has {image.height} x {image.width} pixels, the first image "
-                    f"{side[0]} x {side[1]}: set dataset.size to bring all to one size"
-                )
-            try:
-                pixels = _cut(image.convert(mode), side)
-            except Exception as error:  # Pillow raises many kinds
-                raise UserError(f"{paths[row]} is damaged: {error}") from error
-        out[k] = np.asarray(pixels).reshape(*side, -1).transpose(2, 0, 1)
+        with opened(paths[row], FILE_BYTES) as file:
+            out[k] = decode(file, str(paths[row]), side, mode, exact)
     return out
 
 
-def _opened(path: Path) -> Image.Image:
+def _identified(file: BinaryIO) -> ImageFile.ImageFile:
     try:
-        return Image.open(path)
-    except Exception as error:  # Pillow raises many kinds
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        empty = file.seek(0, os.SEEK_END) == 0
+        raise ValueError("it is empty" if empty else f"it is none of {', '.join(FORMATS)}") from error
+
+
+def _covered(image: ImageFile.ImageFile) -> bool:
+    """Return whether there are data for all pixels of an opened image: Pillow takes missing strips for black."""
+    boxes = [tile.extents or (0, 0, *image.size) for tile in image.tile]
+    area = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
+    return not boxes or area >= image.width * image.height
+
+
+def _scans(file: BinaryIO) -> int:
+    """Return the number of scans in a JPEG, and in its thumbnails."""
+    file.seek(0)
+    return file.read().count(b"\xff\xda")
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Return the image with 8 bits per channel, on white where it is transparent."""
+    sixteen = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
+    if image.mode in ("I", "F") and not sixteen:
+        raise UserError(
+            f"{shown(name)} has pixels of 32 bits or floats, whose range is not known: save it with 8 or 16 bits"
+        )
+    if sixteen:
+        table = ((np.arange(1 << 16) * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8)
+        if (hidden := image.info.get("transparency")) is not None:
+            table[hidden] = 255
+        return Image.fromarray(table[np.asarray(image).astype(np.uint16)])
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
 
 
 def _cut(image: Image.Image, side: tuple[int, int]) -> Image.Image:
@@ -114,6 +186,8 @@ def _cut(image: Image.Image, side: tuple[int, int]) -> Image.Image:
     scale = max(height / image.height, width / image.width)
     wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))
     left, top = (wide - width) // 2, (high - height) // 2
-    return image.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=3.0).crop(
-        (left, top, left + width, top + height)
-    )
+    # only the part that is kept is scaled: a long image would become as many times as long
+    across = (left * image.width / wide, (left + width) * image.width / wide)
+    down = (top * image.height / high, (top + height) * image.height / high)
+    box = (across[0], down[0], across[1], down[1])
+    return image.resize((width, height), Image.Resampling.BILINEAR, box, reducing_gap=3.0)

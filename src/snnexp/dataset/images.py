@@ -1,27 +1,26 @@
 """Image datasets: decoded once into a memory-mapped uint8 array, with mean and std, and split by seed."""
 
-from __future__ import annotations
-
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from snnexp.dataset.augment import Augment
-from snnexp.dataset.base import Data, Split, split_train, validation_share
-from snnexp.dataset.prepare import digest, in_order, prepared_once, progress
-from snnexp.errors import InvalidValue, number, require
+from snnexp.dataset.base import Data, validation_share
+from snnexp.dataset.foreign import regular
+from snnexp.dataset.manifest import content
+from snnexp.dataset.prepare import digest, in_order, prepared_once, progress, ranges, store, stored
+from snnexp.errors import InvalidValue, boolean, number, require
 
 log = logging.getLogger(__name__)
-CHUNK = 256  # images decoded at a time
+CHUNK, CHUNK_BYTES = 256, 1 << 24  # images decoded at a time: not more than that many, nor (but for one) bytes
 Bytes = NDArray[np.uint8]
 
 
@@ -33,8 +32,8 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options:
-    """Options of all image datasets; see conf/dataset/cifar10.yaml.
+class ImageOptions:
+    """ImageOptions of all image datasets; see conf/dataset/cifar10.yaml.
 
     `validation`: share of the training images that validates, drawn by `seed`. `mean`, `std`: per channel, in units of
     255; None: those of the training images, computed once and stored. `in_memory`: read the prepared array whole
@@ -51,24 +50,19 @@ class Options:
 
     def __post_init__(self) -> None:
         validation_share(self.validation)
-        require(isinstance(self.in_memory, bool), "in_memory", self.in_memory, "true or false")
+        boolean("in_memory", self.in_memory)
         for name, values in (("mean", self.mean), ("std", self.std)):
+            above, allowed = 0 if name == "std" else -1, "numbers in units of the largest value, std above 0"
             for value in values or ():
-                number(
-                    name,
-                    value,
-                    "numbers in units of the largest value, std above 0",
-                    at_least=0,
-                    above=0 if name == "std" else -1,
-                )
+                number(name, value, allowed, at_least=0, above=above)
 
 
-def load(
+def load_images(
     name: str,
     parts: Callable[[], tuple[Part, Part]],
     identity: object,
     classes: Sequence[str],
-    options: Options,
+    options: ImageOptions,
     size: int | None = None,
 ) -> Data:
     """Load `Data` with x uint8 [n, C, H, W] from the prepared cache; if it is missing, `parts()` (train, test) fill it.
@@ -77,36 +71,23 @@ def load(
     middle is shown; `augment.zoom` takes its parts from the whole. Test images never validate. Raises InvalidValue, and
     what reading raises.
     """
-    directory = prepared_once(
-        Path(options.cache).expanduser() / name / f"images-{digest(identity=identity)}",
-        lambda to: _store(name, parts(), to),
-    )
-    meta = json.loads((directory / "meta.json").read_text())
-    # copy-on-write, because torch has no read-only tensors
-    x = torch.from_numpy(np.load(directory / "images.npy", mmap_mode=None if options.in_memory else "c"))
-    y = torch.from_numpy(np.load(directory / "labels.npy"))
-    shown, augment = middle(x, size), options.augment
-    if zoom := augment is not None and augment.zoom is not None:
-        augment = replace(augment, size=size)
-    shape, trained = tuple(shown.shape[1:]), meta["train"]
+    key = digest(identity=identity)
+    folder = Path(options.cache).expanduser() / name / f"images-{key}"
+    directory = prepared_once(folder, lambda to: _store(name, parts(), to))
+    x, y, meta = stored(directory, "images", options.in_memory)
+    shown, trained = middle(x, size), meta["train"]
     if trained < 2:
         raise InvalidValue("root", name, "a folder with at least two training images, one of which validates")
-    kept, held_out = split_train(trained, options.validation, options.seed)
-    mean, std = options.mean or meta["mean"], options.std or meta["std"]
+    shape, mean, std = tuple(shown.shape[1:]), options.mean or meta["mean"], options.std or meta["std"]
     for key, values in (("mean", mean), ("std", std)):
         require(len(values) == shape[0], key, list(values), f"{shape[0]} numbers, one per channel")
-    log.info("%s: %d images to train, %d to validate, %d to test", name, len(kept), len(held_out), len(y) - trained)
-    return Data(
-        name,
-        Split(x if zoom else shown, y, kept),
-        Split(shown, y, held_out),
-        Split(shown, y, torch.arange(trained, len(y))),
-        shape=shape,
-        classes=tuple(classes),
-        temporal=False,
-        augment=augment,
-        normalize=(tuple(mean), tuple(std)),
-    )
+    settings = {"shape": shape, "classes": tuple(classes), "normalize": (tuple(mean), tuple(std)), "temporal": False}
+    settings["content"] = content(directory, "images.npy", "labels.npy")
+    data = Data.of(name, shown, y, trained, options.validation, options.seed, augment=options.augment, **settings)
+    log.info("%s: %d images to train, %d to validate, %d to test", name, len(data.train), len(data.val), len(data.test))
+    if options.augment is not None and options.augment.zoom is not None:
+        return replace(data, train=replace(data.train, x=x), augment=replace(options.augment, size=size))
+    return data
 
 
 def middle(x: Tensor, size: int | None) -> Tensor:
@@ -120,26 +101,21 @@ def middle(x: Tensor, size: int | None) -> Tensor:
 def _store(name: str, parts: Sequence[Part], directory: Path) -> None:
     """Write `parts`, in order, to `directory`: images.npy, labels.npy, meta.json; mean and std are of the first."""
     labels = np.array([label for part in parts for label in part.labels], np.int64)
-    chunks = [
-        (part, range(start, min(start + CHUNK, len(part.labels))))
-        for part in parts
-        for start in range(0, len(part.labels), CHUNK)
-    ]
-    bar = progress(
-        in_order(lambda chunk: chunk[0].read(chunk[1]), chunks), f"{name}: reading", len(labels), len, "images"
-    )
+    first = parts[0].read(range(min(1, len(parts[0].labels))))
+    size = max(1, min(CHUNK, CHUNK_BYTES // max(1, first.nbytes)))
+    chunks = [(part, rows) for part in parts for rows in ranges(len(part.labels), size)]
+    read = in_order(lambda chunk: chunk[0].read(chunk[1]), chunks)
     sums = Sums()
-    with (directory / "images.npy").open("wb") as file:  # not mapped: a full disk raises an error, not SIGBUS
+
+    def summed() -> Iterator[Bytes]:
         left = len(parts[0].labels)
-        for number_of_chunk, images in enumerate(bar):
-            if number_of_chunk == 0:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *images.shape[1:])}
-                np.lib.format.write_array_header_1_0(file, header)
+        for images in progress(read, f"{name}: reading", len(labels), len, "images"):
             if left > 0:
                 sums.add(images[:left])
                 left -= len(images)
-            file.write(images.tobytes())
-    np.save(directory / "labels.npy", labels)
+            yield images
+
+    store(directory, "images", labels, summed())
     mean, std = sums.moments()
     (directory / "meta.json").write_text(json.dumps({"train": len(parts[0].labels), "mean": mean, "std": std}))
 
@@ -150,7 +126,7 @@ class Sums:
     def __init__(self) -> None:
         self.counts: list[NDArray[np.int64]] = []
 
-    def add(self, images: Bytes) -> Sums:
+    def add(self, images: Bytes) -> Self:
         """Count the pixels of `images` uint8 [n, C, H, W] too, and return self."""
         new = [np.bincount(channel.ravel(), minlength=256) for channel in images.transpose(1, 0, 2, 3)]
         self.counts = [a + b for a, b in zip(self.counts, new, strict=True)] if self.counts else new
@@ -164,9 +140,12 @@ class Sums:
         return tuple(means), tuple(std or 1.0 for std in stds)
 
 
-def files(paths: Iterable[Path]) -> list[object]:
-    """Return name, size and modification time of each file, which change when the files do."""
-    return [[str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in paths]
+def files(paths: Iterable[Path], limit: int | None = None) -> list[object]:
+    """Return name, size and modification time of each file, which change when the files do.
+
+    Raises UserError for what is no regular file of at most `limit` bytes.
+    """
+    return [[str(path), (stat := regular(path, limit)).st_size, stat.st_mtime_ns] for path in paths]
 
 
 def of_array(images: Bytes, labels: Sequence[int]) -> Part:

@@ -1,7 +1,5 @@
 """The standard image datasets that torchvision fetches and reads: MNIST, FashionMNIST, CIFAR-10, CIFAR-100."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,11 @@ import numpy as np
 from torchvision import datasets
 
 from snnexp.dataset.base import Data
-from snnexp.dataset.images import Options, Part, files, load, of_array
-from snnexp.dataset.saccade import CLOTHES, fetch, idx_files, read_idx
+from snnexp.dataset.images import ImageOptions, Part, files, load_images, of_array
+from snnexp.dataset.saccade import CLOTHES, IDX_BYTES, fetch, idx_files, read_images
 from snnexp.errors import UserError
 
+CIFAR_BYTES = 1 << 28  # of a file; the largest, of CIFAR-100, has 155 million
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100 = (
     "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
@@ -29,28 +28,28 @@ CIFAR100 = (
 def cifar10(root: str | Path, download: bool = False, **options: Any) -> Data:
     """Load CIFAR-10 (Krizhevsky 2009), 50,000 + 10,000 of 3 x 32 x 32, 10 classes, as torchvision stores it in `root`.
 
-    `download`: let torchvision fetch the files if they are missing. Other arguments: `images.Options`. Raises UserError
+    `download`: let torchvision fetch the files if they are missing. Other arguments: `ImageOptions`. Raises UserError
     that names the folder if there are no images, or the reason why they cannot be fetched.
     """
-    return _cifar(datasets.CIFAR10, CIFAR10, root, download, Options(**options))
+    return _cifar(datasets.CIFAR10, CIFAR10, root, download, ImageOptions(**options))
 
 
 def cifar100(root: str | Path, download: bool = False, **options: Any) -> Data:
     """Load CIFAR-100, with 100 classes, otherwise like `cifar10`."""
-    return _cifar(datasets.CIFAR100, CIFAR100, root, download, Options(**options))
+    return _cifar(datasets.CIFAR100, CIFAR100, root, download, ImageOptions(**options))
 
 
 def mnist(root: str | Path, download: bool = False, **options: Any) -> Data:
     """Load MNIST (LeCun et al. 1998), 60,000 + 10,000 of 1 x 28 x 28, gzipped or not; otherwise like `cifar10`."""
-    return _mnist("MNIST", tuple("0123456789"), root, download, Options(**options))
+    return _mnist("MNIST", tuple("0123456789"), root, download, ImageOptions(**options))
 
 
 def fashion_mnist(root: str | Path, download: bool = False, **options: Any) -> Data:
     """Load FashionMNIST (Xiao et al. 2017), otherwise like `mnist`."""
-    return _mnist("FashionMNIST", CLOTHES, root, download, Options(**options))
+    return _mnist("FashionMNIST", CLOTHES, root, download, ImageOptions(**options))
 
 
-def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: Options) -> Data:
+def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: ImageOptions) -> Data:
     root = Path(root).expanduser().absolute()
     folder = root / kind.base_folder
     paths = [folder / name for name, _ in (*kind.train_list, *kind.test_list)]
@@ -58,26 +57,24 @@ def _cifar(kind: Any, classes: str, root: str | Path, download: bool, options: O
         fetch(kind, root)
     for path in paths:
         if not path.exists():
-            raise UserError(
-                f"no {path.name} in {folder}: point dataset.root at the folder that holds "
-                f"{kind.base_folder}, or set dataset.download=true to let torchvision fetch it"
-            )
+            ways = f"{kind.base_folder}, or set dataset.download=true to let torchvision fetch it"
+            raise UserError(f"no {path.name} in {folder}: point dataset.root at the folder that holds {ways}")
     meta = folder / kind.meta["filename"]
 
     def parts() -> tuple[Part, Part]:
         try:  # torchvision compares checksums before it unpickles anything
             train, test = (kind(str(root), train=part) for part in (True, False))
         except (RuntimeError, OSError) as error:
-            raise UserError(
-                f"{folder} does not hold the published files ({error}): remove it and set dataset.download=true"
-            ) from error
-        return tuple(of_array(np.ascontiguousarray(p.data.transpose(0, 3, 1, 2)), p.targets) for p in (train, test))  # type: ignore[return-value]
+            advice = "remove it and set dataset.download=true"
+            raise UserError(f"{folder} does not hold the published files ({error}): {advice}") from error
+        train, test = (of_array(np.ascontiguousarray(p.data.transpose(0, 3, 1, 2)), p.targets) for p in (train, test))
+        return train, test
 
     name = kind.__name__.lower()
-    return load(name, parts, [name, files([*paths, meta])], classes.split(), options)
+    return load_images(name, parts, [name, files([*paths, meta], CIFAR_BYTES)], classes.split(), options)
 
 
-def _mnist(name: str, classes: tuple[str, ...], root: str | Path, download: bool, options: Options) -> Data:
+def _mnist(name: str, classes: tuple[str, ...], root: str | Path, download: bool, options: ImageOptions) -> Data:
     root = Path(root).expanduser().absolute()
     raw = root / name / "raw"
     if download and not (raw.exists() and any(os.scandir(raw))):
@@ -85,7 +82,7 @@ def _mnist(name: str, classes: tuple[str, ...], root: str | Path, download: bool
     paths = idx_files(raw)
 
     def parts() -> tuple[Part, Part]:
-        x, y, x_test, y_test = map(read_idx, paths)
-        return of_array(x[:, None], y.tolist()), of_array(x_test[:, None], y_test.tolist())
+        train, test = (read_images(paths[k : k + 2], len(classes)) for k in (0, 2))
+        return of_array(train.x[:, None], train.y.tolist()), of_array(test.x[:, None], test.y.tolist())
 
-    return load(name.lower(), parts, files(paths), classes, options)
+    return load_images(name.lower(), parts, files(paths, IDX_BYTES), classes, options)

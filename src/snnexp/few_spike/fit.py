@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from snnexp.activations import Interval, named
-from snnexp.few_spike.table import Fitted, Table, measured
+from snnexp.few_spike.table import Coefficients, Fitted, measured
 
 Density = Callable[[Tensor], Tensor]  # weight of each input; need not be normalised
 POINTS = (500, 1500, 4000)  # of the grids
@@ -34,7 +34,7 @@ SLACK = 0.2  # by which a move may raise the log error of a hot chain
 RENEWED_SLACK = 0.3  # by which a renewed step may raise it
 EXCHANGE = 12  # renewals after which the best chain replaces the worst
 TOO_MANY = 6.0  # increase of the log error for each spike beyond the limit
-Report = Callable[[int, int], None]  # (rounds done, total rounds)
+ShowRounds = Callable[[int, int], None]  # (rounds done, total rounds)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def fit_table(
     rounds: int,
     seed: int = 0,
     density: Density | None = None,
-    report: Report | None = None,
+    report: ShowRounds | None = None,
 ) -> Fitted:
     """Return coefficients of `activation` on `interval` for K steps, with at most `limit` spikes on average.
 
@@ -114,7 +114,7 @@ def fit_table(
     chains = search.around(middle, best.best(middle, 3), round(REFINING[0] * rounds), 0.5)
     chains = search.around(fine, chains.best(fine, 1), round(REFINING[1] * rounds), 0.25)
     d, _ = fine.project(chains.T, chains.h)
-    return measured(activation, interval, Table(chains.T[0], chains.h[0], d[0]))
+    return measured(activation, interval, Coefficients(chains.T[0], chains.h[0], d[0]))
 
 
 class _Chains(NamedTuple):
@@ -153,7 +153,7 @@ class _Search:
     interval: Interval
     generator: torch.Generator
     rounds: int
-    report: Report | None
+    report: ShowRounds | None
     done: int = 0
 
     @property

@@ -8,8 +8,6 @@ spikes", Nature Machine Intelligence 2021. A neuron gets its input x once, and t
     y = sum over t of d(t) z(t)                                     the number encoded          (3)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,7 @@ SHIPPED = Path(__file__).parent / "coefficients"
 POINTS = 10**6  # uniformly spaced inputs at which errors are measured
 
 
-class Table(NamedTuple):
+class Coefficients(NamedTuple):
     """The coefficients `T`, `h`, `d`: [K], or [K, 1, C, 1, ...] for each channel of inputs [N, C, ...]."""
 
     T: Tensor
@@ -46,13 +44,13 @@ class Fitted:
 
     activation: str
     range: Interval
-    table: Table
+    table: Coefficients
     mse: float
     largest: float
     spikes: float
 
 
-def spikes(x: Tensor, table: Table) -> Iterable[Tensor]:
+def spikes(x: Tensor, table: Coefficients) -> Iterable[Tensor]:
     """Yield the spikes z(t) for t = 1..K, each in the shape and dtype of x [N, ...]."""
     v = x.clone()
     for T, h in zip(table.T, table.h, strict=True):
@@ -61,7 +59,7 @@ def spikes(x: Tensor, table: Table) -> Iterable[Tensor]:
         yield z
 
 
-def decode(x: Tensor, table: Table) -> Tensor:
+def decoded(x: Tensor, table: Coefficients) -> Tensor:
     """Return y of Eq. (3) for inputs x, in the shape of x."""
     y = torch.zeros_like(x)
     for z, d in zip(spikes(x, table), table.d, strict=True):
@@ -69,7 +67,7 @@ def decode(x: Tensor, table: Table) -> Tensor:
     return y
 
 
-def relu(K: int, top: float | Tensor) -> Table:
+def relu(K: int, top: float | Tensor) -> Coefficients:
     """Return the table of ReLU on [0, top), in closed form.
 
     h = d = top 2^-t, so the spikes are the binary digits of x / (top 2^-K). The thresholds are half a step, top
@@ -78,35 +76,30 @@ def relu(K: int, top: float | Tensor) -> Table:
     """
     top = torch.as_tensor(top)
     h = 2.0 ** -torch.arange(1, K + 1, dtype=top.dtype, device=top.device).view(-1, *[1] * top.dim()) * top
-    return Table(h - h[-1:] / 2, h, h)
+    return Coefficients(h - h[-1:] / 2, h, h)
 
 
-def measured(activation: str, interval: Interval, table: Table, points: int = POINTS) -> Fitted:
+def measured(activation: str, interval: Interval, table: Coefficients, points: int = POINTS) -> Fitted:
     """Return `table` with its errors at `points` uniformly spaced inputs."""
-    table = Table(*(part.double() for part in table))
+    table = Coefficients(*(part.double() for part in table))
     x = torch.linspace(*interval, points, dtype=torch.float64)
     y, count = torch.zeros_like(x), torch.zeros_like(x)
     for z, d in zip(spikes(x, table), table.d, strict=True):
         y += d * z
         count += z
     error = y - named(activation).function(x)
-    return Fitted(
-        activation, interval, table, float(error.square().mean()), float(error.abs().max()), float(count.mean())
-    )
+    found = float(error.square().mean()), float(error.abs().max()), float(count.mean())
+    return Fitted(activation, interval, table, *found)
 
 
 def save_tables(tables: Sequence[Fitted], path: Path) -> None:
     """Write the tables of one activation as YAML, one table a line."""
     lines = [f"activation: {tables[0].activation}", "tables:"]
     for fit in tables:
-        numbers = {name: [float(f"{v:.9g}") for v in part.tolist()] for name, part in fit.table._asdict().items()}
         errors = f"mse: {fit.mse:.4g}, largest: {fit.largest:.4g}, spikes: {fit.spikes:.4g}"
-        lines.append(
-            f"- {{K: {fit.table.K}, range: {list(fit.range)}, {errors}, "
-            + ", ".join(f"{name}: {values}" for name, values in numbers.items())
-            + "}"
-        )
-    path.write_text("\n".join(lines) + "\n")
+        parts = [f"{name}: {[float(f'{v:.9g}') for v in part.tolist()]}" for name, part in fit.table._asdict().items()]
+        lines.append(f"- {{K: {fit.table.K}, range: {list(fit.range)}, {errors}, {', '.join(parts)}}}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def load_tables(activation: str, folder: Path | None = None) -> list[Fitted]:
@@ -118,23 +111,16 @@ def load_tables(activation: str, folder: Path | None = None) -> list[Fitted]:
     if not path.exists():
         return []
     try:
-        content = yaml.safe_load(path.read_text())
-        found = [
-            Fitted(
-                content["activation"],
-                (float(t["range"][0]), float(t["range"][1])),
-                Table(*(torch.tensor(t[name], dtype=torch.float64) for name in Table._fields)),
-                float(t["mse"]),
-                float(t["largest"]),
-                float(t["spikes"]),
-            )
-            for t in content["tables"]
-        ]
+        content, found = yaml.safe_load(path.read_text(encoding="utf-8")), []
+        for t in content["tables"]:
+            table = Coefficients(*(torch.tensor(t[name], dtype=torch.float64) for name in Coefficients._fields))
+            errors = (float(t[name]) for name in ("mse", "largest", "spikes"))
+            interval = float(t["range"][0]), float(t["range"][1])
+            found.append(Fitted(content["activation"], interval, table, *errors))
     except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{path} holds no few-spike coefficients as task=fit_few_spike writes them: {error}") from error
     for fit in found:
-        if not len(fit.table.T) == len(fit.table.h) == len(fit.table.d) > 0 or not all(
-            part.isfinite().all() for part in fit.table
-        ):
+        alike = len(fit.table.T) == len(fit.table.h) == len(fit.table.d) > 0
+        if not alike or not all(part.isfinite().all() for part in fit.table):
             raise UserError(f"{path}: T, h and d must be lists of K finite numbers each")
     return found

@@ -1,6 +1,4 @@
-"""`Mitigation`, which `mitigation=` builds, and `Mitigated`, a converted network that has one."""
-
-from __future__ import annotations
+"""`Mitigation`, which `mitigation=` builds, and `Mitigated`, a converted network with a mitigation."""
 
 import copy
 from collections.abc import Sequence
@@ -11,15 +9,16 @@ from torch import Tensor, fx
 
 from snnexp.conversion.network import Converted, Simulation, joined
 from snnexp.conversion.neuron import ScaledIF, integrator
+from snnexp.conversion.stored import Settings
 from snnexp.errors import UserError, integer, require
 from snnexp.timefold import unfold
 
 
-class Mitigation:
+class Mitigation(Settings):
     """No mitigation, `mitigation=none`, and the base class of the others.
 
-    `before`: steps that the whole network runs before the steps that count. `again`: the number of first steps that
-    each site rehearses before the steps that count, `rounds` times. `whole`: a site answers after its whole input.
+    `before`: steps that the whole network runs before the steps that count. `again`: how many of its first steps each
+    site rehearses, `rounds` times, before the steps that count. `whole`: a site fires only after its whole input.
     """
 
     before = 0
@@ -43,12 +42,12 @@ class Mitigation:
     def applied(self, snn: Converted) -> Converted:
         """Return a network with the mitigation, which shares nothing with `snn`.
 
-        Raises UserError, naming the layer, for neurons that are no plain integrate-and-fire neurons.
+        Raises UserError, naming the layer, for neurons other than plain integrate-and-fire neurons.
         """
         return snn if self.idle else Mitigated(snn, self)
 
     def check(self, T: int) -> None:
-        """Raise InvalidValue for a T that is too short."""
+        """Raise InvalidValue for a T that is too small."""
         require(self.again <= T, "rehearse", self.again, f"at most T = {T}: the first of the T steps are rehearsed")
 
     def steps(self, T: int) -> int:
@@ -105,11 +104,8 @@ class Mitigated(Converted):
         env, simulation = self._simulated(x, T)
         self.flow.run(self.flow.tail, env, T)
         if again := self.mitigation.again:
-            heard = {
-                node: unfold(env[node], T)[:again].flatten(0, 1)
-                for node in self.flow.body
-                if isinstance(env[node], Tensor)
-            }
+            signals = [node for node in self.flow.body if isinstance(env[node], Tensor)]
+            heard = {node: unfold(env[node], T)[:again].flatten(0, 1) for node in signals}
             simulation.before.extend([heard] * self.mitigation.rounds)
         return simulation
 
@@ -117,10 +113,7 @@ class Mitigated(Converted):
         """Return the values of all nodes up to the last sites; with `free`, only those that the tail needs."""
         flow, mitigation = self.flow, self.mitigation
         mitigation.check(T)
-        env: dict[fx.Node, Any] = {flow.placeholder: x}
-        flow.run(flow.head, env)
-        state: dict[fx.Node, Any] = {}
-        before = []
+        env, state, before = flow.values(x, flow.head), dict[fx.Node, Any](), []
         if mitigation.before:
             rehearsal, after = dict(env), dict(state)
             flow.run(flow.body, rehearsal, mitigation.before, after, free)
@@ -133,8 +126,7 @@ class Mitigated(Converted):
     def _answer(self, env: dict[fx.Node, Any], t: int, T: int) -> Any:
         """Return the output computed from the means over the first t of T steps."""
         flow = self.flow
-        means = {n: env[n] for n in (flow.placeholder, *flow.head)} | {
-            n: unfold(env[n], T)[:t].mean(0) for n in flow.emitting
-        }
+        means = {n: env[n] for n in (flow.placeholder, *flow.head)}
+        means |= {n: unfold(env[n], T)[:t].mean(0) for n in flow.emitting}
         flow.run(flow.tail, means)
         return fx.map_arg(flow.output.args[0], means.__getitem__)

@@ -11,8 +11,6 @@ Then the site runs from there. The sites below have already finished, so the ans
 steps. Neurons that fired at each step are unchanged (the authors' code moves them, to no effect while T = rehearse).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,8 @@ State = tuple[Tensor, Tensor]  # v [N, ...], and the shift of v(0)
 
 
 class OffsetSpike(Mitigation):
-    """Rehearses `rehearse` >= 1 of T >= rehearse steps `rounds` >= 1 times, each for one spike. Raises InvalidValue."""
+    """Rehearses the first `rehearse` >= 1 of T steps `rounds` >= 1 times, each time correcting one spike. Raises
+    InvalidValue."""
 
     def __init__(self, rehearse: int, rounds: int = 1) -> None:
         self.again = integer("rehearse", rehearse, at_least=1)
@@ -65,7 +64,5 @@ class Offset(Replaced):
         down = v.masked_fill(~fired, torch.inf).amin(0) - theta
         left = left - moved
         seldom, often = (left >= theta) & ~fired.all(0), (left < 0) & fired.any(0)
-        margin = MARGIN * theta
-        return torch.where(seldom, (up + margin).maximum(theta), 0) - torch.where(
-            often, (down + margin).maximum(theta), 0
-        )
+        up, down = ((distance + MARGIN * theta).maximum(theta) for distance in (up, down))
+        return torch.where(seldom, up, 0) - torch.where(often, down, 0)

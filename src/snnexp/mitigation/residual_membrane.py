@@ -2,10 +2,9 @@
 
 Hao et al., "Reducing ANN-SNN Conversion Error through Residual Membrane Potential", AAAI 2023: the network runs
 `rehearse` steps; then it starts again, and neurons with v(rehearse) < 0 emit nothing in the T steps that count. (The
-authors' code silences v <= 0.001 theta.) It acts only on over-firing, of neurons whose ANN activation is mostly 0.
+authors' code silences v <= 0.001 theta.) It only corrects neurons that fire too often; the ANN's activation of these is
+mostly 0.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ State = tuple[Tensor, Tensor]  # v [N, ...], and a mask of the silent neurons
 
 
 class ResidualMembrane(Mitigation):
-    """Runs `rehearse` >= 1 steps of the whole network before the steps that count. Raises InvalidValue."""
+    """Rehearses `rehearse` >= 1 steps of the whole network before the steps that count. Raises InvalidValue."""
 
     def __init__(self, rehearse: int) -> None:
         self.before = integer("rehearse", rehearse, at_least=1)

@@ -5,8 +5,6 @@ take back, the neuron emits -theta and v rises by theta. Here v must be below -`
 back as soon as v < 0, so that v ends in [0, theta) wherever there is enough time.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -18,7 +16,7 @@ State = tuple[Tensor, Tensor]  # v [N, ...], and the number of spikes that can b
 
 
 class Signed(Mitigation):
-    """Takes spikes back below -`level`, >= 0 and in units of theta. Raises InvalidValue."""
+    """Takes a spike back where v is below -`level` theta; `level` >= 0. Raises InvalidValue."""
 
     def __init__(self, level: float) -> None:
         self.level = number("level", level, "a number >= 0, in units of the threshold", at_least=0)

@@ -4,8 +4,6 @@ So there is no unevenness error: the network equals its source with activations 
 depth x T steps, and the input has to be summed while a site waits.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Networks as plain torch modules over time-folded tensors; with its neuron factory, each class is an ANN or an SNN."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -10,6 +8,7 @@ from torch import nn
 from snnexp.errors import choice, require
 from snnexp.neuron.integrator import Integrator
 
+Shape = tuple[int, ...]  # of one step's input without the batch axis: (channels, height, width) for images
 Neuron = Callable[[], nn.Module]  # returns a new neuron, or activation, at each call
 
 
@@ -54,11 +53,7 @@ def he_init(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def at_least(shape: tuple[int, ...], side: int, model: str) -> None:
+def at_least(shape: Shape, side: int, model: str) -> None:
     """Raise InvalidValue unless `shape` is that of images [C, H, W] with sides of at least `side` pixels."""
-    require(
-        len(shape) == 3 and min(shape[1:]) >= side,
-        "shape",
-        tuple(shape),
-        f"(channels, height, width) of at least {side} x {side} pixels for {model}",
-    )
+    allowed = f"(channels, height, width) of at least {side} x {side} pixels for {model}"
+    require(len(shape) == 3 and min(shape[1:]) >= side, "shape", tuple(shape), allowed)

@@ -1,12 +1,10 @@
 """CIFARNet of Wu et al., "Direct Training for Spiking Neural Networks: Faster, Larger, Better", AAAI 2019:
 128C3-256C3-AP2-512C3-AP2-1024C3-512C3-1024FC-512FC-output; Deng and Gu (ICLR 2021) convert it."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from snnexp.errors import integer
-from snnexp.model import Neuron, at_least, conv_unit, pool2, readout_site
+from snnexp.model import Neuron, Shape, at_least, conv_unit, pool2, readout_site
 from snnexp.timefold import Dropout
 
 
@@ -18,15 +16,7 @@ class CIFARNet(nn.Sequential):
     """
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        classes: int,
-        neuron: Neuron,
-        *,
-        width: int,
-        dropout: float,
-        pooling: str,
-        readout: str,
+        self, shape: Shape, classes: int, neuron: Neuron, *, width: int, dropout: float, pooling: str, readout: str
     ) -> None:
         w = integer("width", width, at_least=1)
         at_least(shape, 4, "cifarnet")

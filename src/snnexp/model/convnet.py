@@ -1,11 +1,9 @@
 """A small convolutional network for small images, such as the embedded 8 x 8 digits."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from snnexp.errors import integer
-from snnexp.model import Neuron, at_least, conv_unit, pool2, readout_site
+from snnexp.model import Neuron, Shape, at_least, conv_unit, pool2, readout_site
 
 
 class ConvNet(nn.Sequential):
@@ -15,9 +13,7 @@ class ConvNet(nn.Sequential):
     `snnexp.model`. Raises InvalidValue.
     """
 
-    def __init__(
-        self, shape: tuple[int, ...], classes: int, neuron: Neuron, *, width: int, pooling: str, readout: str
-    ) -> None:
+    def __init__(self, shape: Shape, classes: int, neuron: Neuron, *, width: int, pooling: str, readout: str) -> None:
         width = integer("width", width, at_least=1)
         at_least(shape, 4, "convnet")
         channels, height, columns = shape

@@ -1,15 +1,13 @@
 """Multi-layer perceptron."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
 from torch import nn
 
-from snnexp.errors import integer
-from snnexp.model import Neuron, readout_site
+from snnexp.errors import integers
+from snnexp.model import Neuron, Shape, readout_site
 
 
 class MLP(nn.Sequential):
@@ -18,10 +16,8 @@ class MLP(nn.Sequential):
     `hidden`: neurons of each hidden layer, each >= 1. `readout`: see `readout_site`. Raises InvalidValue.
     """
 
-    def __init__(
-        self, shape: tuple[int, ...], classes: int, neuron: Neuron, *, hidden: Sequence[int], readout: str
-    ) -> None:
-        sizes = [prod(shape), *(integer("hidden", size, at_least=1) for size in hidden)]
+    def __init__(self, shape: Shape, classes: int, neuron: Neuron, *, hidden: Sequence[int], readout: str) -> None:
+        sizes = [prod(shape), *integers("hidden", hidden, at_least=1)]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), neuron()]

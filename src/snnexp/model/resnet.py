@@ -12,46 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snnexp.errors import choice, integer, require
-from snnexp.model import Neuron, at_least, conv3, he_init, readout_site
+from snnexp.model import Neuron, Shape, at_least, conv3, he_init, readout_site
 
 
 def cifar_resnet(
-    shape: tuple[int, ...], classes: int, neuron: Neuron, *, depth: int, width: int, shortcut: str, readout: str
+    shape: Shape, classes: int, neuron: Neuron, *, depth: int, width: int, shortcut: str, readout: str
 ) -> ResNet:
     """Return a `ResNet` with `depth` = 6n + 2 weighted layers (8, 14, 20, 32, 44, 50, 56, 110, ...) in stages of
     `width` (16 in the paper), 2 `width`, 4 `width` channels. Other arguments: `ResNet`. Raises InvalidValue."""
-    require(
-        isinstance(depth, int) and depth >= 8 and depth % 6 == 2,
-        "depth",
-        depth,
-        "6n + 2: 8, 14, 20, 26, 32, 38, 44, 50, 56, 110, ...",
-    )
-    width = integer("width", width, at_least=1)
-    return ResNet(
-        shape,
-        classes,
-        neuron,
-        blocks=3 * [(depth - 2) // 6],
-        widths=[width, 2 * width, 4 * width],
-        shortcut=shortcut,
-        readout=readout,
-    )
+    fits = isinstance(depth, int) and depth >= 8 and depth % 6 == 2
+    require(fits, "depth", depth, "6n + 2: 8, 14, 20, 26, 32, 38, 44, 50, 56, 110, ...")
+    blocks, widths = 3 * [(depth - 2) // 6], [integer("width", width, at_least=1) * 2**k for k in range(3)]
+    return ResNet(shape, classes, neuron, blocks=blocks, widths=widths, shortcut=shortcut, readout=readout)
 
 
-def resnet18(
-    shape: tuple[int, ...], classes: int, neuron: Neuron, *, width: int, shortcut: str, readout: str
-) -> ResNet:
+def resnet18(shape: Shape, classes: int, neuron: Neuron, *, width: int, shortcut: str, readout: str) -> ResNet:
     """Return a `ResNet` with four stages of two blocks, of 1, 2, 4 and 8 times `width` channels (64 in the papers)."""
-    width = integer("width", width, at_least=1)
-    return ResNet(
-        shape,
-        classes,
-        neuron,
-        blocks=[2, 2, 2, 2],
-        widths=[width * 2**k for k in range(4)],
-        shortcut=shortcut,
-        readout=readout,
-    )
+    widths = [integer("width", width, at_least=1) * 2**k for k in range(4)]
+    return ResNet(shape, classes, neuron, blocks=[2, 2, 2, 2], widths=widths, shortcut=shortcut, readout=readout)
 
 
 class ResNet(nn.Module):
@@ -63,7 +41,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        shape: Shape,
         classes: int,
         neuron: Neuron,
         *,
@@ -102,12 +80,11 @@ class Block(nn.Module):
         self.conv1, self.norm1, self.neuron1 = conv3(inputs, outputs, stride), nn.BatchNorm2d(outputs), neuron()
         self.conv2, self.norm2, self.neuron2 = conv3(outputs, outputs), nn.BatchNorm2d(outputs), neuron()
         self.shortcut: nn.Module = nn.Identity()
-        if inputs != outputs:
-            self.shortcut = (
-                PadShortcut(outputs - inputs, stride)
-                if shortcut == "A"
-                else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-            )
+        if inputs != outputs and shortcut == "A":
+            self.shortcut = PadShortcut(outputs - inputs, stride)
+        elif inputs != outputs:
+            point = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(point, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.neuron1(self.norm1(self.conv1(x)))

@@ -1,21 +1,19 @@
 """torchvision's own networks for image classification, with new weights, torchvision's, or those of a file."""
 
-from __future__ import annotations
-
 import fnmatch
 
 import torchvision
 from torch import nn
 
-from snnexp.checkpoint import load_weights, read
+from snnexp.checkpoint import load_weights, read_weights
 from snnexp.errors import UserError, choice, require
-from snnexp.model import Neuron
+from snnexp.model import Neuron, Shape
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU)
 AUXILIARY = ("googlenet", "inception_v3")  # return a tuple in training
 
 
-def network(shape: tuple[int, ...], classes: int, neuron: Neuron, *, name: str, weights: str | None) -> nn.Module:
+def network(shape: Shape, classes: int, neuron: Neuron, *, name: str, weights: str | None) -> nn.Module:
     """Return torchvision's `name` (resnet50, efficientnet_b0, mobilenet_v2, ...); [T*N, 3, H, W] -> [T*N, classes].
 
     With `neuron=relu` it stays as torchvision builds it; any other neuron replaces each of its activations. `weights`:
@@ -27,6 +25,7 @@ def network(shape: tuple[int, ...], classes: int, neuron: Neuron, *, name: str, 
     near = tuple(fnmatch.filter(known, f"{str(name)[:6]}*")) or tuple(known)
     choice("name", name, tuple(known) if name in known else near)
     require(shape[0] == 3, "name", name, "used with images of three channels (dataset.channels=3)")
+    require(weights is None or isinstance(weights, str), "weights", weights, "null, default, or a file of weights")
     if weights is None:
         net = torchvision.models.get_model(name, num_classes=classes)
     else:
@@ -46,10 +45,10 @@ def _trained(name: str, weights: str) -> nn.Module:
                 f"model.weights=default: torchvision cannot fetch the weights of {name} ({error}); "
                 "give a file with model.weights=FILE, or null"
             ) from error
-    state = read(weights)
+    state = read_weights(weights, "model.weights")
     heads = [value.shape[0] for value in state.values() if value.dim() == 2]
     net = torchvision.models.get_model(name, num_classes=heads[-1] if heads else 1000)
-    load_weights(net, state, weights)
+    load_weights(net, state, weights, "model.weights")
     return net  # type: ignore[no-any-return]
 
 

@@ -1,13 +1,11 @@
 """The two-layer network of the computer lab."""
 
-from __future__ import annotations
-
 from math import prod
 
 from torch import nn
 
 from snnexp.errors import integer
-from snnexp.model import Neuron, readout_site
+from snnexp.model import Neuron, Shape, readout_site
 
 
 class TwoLayer(nn.Sequential):
@@ -17,7 +15,7 @@ class TwoLayer(nn.Sequential):
     `readout`: see `readout_site`. Raises InvalidValue.
     """
 
-    def __init__(self, shape: tuple[int, ...], classes: int, neuron: Neuron, *, hidden: int, readout: str) -> None:
+    def __init__(self, shape: Shape, classes: int, neuron: Neuron, *, hidden: int, readout: str) -> None:
         hidden = integer("hidden", hidden, at_least=1)
         super().__init__()
         self.flatten = nn.Flatten()

@@ -1,14 +1,12 @@
 """VGG-16 for 32 x 32 images. Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
 Recognition", ICLR 2015 (configuration D), with BatchNorm; as Bu et al. (ICLR 2022) train it for conversion."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import nn
 
-from snnexp.errors import integer
-from snnexp.model import Neuron, at_least, conv_unit, he_init, pool2, readout_site
+from snnexp.errors import integer, integers
+from snnexp.model import Neuron, Shape, at_least, conv_unit, he_init, pool2, readout_site
 from snnexp.timefold import Dropout
 
 STAGES = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels in units of `width`; pooling after each stage
@@ -24,7 +22,7 @@ class VGG16(nn.Sequential):
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        shape: Shape,
         classes: int,
         neuron: Neuron,
         *,
@@ -43,8 +41,8 @@ class VGG16(nn.Sequential):
                 channels = units * width
             layers.append(pool2(pooling))
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        for size in hidden:
-            layers += [nn.Linear(channels, integer("hidden", size, at_least=1)), neuron(), Dropout(dropout)]
+        for size in integers("hidden", hidden, at_least=1):
+            layers += [nn.Linear(channels, size), neuron(), Dropout(dropout)]
             channels = size
         super().__init__(*layers, nn.Linear(channels, classes), readout_site(readout, neuron))
         he_init(self)

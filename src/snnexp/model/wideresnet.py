@@ -1,11 +1,9 @@
 """Wide residual networks. Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016: WRN-depth-widen, B(3, 3)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from snnexp.errors import integer, require
-from snnexp.model import Neuron, at_least, conv3, he_init, readout_site
+from snnexp.model import Neuron, Shape, at_least, conv3, he_init, readout_site
 from snnexp.timefold import Dropout
 
 
@@ -18,23 +16,11 @@ class WideResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        shape: tuple[int, ...],
-        classes: int,
-        neuron: Neuron,
-        *,
-        depth: int,
-        widen: int,
-        dropout: float,
-        readout: str,
+        self, shape: Shape, classes: int, neuron: Neuron, *, depth: int, widen: int, dropout: float, readout: str
     ) -> None:
         super().__init__()
-        require(
-            isinstance(depth, int) and depth >= 10 and depth % 6 == 4,
-            "depth",
-            depth,
-            "6n + 4: 10, 16, 22, 28, 34, 40, ...",
-        )
+        fits = isinstance(depth, int) and depth >= 10 and depth % 6 == 4
+        require(fits, "depth", depth, "6n + 4: 10, 16, 22, 28, 34, 40, ...")
         at_least(shape, 8, "wideresnet")
         channels, blocks = 16, []
         self.conv = conv3(shape[0], channels)

@@ -1,13 +1,11 @@
 """The base class of firing neurons: their parameters, initial potential and dynamics over time."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from snnexp.errors import choice, number, require
+from snnexp.errors import boolean, choice, number, require
 from snnexp.neuron.backend import FUSED, select
 from snnexp.neuron.scan import scan
 from snnexp.surrogate import checked_surrogate
@@ -42,14 +40,9 @@ class SpikingSite(Site):
         self.threshold = number("threshold", threshold, "a number > 0", above=0)
         self.reset = choice("reset", reset, ("soft", "hard"))
         self.reset_value = number("reset_value", reset_value, "a number below the threshold", below=self.threshold)
-        require(
-            reset == "hard" or reset_value == 0,
-            "reset_value",
-            reset_value,
-            "0 with reset=soft, which subtracts the threshold; reset=hard resets to a value",
-        )
-        require(isinstance(detach_reset, bool), "detach_reset", detach_reset, "true or false")
-        self.detach_reset = detach_reset
+        allowed = "0 with reset=soft, which subtracts the threshold; reset=hard resets to a value"
+        require(reset == "hard" or reset_value == 0, "reset_value", reset_value, allowed)
+        self.detach_reset = boolean("detach_reset", detach_reset)
         self.v_init = number("v_init", v_init, "a finite number")
         self.backend = select(backend, self.surrogate)
 

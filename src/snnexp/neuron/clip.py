@@ -4,14 +4,12 @@ h(z) = clip(z, 0, bound). The activation of the source network of Deng and Gu, "
 Artificial Neural Networks to Spiking Neural Networks", ICLR 2021; the bound is learnt as by Choi et al., "PACT", 2018.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snnexp.errors import number, require
+from snnexp.errors import boolean, number
 
 SMALLEST = 1e-3  # least bound in effect: h stays defined, and its gradient can raise the bound again
 
@@ -29,8 +27,7 @@ class Bounded(nn.Module):
     def __init__(self, bound: float, trainable: bool, name: str) -> None:
         super().__init__()
         start = torch.tensor(number(name, bound, f"a number of at least {SMALLEST}", at_least=SMALLEST))
-        require(isinstance(trainable, bool), "trainable", trainable, "true or false")
-        if trainable:
+        if boolean("trainable", trainable):
             self.bound = nn.Parameter(start)
         else:
             self.register_buffer("bound", start)

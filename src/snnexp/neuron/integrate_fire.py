@@ -1,7 +1,5 @@
 """Integrate-and-fire, `neuron=if`: v_temp(t) = v(t-1) + c(t), as SpikingJelly's `functional.if_multi_step`."""
 
-from __future__ import annotations
-
 from spikingjelly.activation_based import functional
 from torch import Tensor
 

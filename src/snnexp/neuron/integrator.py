@@ -1,7 +1,5 @@
 """A leaky integrator that never fires: a readout for losses on the membrane potential. Not an option of `neuron=`."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from snnexp.errors import number

@@ -1,8 +1,6 @@
 """Leaky integrate-and-fire, `neuron=lif`: v_temp(t) = alpha v(t-1) + c(t), as SpikingJelly's
 `functional.lif_multi_step` with tau = 1 / (1 - alpha) and an input that does not decay."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from spikingjelly.activation_based import functional
@@ -15,21 +13,10 @@ from snnexp.neuron.base import SpikingSite
 class LIF(SpikingSite):
     """LIF neuron with decay 0 < `alpha` < 1 (alpha = 1 is `neuron=if`); other arguments and errors: `SpikingSite`."""
 
-    def __init__(
-        self,
-        surrogate: Any,
-        alpha: float = 0.5,
-        threshold: float = 1.0,
-        reset: str = "soft",
-        reset_value: float = 0.0,
-        detach_reset: bool = False,
-        v_init: float = 0.0,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(surrogate, threshold, reset, reset_value, detach_reset, v_init, backend)
-        self.alpha = number(
-            "alpha", alpha, "a number between 0 and 1, both excluded (neuron=if has alpha = 1)", above=0, below=1
-        )
+    def __init__(self, surrogate: Any, alpha: float = 0.5, **settings: Any) -> None:
+        super().__init__(surrogate, **settings)
+        allowed = "a number between 0 and 1, both excluded (neuron=if has alpha = 1)"
+        self.alpha = number("alpha", alpha, allowed, above=0, below=1)
         self.tau = 1 / (1 - self.alpha)
 
     @property

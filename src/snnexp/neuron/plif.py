@@ -2,8 +2,6 @@
 Time Constant to Enhance Learning of Spiking Neural Networks", ICCV 2021: 1/tau = sigmoid(w), so alpha = 1 - sigmoid(w).
 As SpikingJelly's `functional.plif_multi_step` with an input that does not decay."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -16,20 +14,11 @@ from snnexp.neuron.base import SpikingSite
 
 
 class PLIF(SpikingSite):
-    """LIF neuron whose decay starts at 0 < `alpha` < 1 and is learnt through the scalar parameter `w`."""
+    """LIF neuron whose decay starts at 0 < `alpha` < 1 and is learnt through the scalar parameter `w`; other arguments
+    and errors: `SpikingSite`."""
 
-    def __init__(
-        self,
-        surrogate: Any,
-        alpha: float = 0.5,
-        threshold: float = 1.0,
-        reset: str = "soft",
-        reset_value: float = 0.0,
-        detach_reset: bool = False,
-        v_init: float = 0.0,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(surrogate, threshold, reset, reset_value, detach_reset, v_init, backend)
+    def __init__(self, surrogate: Any, alpha: float = 0.5, **settings: Any) -> None:
+        super().__init__(surrogate, **settings)
         alpha = number("alpha", alpha, "a number between 0 and 1, both excluded", above=0, below=1)
         self.w = nn.Parameter(torch.tensor(math.log((1 - alpha) / alpha)))  # sigmoid(w) = 1 - alpha
 

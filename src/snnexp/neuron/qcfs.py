@@ -5,8 +5,6 @@ Ultra-low-latency Spiking Neural Networks", ICLR 2022. With T = L steps, theta =
 soft reset emits h(z) exactly for a constant input z.
 """
 
-from __future__ import annotations
-
 from snnexp.errors import integer
 from snnexp.neuron.clip import Bounded
 

@@ -6,8 +6,6 @@ Each step takes three operations forward and two backward, on preallocated tenso
 for all steps at once. SpikingJelly's reference loop computes the same with some ten autograd nodes per step.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -37,16 +35,8 @@ def scan(
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_seq: Tensor,
-        v0: Tensor,
-        decay: float | Tensor,
-        theta: float,
-        v_reset: float | None,
-        surrogate: nn.Module,
-        detach_reset: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x_seq: Tensor, v0: Tensor, decay: float | Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+        theta, v_reset, ctx.surrogate, ctx.detach = settings
         alpha = float(decay)
         h = torch.empty(x_seq.shape, dtype=v0.dtype, device=v0.device)
         s = torch.empty_like(h)
@@ -56,7 +46,7 @@ class _Scan(torch.autograd.Function):
             torch.ge(h[t], theta, out=s[t])
             v = _reset(h[t], s[t], theta, v_reset)
         ctx.save_for_backward(h, s, v0)
-        ctx.alpha, ctx.theta, ctx.v_reset, ctx.surrogate, ctx.detach = alpha, theta, v_reset, surrogate, detach_reset
+        ctx.alpha, ctx.theta, ctx.v_reset = alpha, theta, v_reset
         ctx.x_dtype, ctx.mark_decay = x_seq.dtype, decay.dtype if isinstance(decay, Tensor) else None
         return s, v
 

@@ -1,7 +1,5 @@
 """Any SpikingJelly neuron as a site, `neuron=spikingjelly`: it keeps its own equations, but no state between calls."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -23,19 +21,12 @@ class Wrapped(Site):
 
     def __init__(self, node: Any) -> None:
         super().__init__()
-        require(
-            isinstance(node, base.MemoryModule),
-            "node",
-            node,
-            "a neuron of spikingjelly.activation_based.neuron that keeps a state",
-        )
-        surrogate = getattr(node, "surrogate_function", None)
-        if (
-            surrogate is not None and type(surrogate).__name__ not in NOT_HEAVISIDE
-        ):  # ILIF, for one, has a surrogate that counts
-            checked_surrogate(surrogate)
-        node.reset()
+        stateful = "a neuron of spikingjelly.activation_based.neuron that keeps a state"
+        require(isinstance(node, base.MemoryModule), "node", node, stateful)
         self.node = node
+        if self.surrogate is not None and type(self.surrogate).__name__ not in NOT_HEAVISIDE:  # of ILIF, it counts
+            checked_surrogate(self.surrogate)
+        node.reset()
 
     @property
     def surrogate(self) -> Any:
@@ -55,10 +46,6 @@ class Wrapped(Site):
         self.node.step_mode = step_mode
         start = tuple(base.extract_memories(self.node))
         (y, *_), after = base.to_functional_forward(self.node)((x,), start if state is None else state)
-        require(
-            y.shape == x.shape,
-            "node",
-            type(self.node).__name__,
-            f"a neuron whose output has its input's shape: from {tuple(x.shape)} it made {tuple(y.shape)}",
-        )
+        alike = f"a neuron whose output has its input's shape: from {tuple(x.shape)} it made {tuple(y.shape)}"
+        require(y.shape == x.shape, "node", type(self.node).__name__, alike)
         return y, after

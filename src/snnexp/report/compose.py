@@ -1,7 +1,5 @@
 """Compose runs into a document: a section for each experiment, with one for each sweep and each setting run alone."""
 
-from __future__ import annotations
-
 import csv
 import logging
 import re
@@ -12,9 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from snnexp.analysis import seeds
-from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, shown
+from snnexp.report.document import Figure, Link, Name, Paragraph, Section, Table, Words, shown
 from snnexp.report.lab import lab
-from snnexp.report.results import Result, accuracies, results, seeds_of, what_was_run
+from snnexp.report.results import Result, accuracy_tables, results, seeds_of, what_was_run
 from snnexp.tracking import Store, Stored
 
 log = logging.getLogger(__name__)
@@ -64,7 +62,7 @@ def compose(name: str, runs: Sequence[Stored], source: Source) -> Section:
     )
     if len(sections) == 1:
         (only,) = sections
-        contents: list[str | Link] = []
+        contents: list[str | Link | Name] = []
         for part in (block for block in only.blocks if isinstance(block, Section)):
             contents += [*([" · "] if contents else []), part.link]
         return Section(only.name, only.title, [Paragraph(contents, "Contents."), *only.blocks, colophon])
@@ -87,14 +85,8 @@ def _overview(sections: Sequence[Section], runs: Sequence[Stored]) -> Table:
     for section in sections:
         found = _single(runs, section.name)
         data = dict.fromkeys(run.tags["dataset"] for run in found if "dataset" in run.tags)
-        rows.append(
-            [
-                [section.link],
-                ", ".join(data),
-                str(len({seed for run in found for seed in seeds_of(run)})),
-                str(len(found)),
-            ]
-        )
+        count = len({seed for run in found for seed in seeds_of(run)})
+        rows.append([[section.link], ", ".join(data), str(count), str(len(found))])
     return Table("What was run", ["experiment", "data", "seeds", "runs"], rows)
 
 
@@ -120,11 +112,8 @@ def _experiment(name: str, runs: Sequence[Stored], source: Source) -> Section:
     telling = [(group, own) for group, own in groups if _has_table(own)]
     others = [(group, own) for group, own in groups if not _has_table(own)]
     reached = [result.run for group, _ in others for result in group]
-    blocks: list[Block] = [
-        *_texts(texts.question, texts.set_up),
-        *what_was_run(counted),
-        *accuracies(reached, [], source.store, source.link),
-    ]
+    blocks: list[Block] = [*_texts(texts.question, texts.set_up), *what_was_run(counted)]
+    blocks += accuracy_tables(reached, [], source.store, source.link)
     blocks += [_group(group, own, source) for group, own in telling]
     blocks += [_swept(sweep, [run for run in runs if run.parent == sweep.run_id], source) for sweep in newest]
     blocks += [_group(group, own, source) for group, own in others]
@@ -139,10 +128,10 @@ def _swept(sweep: Stored, children: Sequence[Stored], source: Source) -> Section
     """Return a section on a sweep: its own tables and figures, and its runs as a table."""
     states = [run.status for run in children]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    best = f"; best by validation: {sweep.tags['best']}" if "best" in sweep.tags else ""
+    best: list[str | Link | Name] = ["; best by validation: ", Name(sweep.tags["best"])] if "best" in sweep.tags else []
     objective = [metric.removeprefix("best/") for metric in sweep.metrics if metric.startswith("best/")]
-    told = Paragraph([f"{len(children)} runs ({counts}){best}. ", *source.places(sweep)])
-    tables = accuracies(children, objective, source.store, source.link)
+    told = Paragraph([f"{len(children)} runs (", Name(counts), ")", *best, ". ", *source.places(sweep)])
+    tables = accuracy_tables(children, objective, source.store, source.link)
     return Section(sweep.run_id, f"Sweep: {sweep.name}", [told, *tables, *source.shown(sweep)])
 
 
@@ -150,9 +139,9 @@ def _group(group: Sequence[Result], own: Sequence[Block], source: Source) -> Sec
     """Return a section on runs that differ only in their seed, with `own`, the tables and figures of the first."""
     first, *others = (result.run for result in group)
     title = f"{first.tags.get('task', 'run').replace('_', ' ')}: {re.sub(r'-s[0-9]+$', '', first.name)}"
-    words: list[str | Link] = [f"Seed {group[0].seed}: ", *source.places(first)]
+    words: list[str | Link | Name] = ["Seed ", Name(group[0].seed), ": ", *source.places(first)]
     for result, run in zip(group[1:], others, strict=True):
-        words += [f"; seed {result.seed}: ", *source.places(run)]
+        words += ["; seed ", Name(result.seed), ": ", *source.places(run)]
     return Section(first.run_id, title, [Paragraph(words), *own])
 
 
@@ -162,16 +151,10 @@ def _list(name: str, runs: Sequence[Stored], counted: set[str], source: Source) 
     for run in runs:
         repeated = run.status == "finished" and not _sweep(run) and run.run_id not in counted
         folder = source.folders.get(run.run_id)
-        rows.append(
-            [
-                [Link(run.name, source.link(run))],
-                "" if _sweep(run) else run.params.get(seeds.SEED, ""),
-                run.status + (", repeated later" if repeated else ""),
-                f"{datetime.fromtimestamp(run.start):%Y-%m-%d %H:%M}",
-                _took(run),
-                [folder] if folder else "",
-            ]
-        )
+        seed = "" if _sweep(run) else run.params.get(seeds.SEED, "")
+        status = run.status + (", repeated later" if repeated else "")
+        times = f"{datetime.fromtimestamp(run.start):%Y-%m-%d %H:%M}", _took(run)
+        rows.append([[Link(run.name, source.link(run))], seed, status, *times, [folder] if folder else ""])
     columns = ["run (in MLflow)", "seed", "status", "started", "took", "folder"]
     return Section(f"{name}-runs", "Runs", [Table(f"All {len(runs)} runs", columns, rows)])
 
@@ -194,7 +177,7 @@ def _figure(path: Path, run: Stored) -> Figure:
 
 def _table(path: Path, run: Stored) -> Table:
     """Return the table in a file. Raises ValueError if it has no header, or is not text."""
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, restval="")
         if not (columns := reader.fieldnames):
             raise ValueError("it has no header")

@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from snnexp.analysis.seeds import short
 
@@ -18,7 +19,14 @@ class Link:
     href: str
 
 
-Words = str | Sequence[str | Link]
+@dataclass(frozen=True)
+class Name:
+    """Text that somebody else chose, such as the name of a run; backticks in it mark nothing."""
+
+    text: str
+
+
+Words = str | Sequence[str | Link | Name]
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Table:
     def numeric(self, column: int) -> bool:
         """Return whether the column's cells are numbers (a mean and its spread count as one) or empty."""
         cells = [row[column] for row in self.rows]
-        return any(cells) and all(isinstance(c, str) and (not c or number(c.split(" ± ")[0])) for c in cells)
+        return any(cells) and all(isinstance(c, str) and (not c or is_number(c.split(" ± ")[0])) for c in cells)
 
 
 @dataclass(frozen=True)
@@ -68,18 +76,23 @@ class Section:
     @property
     def link(self) -> Link:
         """A link to this section, within the document."""
-        return Link(self.title, f"#{self.name}")
+        return Link(self.title, f"#{self.anchor}")
+
+    @property
+    def anchor(self) -> str:
+        """The name as an address, without quotes, spaces or brackets."""
+        return quote(self.name, safe="")
 
 
-def number(text: str) -> bool:
+def is_number(text: str) -> bool:
     return NUMBER.fullmatch(text) is not None
 
 
 def shown(text: str) -> str:
     """Return a number with four significant digits; integers and other texts stay as they are."""
-    return text if not number(text) or re.fullmatch(r"[-+]?\d+", text) else short(float(text), 4)
+    return text if not is_number(text) or re.fullmatch(r"[-+]?\d+", text) else short(float(text), 4)
 
 
-def plain(words: Words) -> list[str | Link]:
+def parts_of(words: Words) -> list[str | Link | Name]:
     """Return words as a list of their parts."""
     return [words] if isinstance(words, str) else list(words)

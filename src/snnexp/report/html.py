@@ -1,14 +1,12 @@
 """Write a document as one self-contained HTML page: style and images are embedded, and it may load nothing."""
 
-from __future__ import annotations
-
 import re
 from base64 import b64encode
 from collections.abc import Callable
 from html import escape
 from importlib.resources import files
 
-from snnexp.report.document import Figure, Link, Paragraph, Section, Table, Words, plain
+from snnexp.report.document import Figure, Link, Name, Paragraph, Section, Table, Words, parts_of
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -32,15 +30,13 @@ WIDE = 800  # CSS pixels; a wider figure has a row of its own
 
 
 def written(document: Section) -> str:
-    style = (files("snnexp.report") / "style.css").read_text()
+    style = (files("snnexp.report") / "style.css").read_text(encoding="utf-8")
     return PAGE.format(title=escape(document.title), style=style, body="\n".join(_section(document, 1)))
 
 
 def _section(section: Section, level: int) -> list[str]:
-    lines = [
-        f'<section id="{escape(section.name)}" class="level{level}">',
-        f"<h{level}>{escape(section.title)}</h{level}>",
-    ]
+    lines = [f'<section id="{section.anchor}" class="level{level}">']
+    lines.append(f"<h{level}>{escape(section.title)}</h{level}>")
     for block in section.blocks:
         match block:
             case Section():
@@ -80,10 +76,16 @@ def _figure(figure: Figure) -> str:
 
 
 def _words(words: Words, written: Callable[[str], str]) -> str:
-    return "".join(
-        f'<a href="{escape(part.href)}">{escape(part.text)}</a>' if isinstance(part, Link) else written(part)
-        for part in plain(words)
-    )
+    return "".join(_part(part, written) for part in parts_of(words))
+
+
+def _part(part: str | Link | Name, written: Callable[[str], str]) -> str:
+    match part:
+        case Link():
+            return f'<a href="{escape(part.href)}">{escape(part.text)}</a>'
+        case Name():
+            return escape(part.text)
+    return written(part)
 
 
 def _with_code(text: str) -> str:

@@ -1,7 +1,5 @@
 """The text about an experiment in a report, besides its numbers: `labs/<experiment>.yaml`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -20,4 +18,5 @@ class Lab:
 def lab(experiment: str) -> Lab:
     """Return the texts of the experiment; without a file of its own, its name is the title."""
     file = files("snnexp.report") / "labs" / f"{experiment}.yaml"
-    return Lab(**yaml.safe_load(file.read_text())) if file.is_file() else Lab(experiment)
+    known = "/" not in experiment and file.is_file()
+    return Lab(**yaml.safe_load(file.read_text(encoding="utf-8"))) if known else Lab(experiment)

@@ -1,15 +1,12 @@
 """Runs as results: what distinguishes them, which of them count, and tables of them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED
-from snnexp.config import NOT_THE_EXPERIMENT, is_place
-from snnexp.record import TAGS
+from snnexp.config import NOT_THE_EXPERIMENT, TAGS, is_place
 from snnexp.report.document import Link, Table, Words, shown
 from snnexp.tracking import Store, Stored
 from snnexp.training import METRICS as BY_EPOCH
@@ -68,13 +65,8 @@ def told_apart(runs: Sequence[Stored]) -> list[dict[str, str]]:
 def _keys(runs: Sequence[Stored]) -> list[str]:
     """Return the parameters that determine a result, except seeds; those near the root come first."""
     keys = {key for run in runs for key in run.params}
-    kept = [
-        key
-        for key in keys
-        if key.split(".")[0] not in NOT_THE_EXPERIMENT
-        and key.split(".")[-1] != SEED
-        and not all(is_place(key, run.params) for run in runs)
-    ]
+    own = [key for key in keys if key.split(".")[0] not in NOT_THE_EXPERIMENT and key.split(".")[-1] != SEED]
+    kept = [key for key in own if not all(is_place(key, run.params) for run in runs)]
     return sorted(kept, key=lambda key: (key.count("."), key))
 
 
@@ -108,15 +100,13 @@ def _links(members: Sequence[Result], link: Callable[[Stored], str]) -> Words:
     return words
 
 
-def accuracies(
+def accuracy_tables(
     runs: Sequence[Stored], objective: Sequence[str], store: Store, link: Callable[[Stored], str]
 ) -> list[Table]:
     """Return tables of what these runs reached: final accuracies and, for converted networks, those against T."""
     spread = "mean ± standard deviation over the seeds"
-    trained = [
-        replace(result, metrics=at_best_epoch(result.run, store))
-        for result in results([run for run in runs if ANN not in run.metrics])
-    ]
+    trained = results([run for run in runs if ANN not in run.metrics])
+    trained = [replace(result, metrics=at_best_epoch(result.run, store)) for result in trained]
     metrics = [m for m in dict.fromkeys([*objective, *METRICS]) if any(m in result.metrics for result in trained)]
     tables = []
     if metrics:
@@ -148,28 +138,19 @@ def what_was_run(found: Sequence[Result]) -> list[Table]:
     """Return a table of tasks, data and networks, with the seeds and the number of runs of each."""
     rows: dict[tuple[str, ...], list[Stored]] = {}
     for result in found:
-        tags, params = result.run.tags, result.run.params
-        row = (
-            tags.get("task", ""),
-            _data(result.run),
-            tags.get("model", ""),
-            tags.get("neuron", ""),
-            params.get("timesteps", ""),
-        )
+        task, model, neuron = (result.run.tags.get(group, "") for group in ("task", "model", "neuron"))
+        row = task, _data(result.run), model, neuron, result.run.params.get("timesteps", "")
         rows.setdefault(row, []).append(result.run)
-    cells = [
-        [*row, ", ".join(sorted({seed for run in runs for seed in seeds_of(run)}, key=_numerically)), str(len(runs))]
-        for row, runs in rows.items()
-    ]
+    cells = []
+    for told, runs in rows.items():
+        used = sorted({seed for run in runs for seed in seeds_of(run)}, key=_numerically)
+        cells.append([*told, ", ".join(used), str(len(runs))])
     return [Table("What was run", ["task", "data", "model", "neuron", "T", "seeds", "runs"], cells)] if cells else []
 
 
 def _data(run: Stored) -> str:
-    limits = [
-        f"{run.params[key]} {split}"
-        for split in ("train", "test")
-        if run.params.get(key := f"dataset.{split}_samples", "None") != "None"
-    ]
+    samples = {split: run.params.get(f"dataset.{split}_samples", "None") for split in ("train", "test")}
+    limits = [f"{count} {split}" for split, count in samples.items() if count != "None"]
     return run.tags.get("dataset", "") + (f" (the first {', '.join(limits)})" if limits else "")
 
 

@@ -15,10 +15,10 @@ from snnexp.surrogate.limits import arguments_of, check_arguments
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Curve", "check_arguments", "checked_surrogate", "curve", "primitive"]
+__all__ = ["SurrogateCurve", "check_arguments", "checked_surrogate", "curve", "primitive"]
 
 
-class Curve(NamedTuple):
+class SurrogateCurve(NamedTuple):
     """A surrogate over x: its output, its primitive g (None if it has none), and the factor in backward."""
 
     forward: Tensor
@@ -34,12 +34,8 @@ def checked_surrogate(surrogate: Any) -> Any:
     """
     from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
 
-    require(
-        isinstance(surrogate, SurrogateFunctionBase),
-        "surrogate",
-        surrogate,
-        "a surrogate function (a SurrogateFunctionBase of SpikingJelly)",
-    )
+    allowed = "a surrogate function (a SurrogateFunctionBase of SpikingJelly)"
+    require(isinstance(surrogate, SurrogateFunctionBase), "surrogate", surrogate, allowed)
     kind = type(surrogate)
     arguments = {name: getattr(surrogate, name) for name in arguments_of(kind) if hasattr(surrogate, name)}
     try:
@@ -49,12 +45,8 @@ def checked_surrogate(surrogate: Any) -> Any:
     if not surrogate.spiking:
         import torch
 
-        require(
-            primitive(surrogate, torch.zeros(1)) is not None,
-            "surrogate.spiking",
-            False,
-            f"true: {kind.__name__} has no primitive to emit in place of spikes",
-        )
+        allowed = f"true: {kind.__name__} has no primitive to emit in place of spikes"
+        require(primitive(surrogate, torch.zeros(1)) is not None, "surrogate.spiking", False, allowed)
     return surrogate
 
 
@@ -69,7 +61,7 @@ def primitive(surrogate: Any, x: Tensor) -> Tensor | None:
     return out
 
 
-def curve(surrogate: Any, x: Tensor) -> Curve:
+def curve(surrogate: Any, x: Tensor) -> SurrogateCurve:
     """Return output, primitive and derivative of any surrogate at the points x; each has the shape of x.
 
     The derivative comes from a backward pass, so it is the one used in training. A copy is used, so no counter changes.
@@ -82,4 +74,4 @@ def curve(surrogate: Any, x: Tensor) -> Curve:
         points = x.detach().clone().requires_grad_()
         out = spiking(points)
         (derivative,) = torch.autograd.grad(out.sum(), points)
-    return Curve(out.detach(), primitive(surrogate, x.detach()), derivative)
+    return SurrogateCurve(out.detach(), primitive(surrogate, x.detach()), derivative)

@@ -1,7 +1,5 @@
 """The base class of our surrogates: Heaviside in forward, `derivative(x)` in backward."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -7,8 +7,6 @@ for Training Spiking Neural Networks", NeurIPS 2021; with x = v - theta, so cent
 As b -> 0, g' becomes the rectangle of width 1; as b -> infinity, g becomes the step.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

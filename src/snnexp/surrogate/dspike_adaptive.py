@@ -1,14 +1,12 @@
 """Dspike whose temperature is chosen during training: of b - db, b and b + db, the one whose surrogate gradient is best
 aligned with the finite difference gradient (Li et al., NeurIPS 2021). `snnexp.analysis.temperature` chooses."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from snnexp.errors import InvalidValue, choice, integer, require
+from snnexp.errors import InvalidValue, choice, integer_or_none, require
 from snnexp.surrogate.dspike import Dspike
 
 
@@ -65,7 +63,7 @@ class AdaptiveDspike(Dspike):
         require(low <= b <= high, "b", b, f"a number from low={low} to high={high}")
         self.temperature = choice("temperature", temperature, ("shared", "per_layer"))
         self.subset = choice("subset", subset, ("random", "all"))
-        self.every = None if every is None else integer("every", every, at_least=1)
+        self.every = integer_or_none("every", every, at_least=1)
         if isinstance(layer, bool) or not isinstance(layer, str | int | None):
             raise InvalidValue("layer", layer, "the name of a layer, or null for the first")
         self.layer = None if layer is None else str(layer)  # layers of a Sequential are named by numbers

@@ -3,14 +3,12 @@
 Imports nothing heavy, so that a bad config is rejected at once. The user's own surrogates check themselves.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from snnexp.errors import InvalidValue, integer, number, require
+from snnexp.errors import InvalidValue, boolean, integer, number
 
 LIBRARY = "spikingjelly.activation_based.surrogate."
 OURS = "snnexp.surrogate."
@@ -20,7 +18,6 @@ NOT_HEAVISIDE = {
     "PoissonPass": "it draws spikes with probability x, so x must be a rate in [0, 1] and not v - theta",
     "MultiLevelSpikeCount": "it emits counts above 1",
 }
-
 
 _positive = partial(number, allowed="a number > 0", above=0)
 _at_least_0 = partial(number, allowed="a number >= 0", at_least=0)
@@ -53,12 +50,11 @@ def check_arguments(target: str, arguments: Mapping[str, object]) -> None:
     kind = target.rpartition(".")[2]
     otherwise = _positive if target.startswith(LIBRARY) else None
     if kind in NOT_HEAVISIDE:
-        raise InvalidValue(
-            "_target_", target, f"a surrogate of the Heaviside step, which {kind} is not: {NOT_HEAVISIDE[kind]}"
-        )
+        why = f"which {kind} is not: {NOT_HEAVISIDE[kind]}"
+        raise InvalidValue("_target_", target, f"a surrogate of the Heaviside step, {why}")
     for name, value in arguments.items():
         if name == "spiking":
-            require(isinstance(value, bool), name, value, "true or false")
+            boolean(name, value)
         elif not name.startswith("_") and (rule := _RULES.get((kind, name), otherwise)):
             rule(name, value)
 

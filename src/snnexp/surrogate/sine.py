@@ -4,8 +4,6 @@ g(x)  = 1/2 sin(pi x / (2 alpha)) + 1/2      on |x| <= alpha, 0 below, 1 above  
 g'(x) = pi / (4 alpha) cos(pi x / (2 alpha)) on |x| <= alpha, 0 outside               (2)
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,12 +1,10 @@
 """The record of a sweep as a whole: a run in the tracker, in which its jobs are nested, and a locked folder."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from snnexp.build import build
 from snnexp.errors import UserError
@@ -37,7 +35,7 @@ class Parent:
         self.tracker: Tracker = build("tracking", config)
         self._held: RunDir | None = None
 
-    def __enter__(self) -> Parent:
+    def __enter__(self) -> Self:
         self.tracker.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._held = RunDir.unused(self.folder)  # as long as it is locked, task=sync skips this folder
@@ -61,6 +59,15 @@ class Parent:
     @property
     def run_id(self) -> str | None:
         return self.tracker.run_id
+
+    def publish(self, text: str, *files: str) -> None:
+        """Print `text`, write it to summary.md, and log it with the folder's experiments, figures and `files`."""
+        (self.folder / "summary.md").write_text(text, encoding="utf-8")
+        self.tracker.tags({"mlflow.note.content": text})
+        for name in (*files, "summary.md", "experiment", "figures"):
+            if (self.folder / name).exists():
+                self.tracker.artifact(self.folder / name)
+        print(f"\n{text}\n  results  {self.folder}\n  tracked  {self.tracker.place}")
 
     def close_child(self, folder: Path | None) -> None:
         """Close the run of a job that died, if its folder is visible on this machine."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("snnexp.sweep")
 ALSO = ("val/accuracy", "test/accuracy", "test/spikes_per_sample", "epochs", "seconds")
-BLUE = "#2a6f97"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Child:
 
 
 def children(folder: Path) -> list[Child]:
-    """Return the jobs whose folders are in `folder`, sorted by number; what cannot be read is left out, with a word."""
+    """Return the jobs whose folders are in `folder`, sorted by number; log a warning for those that cannot be read."""
     found = []
     for path in folder.glob("*/job.json"):
         try:
@@ -57,7 +57,7 @@ def children(folder: Path) -> list[Child]:
 
 def _child(folder: Path) -> Child:
     job, number = read_json(folder / "job.json") or {}, int(folder.name) if folder.name.isdigit() else 0
-    folder = Path(job["folder"])  # with resume=true, it may be the folder of a job of an earlier sweep
+    folder = folder / job["folder"]  # with resume=true, it may be the folder of a job of an earlier sweep
     result, state = (read_json(folder / name) or {} for name in ("result.json", "tracking.json"))
     return Child(number, job["name"], job["varied"], result, job["overrides"], state.get("run_id"))
 
@@ -74,18 +74,12 @@ def table(found: Sequence[Child], objective: Sequence[str]) -> list[dict[str, An
     return seeds.table(found, list(dict.fromkeys([*objective, *ALSO])))
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `rows` as CSV, with a column for every key of any row."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as a Markdown table, a mean and its spread in one cell."""
     columns = seeds.columns(rows)
-    lines = [columns, ["---"] * len(columns), *([seeds.cell(row, key) for key in columns] for row in rows)]
+    cells = [columns, *([seeds.cell(row, key) for key in columns] for row in rows)]
+    lines = [[re.sub(r"\s+", " ", cell.replace("|", r"\|")) for cell in line] for line in cells]
+    lines.insert(1, ["---"] * len(columns))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -97,11 +91,8 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
     """
     job = loader.load_sweep_config(config, list(overrides))
     groups = {key.split("@")[0]: value for key, value in job.hydra.runtime.choices.items()}
-    options = {
-        k: str(v)
-        for k, v in groups.items()
-        if v is not None and not k.startswith("hydra/") and k not in ("sweep", "experiment")
-    }
+    own = [group for group in groups if not group.startswith("hydra/") and group not in ("sweep", "experiment")]
+    options = {group: str(groups[group]) for group in own if groups[group] is not None}
     chosen = [f"{group}={option}" for group, option in options.items()]
     plain = loader.load_configuration(
         config_name=str(config.hydra.job.config_name), overrides=chosen, run_mode=RunMode.RUN, from_shell=False
@@ -111,19 +102,22 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
     for key, value in wanted.items():
         if key not in there or there[key] != value:
             *path, last = key.split(".")
-            node = values
-            for part in path:
-                node = node.setdefault(part, {})
-            node[last] = value
+            reduce(lambda node, part: node.setdefault(part, {}), path, values)[last] = value
     defaults = {"defaults": [{f"override /{group}": option} for group, option in options.items()]}
     text = yaml.safe_dump(defaults, sort_keys=False)
     text += yaml.safe_dump(masked(values), sort_keys=False) if values else ""
     return f"# @package _global_\n# {comment}\n{text}"
 
 
+def write_experiment(folder: Path, name: str, text: str) -> None:
+    """Write an experiment file where `--config-dir FOLDER` finds it."""
+    (folder / "experiment").mkdir(exist_ok=True)
+    (folder / "experiment" / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
 def figure(found: Sequence[Child], metric: str) -> Figure:
     """Draw the metric of every job as a dot, and the mean of each setting as a line."""
-    from matplotlib.figure import Figure
+    from snnexp.analysis.style import BLUE, panels  # imported late: it loads matplotlib
 
     settings: dict[str, list[float]] = {}
     for child in found:
@@ -131,13 +125,11 @@ def figure(found: Sequence[Child], metric: str) -> Figure:
             name = ", ".join(f"{k}={v}" for k, v in child.varied.items() if k != SEED) or "all"
             settings.setdefault(name, []).append(child.metrics[metric])
     order = sorted(settings, key=lambda name: statistics.fmean(settings[name]), reverse=minimized(metric))
-    made = Figure(figsize=(7, 1.2 + 0.34 * len(order)), layout="constrained")
-    axes = made.subplots()
+    made, (axes,) = panels(1, 1, 7, 1.2 + 0.34 * len(order))
     for y, name in enumerate(order):
         values = settings[name]
         axes.plot(values, [y] * len(values), "o", color=BLUE, alpha=0.5, markeredgewidth=0)
         axes.plot([statistics.fmean(values)] * 2, [y - 0.3, y + 0.3], color=BLUE, linewidth=2)
     axes.set_yticks(range(len(order)), order)
     axes.set(xlabel=metric, title="every job (dots) and the mean of its setting (line)")
-    axes.spines[["top", "right"]].set_visible(False)
     return made

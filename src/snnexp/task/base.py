@@ -1,25 +1,23 @@
 """The contract of a task: one command of snnexp, chosen with `task=OPTION`."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from snnexp.config import TRAINING
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.training import Metrics
 
-TRAINING: tuple[str, ...] = ("model", "dataset", "neuron", "surrogate", "loss", "optimizer", "scheduler", "trainer")
 CONVERTING = (*TRAINING, "conversion", "calibration", "mitigation")
 
 
 class Task(ABC):
-    """One command. The keys of its YAML file are its constructor's arguments, which refuses wrong ones (InvalidValue).
+    """One command. Its YAML file holds the arguments of its constructor, which raises InvalidValue for wrong ones.
 
     `groups`: the config groups that take part in its run; the run's name, tags and parameters follow from them.
-    `subject`: what names a run in which no group takes part (default: the task). `recorded`: whether the task keeps a
-    run (`record.tracked`); False for commands that only show or send what earlier runs left.
+    `subject`: the name of a run in which no group takes part (default: that of the task). `recorded`: whether the task
+    records a run (`record.tracked`); False for commands that only show or send earlier results.
     """
 
     groups: ClassVar[Sequence[str]] = ()
@@ -34,5 +32,5 @@ class Task(ABC):
     def run(self, session: Session, record: Record) -> Metrics:
         """Do the work and return the final metrics.
 
-        Refuse what cannot run (UserError) before `record.tracked(work)` opens the run.
+        Raise UserError for anything that cannot run before calling `record.tracked(work)`, which opens the run.
         """

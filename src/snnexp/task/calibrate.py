@@ -1,6 +1,4 @@
-"""`task=calibrate`: convert, then correct what was placed, layer by layer; report before and after."""
-
-from __future__ import annotations
+"""`task=calibrate`: convert an ANN, correct the SNN layer by layer, and report accuracies before and after."""
 
 from snnexp.errors import UserError
 from snnexp.session import Session
@@ -8,7 +6,7 @@ from snnexp.task.convert import Convert
 
 
 class Calibrate(Convert):
-    """Convert with the corrections of `calibration`, made for each T separately; `plain` metrics are those before."""
+    """Convert with the corrections of `calibration`, made for each T; `plain` metrics are of the uncorrected SNN."""
 
     def check_corrections(self, session: Session) -> None:
         """Raise UserError if there is nothing to correct."""

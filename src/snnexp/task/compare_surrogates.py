@@ -1,7 +1,5 @@
 """`task=compare_surrogates`: compare surrogates by the runs of a sweep (the lab's part I)."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
@@ -13,40 +11,47 @@ from omegaconf import OmegaConf
 from snnexp.analysis import comparison, figures
 from snnexp.analysis.comparison import VAL, Setting
 from snnexp.build import build
-from snnexp.config import experiment_of
+from snnexp.config import experiment_of, listed
 from snnexp.errors import UserError
 from snnexp.files import read_json
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.task.base import Task
 from snnexp.training import Metrics, load_checkpoint
+from snnexp.trust import PACKAGES, check_targets
 
 
 class CompareSurrogates(Task):
-    """Compare the finished runs in the folder `sweep`, in tables (settings, ranking, correlation; where measured,
-    sparsity; where peaks agree, same_peak) and figures. `run` raises UserError if there are no such runs.
+    """Compare the finished runs in the folder `sweep`. Writes figures and the tables settings, ranking and correlation;
+    also sparsity if it was measured, and same_peak if surrogates have equal peaks. The configs of the runs may name
+    surrogates of `trusted_packages` besides those of `trust.PACKAGES`. `run` raises UserError if there are no such
+    runs.
     """
 
     groups = ("model", "dataset", "neuron", "surrogate")
 
-    def __init__(self, sweep: str) -> None:
-        self.sweep = Path(sweep).expanduser()
+    def __init__(self, sweep: str, trusted_packages: Sequence[str] = ()) -> None:
+        self.sweep, self.trusted = Path(sweep).expanduser(), listed(trusted_packages)
 
     def objectives(self, session: Session) -> list[str]:
         return [VAL]
 
     def run(self, session: Session, record: Record) -> Metrics:
         session.check()
-        found = _settings(self.sweep)
+        found = _settings(self.sweep, self.trusted)
         return record.tracked(lambda: _compared(record, found))
 
 
-def _settings(folder: Path) -> list[Setting]:
+def _settings(folder: Path, trusted: Sequence[str]) -> list[Setting]:
+    from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
+
     groups: dict[str, list[tuple[dict[str, Any], Path]]] = {}
     for job in sorted(folder.glob("*/job.json")):
-        run = Path((read_json(job) or {})["folder"])
+        run = job.parent / (read_json(job) or {})["folder"]
         if (run / "result.json").exists() and (run / "last.pt").exists():
             config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+            source, packages = str(run / "config.yaml"), (*PACKAGES, *trusted)
+            check_targets(config["surrogate"], SurrogateFunctionBase, source, packages, "task.trusted_packages")
             groups.setdefault(json.dumps(config["surrogate"]), []).append((config, run))
     if not groups:
         raise UserError(f"task.sweep={folder}: there are no finished trainings in that folder")
@@ -57,34 +62,22 @@ def _settings(folder: Path) -> list[Setting]:
         config = runs[0][0]
         parameter, value = next(((k, v) for k, v in config["surrogate"].items() if isinstance(v, int | float)), ("", 0))
         results = [json.loads((run / "result.json").read_text()) for _, run in runs]
-        made.append(
-            Setting(
-                build("surrogate", config),
-                parameter,
-                value,
-                results,
-                [load_checkpoint(run / "last.pt")["history"] for _, run in runs],
-            )
-        )
+        histories = [load_checkpoint(run / "last.pt")["history"] for _, run in runs]
+        made.append(Setting(build("surrogate", config), parameter, value, results, histories))
     return sorted(made, key=lambda setting: (setting.function, setting.value))
 
 
 def _alike(folder: Path, configs: Sequence[dict[str, Any]]) -> None:
-    """Raise UserError where runs differ in more than surrogate and seed: they would count as seeds of one setting."""
-    rest = [
-        {
-            key: value
-            for key, value in experiment_of(config).items()
-            if "surrogate" not in key.split(".") and key.split(".")[-1] != "seed"
-        }
-        for config in configs
-    ]
+    """Raise UserError if runs differ in more than surrogate and seed: they would count as one setting."""
+
+    def counts(path: Sequence[str]) -> bool:
+        return "surrogate" not in path and path[-1] != "seed"
+
+    rest = [{k: v for k, v in experiment_of(config).items() if counts(k.split("."))} for config in configs]
     differing = sorted({key for one in rest for key in one | rest[0] if one.get(key) != rest[0].get(key)})
     if differing:
-        raise UserError(
-            f"task.sweep={folder}: its runs differ in more than surrogate and seed, in "
-            f"{', '.join(differing)}: compare sweeps of one setting each"
-        )
+        where = f"in {', '.join(differing)}: compare sweeps of one setting each"
+        raise UserError(f"task.sweep={folder}: its runs differ in more than surrogate and seed, {where}")
 
 
 def _compared(record: Record, settings: list[Setting]) -> Metrics:
@@ -99,15 +92,11 @@ def _compared(record: Record, settings: list[Setting]) -> Metrics:
     made = {
         "surrogates": figures.surrogates([(s.name, s.surrogate) for s in best]),
         "learning": comparison.learning_figure({s.name: s.learning for s in best}),
-        "accuracy": comparison.accuracy_figure(comparison.points(settings)),
+        "accuracy": comparison.parameter_figure(comparison.points(settings)),
     }
     if any(not math.isnan(row["potentials"]) for row in tables["sparsity"]):
         made["sparsity"] = comparison.sparsity_figure(tables["sparsity"], tables["settings"])
     record.write(tables, made)
     record.show("ranking", tables["ranking"])
-    return {
-        VAL: best[0].mean(VAL),
-        "test/accuracy": best[0].mean("test/accuracy"),
-        "settings": len(settings),
-        "runs": sum(len(s.results) for s in settings),
-    }
+    found = {metric: best[0].mean(metric) for metric in (VAL, "test/accuracy")}
+    return found | {"settings": len(settings), "runs": sum(len(s.results) for s in settings)}

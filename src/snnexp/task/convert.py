@@ -1,7 +1,6 @@
 """`task=convert`: turn a trained ANN into an SNN and test it at every T of timesteps, beside the ANN."""
 
-from __future__ import annotations
-
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,20 +8,23 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from snnexp.analysis.style import BLUE, GREY, ORANGE, PURPLE, plain
+from snnexp.analysis.style import BLUE, GREY, ORANGE, PURPLE, panels
 from snnexp.conversion.measure import LayerError
+from snnexp.conversion.network import Converted
+from snnexp.conversion.stored import save_network
 from snnexp.errors import UserError
-from snnexp.record import Record, write_csv
-from snnexp.rundir import write_json
+from snnexp.record import Record
+from snnexp.rundir import write_csv, write_json
 from snnexp.session import Session
 from snnexp.task.converting import Conversion, Converting, accuracy_figure
 from snnexp.training import Metrics
 
+log = logging.getLogger(__name__)
 CURVES = {"before calibration": "plain", "SNN": "snn"}  # of the figure: label and metric
 
 
 class Convert(Converting):
-    """Place the neurons of `conversion` in the ANN; give accuracies, spikes and energy.
+    """Replace the ANN's activations by the neurons of `conversion`; return accuracies, spikes and energy.
 
     `run` raises UserError for wrong values, missing data, and networks that cannot be converted faithfully.
     """
@@ -35,18 +37,15 @@ class Convert(Converting):
     def check_corrections(self, session: Session) -> None:
         """Raise UserError if a calibration is chosen."""
         if session.config["calibration"]["steps"]:
-            raise UserError(
-                "task=convert places neurons and corrects nothing: "
-                f"calibration={session.choices['calibration']} belongs to task=calibrate"
-            )
+            chosen = f"calibration={session.choices['calibration']} belongs to task=calibrate"
+            raise UserError(f"task=convert places neurons and corrects nothing: {chosen}")
 
 
 def _measured(conversion: Conversion) -> Metrics:
     record = conversion.record
     conversion.load_ann()
     result = conversion.ann_accuracies()
-    layers: list[LayerError] = []
-    done: list[dict[str, Any]] = []
+    layers, done = list[LayerError](), list[dict[str, Any]]()
     for steps in conversion.groups():
         if conversion.calibration.steps:
             plain, _, _ = conversion.converted(steps[-1], calibrated=False)
@@ -58,11 +57,21 @@ def _measured(conversion: Conversion) -> Metrics:
             layers += errors
             result |= cost
         done += [{"T": steps[-1], **asdict(each)} for each in records]
-        torch.save(snn.cpu(), record.folder / f"model_T{steps[-1]}.pt")
+        _save(snn.cpu(), record, steps[-1])
         record.write({f"{name}_T{snn.T}": rows for name, rows in snn.tables().items()}, {})
     result["val/accuracy"] = result[f"val/snn_accuracy_T{conversion.steps[-1]}"]  # the default objective
     _report(conversion, result, layers, done)
     return result
+
+
+def _save(snn: Converted, record: Record, T: int) -> None:
+    """Write the network as a pickle and, if possible, as a file that cannot run code."""
+    torch.save(snn, record.folder / f"model_T{T}.pt")
+    try:
+        save_network(snn, record.folder / f"network_T{T}.pt")
+        record.artifact(f"network_T{T}.pt")
+    except UserError as error:
+        log.warning("network_T%d.pt was not written, only the pickle model_T%d.pt: %s", T, T, error)
 
 
 def _report(conversion: Conversion, result: Metrics, layers: Sequence[LayerError], done: list[dict[str, Any]]) -> None:
@@ -82,12 +91,11 @@ def _report(conversion: Conversion, result: Metrics, layers: Sequence[LayerError
 
 
 def layers_figure(table: Sequence[LayerError]) -> Figure:
-    """Draw by layer the mean activation of ANN and SNN, firing rate and silent share, and the parts of the squared
-    error.
+    """Draw for each layer the mean activations of ANN and SNN, the firing rate, the silent share, and the parts of the
+    squared error.
     """
     names = [layer.layer for layer in table]
-    figure = Figure(figsize=(11, 1.6 + 0.28 * len(table)), layout="constrained")
-    means, rates, parts = figure.subplots(1, 3, sharey=True)
+    figure, (means, rates, parts) = panels(3, 3, 11 / 3, 1.6 + 0.28 * len(table), sharey=True)
     means.plot([layer.ann_mean for layer in table], names, "o", color=GREY, label="ANN")
     means.plot([layer.snn_mean for layer in table], names, "x", color=BLUE, label="SNN")
     means.set(xlabel="mean activation")
@@ -101,7 +109,6 @@ def layers_figure(table: Sequence[LayerError]) -> Figure:
     parts.set(xlabel="mean squared error / (mean ANN activation)²")
     for axes in (means, rates, parts):
         axes.legend(frameon=False, fontsize=8)
-        plain(axes)
     means.invert_yaxis()
     figure.suptitle(f"layers after T = {table[0].T} steps")
     return figure

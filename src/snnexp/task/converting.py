@@ -1,7 +1,8 @@
-"""What the tasks share that convert an ANN: their contract, and the conversion at work."""
+"""The base class of tasks that convert an ANN, and the conversion that they use."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +14,17 @@ from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor, fx, nn
 
-from snnexp.analysis.style import GREY, panels, plain, styles
+from snnexp.analysis.style import GREY, panels, styles
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
 from snnexp.conversion.frames import PerFrame, stills
 from snnexp.conversion.measure import Account, LayerError, accuracies, ann_accuracy, spread
 from snnexp.conversion.network import Converted, converted
 from snnexp.conversion.rewrite import rewrite
-from snnexp.conversion.walk import Method, walk
-from snnexp.conversion.walk import Record as LayerRecord
+from snnexp.conversion.walk import LayerRecord, Method, walk
+from snnexp.dataset.manifest import MANIFEST, emptied, fault, seal
 from snnexp.dataset.prepare import digest
-from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.errors import UserError, integer, integer_or_none, require, told
 from snnexp.files import remove_leftovers
 from snnexp.lock import locked
 from snnexp.mitigation.base import Mitigation
@@ -35,6 +36,8 @@ from snnexp.terminal import LayerBar
 from snnexp.timefold import TimeFold
 from snnexp.training import THREADS, Metrics, launched
 
+log = logging.getLogger(__name__)
+COSTS = ("spikes", "spikes_per_neuron", "synaptic_operations", "energy_nj", "latency")  # of `Account`
 ANN = ("dataset", "model", "neuron", "loss", "optimizer", "scheduler", "trainer", "seed")  # what determines an ANN
 
 
@@ -42,17 +45,15 @@ class Converting(Task):
     """A task that converts an ANN and works with the result.
 
     `val_images`, `test_images`: how many images of a split are evaluated (None: all); `layer_images`: how many
-    validation images the table by layer, spikes and energy are measured on. Raises InvalidValue.
+    validation images are used to measure errors by layer, spikes and energy. Raises InvalidValue.
     """
 
     groups = CONVERTING
 
     def __init__(self, val_images: int | None = None, test_images: int | None = None, layer_images: int = 128) -> None:
-        for name, images in (("val_images", val_images), ("test_images", test_images)):
-            if images is not None:
-                integer(name, images, at_least=1)
+        given = {"val": val_images, "test": test_images}
+        self.images = {split: integer_or_none(f"{split}_images", n, at_least=1) for split, n in given.items()}
         self.layer_images = integer("layer_images", layer_images, at_least=1)
-        self.images = {"val": val_images, "test": test_images}
 
     def objectives(self, session: Session) -> list[str]:
         return ["val/accuracy", "val/ann_accuracy", *(f"val/snn_accuracy_T{t}" for t in steps_of(session))]
@@ -63,7 +64,7 @@ class Converting(Task):
 
 
 class Conversion:
-    """An ANN on its way to an SNN. Everything that can be refused is refused when it is made (UserError)."""
+    """The conversion of one ANN. Its constructor checks everything that can be checked before training (UserError)."""
 
     def __init__(self, session: Session, record: Record, limits: Mapping[str, int | None], layer_images: int) -> None:
         self.session, self.record, self.limits, self.layer_images = session, record, limits, layer_images
@@ -76,17 +77,13 @@ class Conversion:
         self._check_network()
 
     def _check_network(self) -> None:
-        """Convert the untrained network for two images, so that what cannot be converted is refused before training."""
+        """Convert the untrained network for two images, to refuse networks that cannot be converted before training."""
         data, net = self.source.data, self.source.network()
         if net.sites():
-            raise UserError(
-                f"neuron={self.session.choices['neuron']} spikes already: conversion starts from an ANN "
-                "(neuron=relu, clip or qcfs)"
-            )
-        try:
+            ann = "conversion starts from an ANN (neuron=relu, clip or qcfs)"
+            raise UserError(f"neuron={self.session.choices['neuron']} spikes already: {ann}")
+        with told("calibration."):
             self.images = self.calibration.sample(data.train)
-        except InvalidValue as error:
-            raise error.told(f"calibration.{error.name}") from error
         self._check_frames()
         if data.temporal:  # each frame is an image; each recording gives one of its frames in turn
             turn = torch.arange(len(self.images))
@@ -96,14 +93,12 @@ class Conversion:
             source, network = rewrite(still(net), x, self.method.maxpool, self.method.neuron.vocabulary)
             walk(source, network, x, T, self.method)
             self.mitigation.applied(converted(network, T))
-        try:
+        with told("mitigation."):
             for t in self.steps:
                 self.mitigation.check(t)
-        except InvalidValue as error:
-            raise error.told(f"mitigation.{error.name}") from error
 
     def _check_frames(self) -> None:
-        """Raise UserError unless a recording that is shown frame by frame is shown whole."""
+        """Raise UserError unless the largest T of each network is a multiple of the frames of a recording."""
         for t in [steps[-1] for steps in self.groups()]:
             if t % self.frames:
                 raise UserError(
@@ -115,10 +110,8 @@ class Conversion:
     def integrating(self, what: str) -> None:
         """Raise UserError unless the conversion places integrate-and-fire neurons."""
         if not self.method.neuron.integrates:
-            raise UserError(
-                f"{what} takes integrate-and-fire neurons: choose another conversion than "
-                f"conversion={self.session.choices['conversion']}"
-            )
+            other = f"choose another conversion than conversion={self.session.choices['conversion']}"
+            raise UserError(f"{what} takes integrate-and-fire neurons: {other}")
 
     def unmitigated(self, why: str) -> None:
         """Raise UserError, with the reason `why`, if a mitigation is chosen."""
@@ -127,7 +120,7 @@ class Conversion:
 
     @property
     def frames(self) -> int:
-        """The frames of a recording that the ANN sees averaged and the SNN one by one; 1 for other data."""
+        """The number of frames that the ANN sees averaged and the SNN one by one; 1 for other data."""
         data = self.source.data
         return data.train.x.shape[1] if data.averaged else 1
 
@@ -150,18 +143,18 @@ class Conversion:
         }
 
     def whole(self, network: nn.Module) -> Any:
-        """Return `network`, which takes images or averaged recordings, as one that takes the samples of a split."""
+        """Return `network` as one that takes samples of a split: it is applied to each frame of a recording."""
         return PerFrame(network) if self.source.data.temporal else network
 
     def groups(self) -> Iterator[list[int]]:
-        """Yield the T that one network serves: all of them, unless what is placed depends on T."""
+        """Yield lists of T that share a network: one list, unless neurons or corrections depend on T."""
         if self.method.per_T or self.calibration.steps:
             yield from ([t] for t in self.steps)
         else:
             yield self.steps
 
     def converted(self, T: int, *, calibrated: bool) -> tuple[Converted, fx.GraphModule, list[LayerRecord]]:
-        """Return the SNN for T steps with its mitigation, its source, and what was done at each layer."""
+        """Return the SNN for T steps with its mitigation, its source, and a record of each layer."""
         corrections = self.calibration.corrections if calibrated else []
         source, network = rewrite(self.ann, self.images[:2], self.method.maxpool, self.method.neuron.vocabulary)
         with LayerBar(f"{self.session.choices['task']} T={T}{'' if calibrated else ' (before)'}") as bar:
@@ -183,24 +176,17 @@ class Conversion:
         return found
 
     def seen(self) -> Tensor:
-        """Return the validation images that layers are examined on."""
+        """Return the validation images on which layers are examined."""
         val = self.source.data.val
         x, _ = next(val.batches(self.layer_images, spread(val, self.layer_images)))
         return (stills(x) if self.source.data.temporal else x).to(self.device)
 
     def examined(self, source: fx.GraphModule, snn: Converted, t: int) -> tuple[list[LayerError], Account, Metrics]:
-        """Return the errors by layer and the cost of an inference on validation images; and the cost as metrics."""
+        """Return the errors by layer, the cost of an inference on validation images, and the cost as metrics."""
         data = self.source.data
         runs = data.val.x.shape[1] if data.temporal else 1  # of the network per recording
         errors, account = snn.examine(source, self.seen(), t)
-        cost = {
-            "spikes": account.spikes * runs,
-            "spikes_per_neuron": account.spikes_per_neuron * runs,
-            "synaptic_operations": account.synaptic_operations * runs,
-            "energy_nj": account.energy_nj * runs,
-            "latency": account.latency * runs,
-            **account.more,
-        }
+        cost = {name: getattr(account, name) * runs for name in COSTS} | account.more
         self.record.metrics({f"val/{name}": value for name, value in cost.items()}, step=t)
         ann = {"val/ann_macs": account.ann_macs * runs, "val/ann_energy_nj": account.ann_energy_nj * runs}
         metrics = {f"val/{name}_T{t}": value for name, value in cost.items()}
@@ -211,34 +197,34 @@ def steps_of(session: Session) -> list[int]:
     """Return `timesteps`, a number or a list, as distinct numbers in increasing order. Raises UserError."""
     given = session.config["timesteps"]
     given = given if isinstance(given, list) else [given]
-    try:
-        if not given:
-            raise InvalidValue("timesteps", given, "an integer >= 1, or a list of them")
+    with told():
+        require(bool(given), "timesteps", given, "an integer >= 1, or a list of them")
         return sorted({integer("timesteps", t, at_least=1) for t in given})
-    except InvalidValue as error:
-        raise error.told("timesteps") from error
 
 
 def still(net: TimeFold) -> nn.Module:
-    """Return a network without time as a module from [N, ...] to [N, K]."""
+    """Return a network without spiking neurons as a module from [N, ...] to [N, K], without the time axis."""
     return nn.Sequential(OrderedDict(front=net.front, network=net.network))
 
 
 def trained(session: Session) -> Path:
-    """Return the weights of this config's ANN, which is trained once and then found again by any conversion.
+    """Return the file with the weights of this config's ANN, which is trained once and then read from the cache.
 
-    An interrupted training is resumed; a second process that wants the same ANN waits.
+    An interrupted training is resumed; a second process that wants the same ANN waits. If files in the cache were
+    changed since, the ANN is trained again.
     """
-    data = session.data
-    seen = [len(data.train), len(data.val), data.shape, data.classes, data.normalize]  # other images in the same place
-    key = digest(config={key: session.config[key] for key in ANN}, data=seen)
-    folder = Path(session.config["cache_dir"]) / "ann" / key
+    config = {key: session.config[key] for key in ANN}
+    folder = Path(session.config["cache_dir"]) / "ann" / digest(config=config, data=session.data.identity["digest"])
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock"):
         remove_leftovers(folder)
-        if not (folder / "done").exists():
+        if wrong := fault(folder):
+            if (folder / MANIFEST).exists():
+                log.warning("%s is not as it was trained (%s): it is trained again", folder, wrong)
+                emptied(folder)
             launched(session.trainer, _fitted, session, folder)
-            (folder / "done").touch()
+            (folder / "last.pt").unlink()  # resumes an interrupted training only
+            seal(folder)
     return folder / "best.pt"
 
 
@@ -249,7 +235,7 @@ def _fitted(fabric: Fabric, session: Session, folder: Path) -> float:
 
 
 def accuracy_figure(curves: Mapping[str, Mapping[int, float]], ann: float) -> Figure:
-    """Draw accuracy against latency: a line for each curve {T: accuracy}, and the ANN's accuracy as a level."""
+    """Draw accuracy against latency: a line for each curve {T: accuracy}, and a level line for the ANN's accuracy."""
     figure, (axes,) = panels(1, 1, 6, 3.6)
     axes.axhline(ann, color=GREY, linestyle="--", label="ANN")
     for (label, curve), style in zip(curves.items(), styles(len(curves)), strict=True):
@@ -259,5 +245,4 @@ def accuracy_figure(curves: Mapping[str, Mapping[int, float]], ann: float) -> Fi
     axes.set_xticks(steps, [str(t) for t in steps])
     axes.set(xlabel="time steps T", ylabel="test accuracy")
     axes.legend(frameon=False)
-    plain(axes)
     return figure

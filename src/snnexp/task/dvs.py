@@ -1,6 +1,4 @@
-"""`task=dvs`: compare two ways of QCFS for event recordings with a directly trained SNN: accuracy and training cost."""
-
-from __future__ import annotations
+"""`task=dvs`: compare two kinds of QCFS conversion for event recordings with a directly trained SNN."""
 
 import json
 import shutil
@@ -17,7 +15,8 @@ from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor, fx, nn
 
-from snnexp.analysis.style import distinct, plain, styles
+from snnexp.analysis.style import distinct, panels, styles
+from snnexp.config import TRAINING
 from snnexp.conversion.frames import PerFrame, stills
 from snnexp.conversion.measure import AC, accuracies, ann_accuracy, spread
 from snnexp.conversion.network import Converted
@@ -30,10 +29,10 @@ from snnexp.evaluate import evaluate
 from snnexp.record import Record
 from snnexp.rundir import write_json
 from snnexp.session import Session
-from snnexp.task.base import TRAINING, Task
+from snnexp.task.base import Task
 from snnexp.task.train import train_network
 from snnexp.terminal import console
-from snnexp.timefold import TimeFold, TimeMean
+from snnexp.timefold import TimeFold, TimeMean, observed
 from snnexp.training import THREADS, Metrics, launched
 
 AVERAGE, FRAME, SEQUENCE, DIRECT = "average", "per frame", "per frame, no reset", "direct"
@@ -44,9 +43,9 @@ class DVS(Task):
 
     `average`: the ANN sees the mean of a recording's F frames as one image; its SNN sees the frames as its input
     sequence, `rounds` times over. `per frame`: the ANN sees each frame, and its answers are averaged; its SNN sees each
-    frame for `per_frame` steps, each time from its start. `per frame, no reset`: the same weights, shown the frames as
-    the SNN of `average` is. `direct`: the model with the neuron `direct` is trained as an SNN over the F frames.
-    Energy is measured on `images` validation recordings. Gives mean test accuracies. Raises InvalidValue.
+    frame for `per_frame` steps, each time from its start. `per frame, no reset`: the same weights, but the frames are
+    shown in sequence, as in `average`. `direct`: the model with the neuron `direct` is trained as an SNN over the F
+    frames. Energy is measured on `images` validation recordings. Returns mean test accuracies. Raises InvalidValue.
     """
 
     groups = TRAINING
@@ -64,10 +63,8 @@ class DVS(Task):
 
     def run(self, session: Session, record: Record) -> Metrics:
         if "average" not in session.config["dataset"]:
-            raise UserError(
-                "task=dvs compares ways to show event recordings to a network: choose dataset=cifar10_dvs or "
-                "dataset=cifar10_saccade"
-            )
+            what = "task=dvs compares ways to show event recordings to a network"
+            raise UserError(f"{what}: choose dataset=cifar10_dvs or dataset=cifar10_saccade")
         session.check()
         comparison = Comparison(self, session, record)
         comparison.check()
@@ -75,9 +72,9 @@ class DVS(Task):
 
 
 @dataclass
-class Row:
-    """A network on the test split: `steps` of simulation (ANN: passes) and energy (nJ) of one recording, and the cost
-    of its training: processor seconds, updates of the weights, images (one frame, or one average) seen.
+class Tested:
+    """The test result of a network: `steps` of simulation (ANN: passes) and energy (nJ) per recording, and the cost of
+    its training: processor seconds, weight updates, and images seen (an image is one frame or one average).
     """
 
     way: str
@@ -92,29 +89,29 @@ class Row:
 
 @dataclass
 class Trained:
-    """The best epoch of one training, and its cost: the last three columns of `Row`."""
+    """The best epoch of one training, and its cost (the last three columns of `Tested`)."""
 
     data: Data
     net: TimeFold
     cost: dict[str, Any]
 
 
+@dataclass
 class Comparison:
     """One run of `task=dvs` with the settings of `task`."""
 
-    def __init__(self, task: DVS, session: Session, record: Record) -> None:
-        self.task, self.session, self.record = task, session, record
+    task: DVS
+    session: Session
+    record: Record
 
     def check(self) -> None:
-        """Try everything before the run begins. Raises UserError."""
+        """Check the networks and the conversion before the run begins. Raises UserError."""
         seed = self.task.seeds[0]
         framed = self._session(FRAME, seed)
         net, x = framed.network(), stills(next(framed.data.val.batches(1))[0])
         if net.sites():
-            raise UserError(
-                f"neuron={self.session.choices['neuron']} spikes: task=dvs trains ANNs with neuron=qcfs, "
-                "and an SNN with the neuron of task.direct"
-            )
+            trains = "task=dvs trains ANNs with neuron=qcfs, and an SNN with the neuron of task.direct"
+            raise UserError(f"neuron={self.session.choices['neuron']} spikes: {trains}")
         if not self._session(DIRECT, seed).network().sites():
             raise UserError(f"task.direct={self.task.direct['_target_']} does not spike: neuron@task.direct=lif does")
         by_qcfs(net.network, x, 1)
@@ -132,14 +129,14 @@ class Comparison:
         self.record.metrics(result, step=0)
         return result
 
-    def _of(self, seed: int) -> Iterator[Row]:
+    def _of(self, seed: int) -> Iterator[Tested]:
         average, framed = self._trained(AVERAGE, seed), self._trained(FRAME, seed)
         yield from self._in_sequence(AVERAGE, average)
         yield from self._by_frame(framed)
         yield from self._in_sequence(SEQUENCE, framed)
         yield self._directly(self._trained(DIRECT, seed))
 
-    def _in_sequence(self, way: str, trained: Trained) -> Iterator[Row]:
+    def _in_sequence(self, way: str, trained: Trained) -> Iterator[Tested]:
         """Test the SNN that sees the frames one after the other, and for `average` its ANN."""
         data, seen = trained.data, self._seen(trained.data)
         ann = nn.Sequential(OrderedDict(mean=TimeMean(), network=trained.net.network)).eval()
@@ -148,25 +145,27 @@ class Comparison:
         costs = {t: snn.examine(source, seen, t)[1] for t in steps}
         if way == AVERAGE:
             found = ann_accuracy(ann, data.test, self._size, seen.device)
-            yield Row(way, "ANN", 1, found, costs[steps[0]].ann_energy_nj, **trained.cost)
+            yield Tested(way, "ANN", 1, found, costs[steps[0]].ann_energy_nj, **trained.cost)
         for t, accuracy in accuracies(snn, data.test, steps, self._size, seen.device).items():
-            yield Row(way, "SNN", t, accuracy, costs[t].energy_nj, **trained.cost)
+            yield Tested(way, "SNN", t, accuracy, costs[t].energy_nj, **trained.cost)
 
-    def _by_frame(self, trained: Trained) -> Iterator[Row]:
-        """Test the ANN on each frame, and the SNN that starts from rest with each."""
+    def _by_frame(self, trained: Trained) -> Iterator[Tested]:
+        """Test the ANN on each frame, and the SNN that starts from its initial state for each frame."""
         data, seen = trained.data, self._seen(trained.data)
         frames, ann = seen.shape[1], trained.net.network.eval()
         source, snn = by_qcfs(ann, stills(seen), self.task.per_frame[-1])
         costs = {t: snn.examine(source, stills(seen), t)[1] for t in self.task.per_frame}
         found = ann_accuracy(PerFrame(ann), data.test, self._size, seen.device)
-        yield Row(FRAME, "ANN", frames, found, frames * costs[self.task.per_frame[0]].ann_energy_nj, **trained.cost)
+        yield Tested(FRAME, "ANN", frames, found, frames * costs[self.task.per_frame[0]].ann_energy_nj, **trained.cost)
         for t, accuracy in accuracies(PerFrame(snn), data.test, self.task.per_frame, self._size, seen.device).items():
-            yield Row(FRAME, "SNN", frames * t, accuracy, frames * costs[t].energy_nj, **trained.cost)
+            yield Tested(FRAME, "SNN", frames * t, accuracy, frames * costs[t].energy_nj, **trained.cost)
 
-    def _directly(self, trained: Trained) -> Row:
+    def _directly(self, trained: Trained) -> Tested:
         data, seen = trained.data, self._seen(trained.data)
         tested = evaluate(trained.net, data.test, self.session.loss, self._size, seen.device, len(data.classes))
-        return Row(DIRECT, "SNN", trained.net.T, tested.accuracy, accumulates(trained.net, seen) * AC, **trained.cost)
+        return Tested(
+            DIRECT, "SNN", trained.net.T, tested.accuracy, accumulates(trained.net, seen) * AC, **trained.cost
+        )
 
     @property
     def _size(self) -> int:
@@ -188,8 +187,8 @@ class Comparison:
         return self.session.derived(**changed)
 
     def _trained(self, way: str, seed: int) -> Trained:
-        """Train, or load what an interrupted run had finished. A training that it had only begun starts again, since
-        its cost is not known."""
+        """Train, or load a training that an interrupted run had finished. An unfinished one starts again, since its
+        cost is not known."""
         folder, session = self.record.folder / way.replace(" ", "_") / str(seed), self._session(way, seed)
         if not (folder / "cost.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -206,12 +205,9 @@ def _fitted(fabric: Fabric, session: Session, folder: Path) -> dict[str, Any]:
     data, net = session.data, session.network()
     start = time.process_time()
     progress = train_network(fabric, session, net, folder)
-    batches = -(-len(data.train) // session.trainer.batch_size)
-    return {
-        "train_s": time.process_time() - start,
-        "updates": progress.epoch * batches,
-        "train_images": progress.epoch * len(data.train) * net.T,
-    }
+    seconds, n = time.process_time() - start, len(data.train)
+    updates = progress.epoch * -(-n // session.trainer.batch_size)
+    return {"train_s": seconds, "updates": updates, "train_images": progress.epoch * n * net.T}
 
 
 def by_qcfs(ann: nn.Module, x: Tensor, T: int) -> tuple[fx.GraphModule, Converted]:
@@ -225,19 +221,15 @@ def by_qcfs(ann: nn.Module, x: Tensor, T: int) -> tuple[fx.GraphModule, Converte
 def accumulates(net: TimeFold, x: Tensor) -> float:
     """Return the synaptic operations of an SNN for one sample of x [N, T, ...]: over all steps, each convolution's and
     linear layer's multiply-accumulates x the share of its inputs that are not 0."""
+    layers = {name: m for name, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     counts: list[float] = []
 
-    def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        weight: Tensor = layer.weight  # type: ignore[assignment]
-        counts.append(output.numel() / len(x) * weight[0].numel() * float((inputs[0] != 0).float().mean()))
+    def count(name: str, seen: Tensor, output: Tensor) -> None:
+        fan_in = layers[name].weight[0].numel()
+        counts.append(output.numel() / len(x) * fan_in * float((seen != 0).float().mean()))
 
-    layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    try:
+    with observed(layers, count):
         net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     return sum(counts)
 
 
@@ -250,25 +242,16 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for (way, network, steps), same in groups.items():
         accuracy = [row["accuracy"] for row in same]
         others = {key: mean(row[key] for row in same) for key in ("energy_nj", "train_s", "updates", "train_images")}
-        found.append(
-            {
-                "way": way,
-                "network": network,
-                "steps": steps,
-                "seeds": len(same),
-                "accuracy": mean(accuracy),
-                "sd": stdev(accuracy) if len(same) > 1 else 0.0,
-                **others,
-            }
-        )
+        spread = stdev(accuracy) if len(same) > 1 else 0.0
+        reached = {"seeds": len(same), "accuracy": mean(accuracy), "sd": spread}
+        found.append({"way": way, "network": network, "steps": steps} | reached | others)
     return found
 
 
 def ways_figure(table: Sequence[dict[str, Any]]) -> Figure:
     """Draw for each way accuracy against steps, and the processor time of its training."""
     names = distinct(table, "way")
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    accuracy, cost = figure.subplots(1, 2, width_ratios=(2, 1))
+    figure, (accuracy, cost) = panels(2, 2, 5, 3.8, width_ratios=(2, 1))
     for name, style in zip(names, styles(len(names)), strict=True):
         snn = [row for row in table if row["way"] == name and row["network"] == "SNN"]
         steps, means, spread = ([row[key] for row in snn] for key in ("steps", "accuracy", "sd"))
@@ -287,5 +270,4 @@ def ways_figure(table: Sequence[dict[str, Any]]) -> Figure:
     cost.invert_yaxis()
     cost.margins(x=0.15)
     cost.set(xlabel="processor time of one training, s")
-    plain(accuracy, cost)
     return figure

@@ -1,6 +1,4 @@
-"""`task=dynamics`: check the relation of neighbouring layers' mean postsynaptic potentials on every layer."""
-
-from __future__ import annotations
+"""`task=dynamics`: check the equation that relates the mean postsynaptic potentials of neighbouring layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, fx
 
-from snnexp.analysis.style import distinct, plain, shades
+from snnexp.analysis.style import distinct, panels, shades
 from snnexp.conversion.network import Converted
 from snnexp.conversion.neuron import integrator
 from snnexp.conversion.stateful import Frames
@@ -27,7 +25,7 @@ Row = dict[str, Any]
 class Dynamics(Converting):
     """Convert, and compare both sides of phi^l = W^l phi^(l-1) + b^l - (v^l(T) - v^l(0))/T; see docs/lab2.md.
 
-    Gives the largest differences. `run` raises UserError as `task=convert` does, and with a mitigation.
+    Returns the largest differences. `run` raises UserError as `task=convert` does, and if a mitigation is chosen.
     """
 
     groups = tuple(group for group in CONVERTING if group != "mitigation")
@@ -61,11 +59,10 @@ def _checked(conversion: Conversion) -> Metrics:
         result |= {f"val/{name}_T{t}": max(row[column] for row in at) for name, column in RESULTS.items()}
         record.metrics({"val/residual": result[f"val/residual_T{t}"]}, step=t)
     record.write({"dynamics": rows}, {"dynamics": residuals_figure(rows)})
-    shown = [
-        {"layer": name} | {f"T={row['T']}": row["residual"] for row in rows if row["layer"] == name}
-        for name in distinct(rows, "layer")
-    ]
-    record.show("largest difference of the two sides, in units of theta", shown)
+    shown = {name: {"layer": name} for name in distinct(rows, "layer")}
+    for row in rows:
+        shown[row["layer"]][f"T={row['T']}"] = row["residual"]
+    record.show("largest difference of the two sides, in units of theta", list(shown.values()))
     return result
 
 
@@ -74,15 +71,13 @@ def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
     """Compare both sides of the relation on every site after T steps, for inputs [N, ...]; in units of theta.
 
     `residual`: the largest difference over images and neurons. `remainder`: the root mean square of (v(T) - v(0))/T
-    over all of them; `inside`: over those with v(T) in [0, theta), where it is rounding. The right side passes
+    over all of them; `inside`: over those with v(T) in [0, theta), where it is a rounding error. The right side passes
     phi^(l-1), the means of the sites below, through the layers between; it uses only emitted spikes and potentials of
     the simulation.
     """
     flow = snn.flow
-    found: dict[fx.Node, dict[str, Any]] = {
-        site: {"layer": str(site.target), "T": T, "residual": 0.0, "remainder": 0.0, "inside": 0.0}
-        for site in flow.sites
-    }
+    zeros: Row = {"residual": 0.0, "remainder": 0.0, "inside": 0.0}
+    found: dict[fx.Node, Row] = {site: {"layer": str(site.target), "T": T} | zeros for site in flow.sites}
     ended = dict.fromkeys(flow.sites, 0.0)
     for part in torch.split(x, max(1, CALIBRATION_ROWS[x.device.type] // T)):
         env, state, _ = snn.simulated(part, T)
@@ -107,11 +102,10 @@ def residuals(snn: Converted, x: Tensor, T: int) -> list[dict[str, Any]]:
 
 
 def residuals_figure(rows: Sequence[Row]) -> Figure:
-    """Draw by layer, a line for each T, how far the two sides are apart, and the last term of the relation: over all
-    neurons, and over those that end in [0, theta)."""
+    """Draw for each layer and T the difference of the two sides, and the last term of the relation: over all neurons,
+    and over those with v(T) in [0, theta)."""
     names, steps = distinct(rows, "layer"), distinct(rows, "T")
-    figure = Figure(figsize=(11, 1.6 + 0.26 * len(names)), layout="constrained")
-    axes_all = figure.subplots(1, 3, sharey=True)
+    figure, axes_all = panels(3, 3, 11 / 3, 1.6 + 0.26 * len(names), sharey=True)
     labels = {
         "residual": "largest difference of the two sides / θ",
         "remainder": "(v(T) − v(0)) / (T θ), rms, all neurons",
@@ -122,7 +116,6 @@ def residuals_figure(rows: Sequence[Row]) -> Figure:
             values = [max(row[column], 1e-17) for row in rows if row["T"] == T]
             axes.plot(values, names, ".-", color=color, linewidth=0.8, label=f"T = {T}")
         axes.set(xscale="log", xlabel=label)
-        plain(axes)
     axes_all[0].invert_yaxis()
     figure.legend(*axes_all[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure

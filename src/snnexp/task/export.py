@@ -1,15 +1,15 @@
 """`task=export`: write a trained spiking network as a NIR file, for other frameworks and neuromorphic hardware.
 
 NIR: Pedersen et al., "Neuromorphic intermediate representation: a unified instruction set for interoperable
-brain-inspired computing", Nature Communications 2024; written by SpikingJelly's exchange. Its neurons reset to a value:
-none subtracts the threshold, as converted networks must.
+brain-inspired computing", Nature Communications 2024; written by SpikingJelly's exchange. NIR's neurons reset to a
+value, whereas those of converted networks subtract the threshold.
 """
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,7 +34,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, nn.Flatten)  # what the
 
 
 class Export(Task):
-    """Write the network of `checkpoint` to network.nir in the run directory, with steps of `dt` seconds; give the
+    """Write the network of `checkpoint` to network.nir in the run directory, with steps of `dt` seconds. Returns the
     numbers of its nodes and edges. Raises InvalidValue; `run` raises UserError, naming the layers that NIR cannot
     express.
     """
@@ -47,10 +47,8 @@ class Export(Task):
     def run(self, session: Session, record: Record) -> Metrics:
         session.check()
         if not session.config["checkpoint"]:
-            raise UserError(
-                "task=export writes a trained network: it needs checkpoint=FILE or checkpoint=runs:/ID, with "
-                "the model, neuron and dataset of that run"
-            )
+            needs = "checkpoint=FILE or checkpoint=runs:/ID, with the model, neuron and dataset of that run"
+            raise UserError(f"task=export writes a trained network: it needs {needs}")
         net, data = session.network().eval(), session.data
         x, _ = next(data.val.batches(1))
         step = x[:, 0].to(torch.get_default_dtype()) if data.temporal else net.front(x)
@@ -106,15 +104,13 @@ def writable(network: nn.Module) -> fx.GraphModule:
 def _unlike(site: SpikingSite) -> str | None:
     """Return the reason if no NIR neuron behaves like `site`."""
     if site.reset == "soft":
-        return (
-            "it resets by subtracting the threshold, and NIR's neurons reset to a value (train with neuron.reset=hard)"
-        )
+        hard = "NIR's neurons reset to a value (train with neuron.reset=hard)"
+        return f"it resets by subtracting the threshold, and {hard}"
     if site.v_init != site.reset_value:
         return f"it starts at v_init={site.v_init}, and a NIR neuron where it resets to, {site.reset_value}"
     if site.reset_value and not isinstance(site, IF):
-        return (
-            f"it decays toward 0 and resets to {site.reset_value}, and SpikingJelly's exchange has one value for both"
-        )
+        one = "SpikingJelly's exchange has one value for both"
+        return f"it decays toward 0 and resets to {site.reset_value}, and {one}"
     return None
 
 
@@ -122,17 +118,15 @@ def _node(site: SpikingSite) -> nn.Module:
     """Return SpikingJelly's module of the same neuron."""
     from spikingjelly.activation_based import neuron
 
-    made: nn.Module
+    settings: dict[str, Any] = {"v_threshold": site.threshold, "v_reset": site.v_reset}
     if isinstance(site, IF):
-        made = neuron.IFNode(v_threshold=site.threshold, v_reset=site.v_reset)
-    else:
-        tau = 1 / (1 - float(torch.as_tensor(site.decay).detach()))
-        made = neuron.LIFNode(tau=tau, decay_input=False, v_threshold=site.threshold, v_reset=site.v_reset)
-    return made
+        return neuron.IFNode(**settings)  # type: ignore[no-any-return]
+    tau = 1 / (1 - float(torch.as_tensor(site.decay).detach()))
+    return neuron.LIFNode(tau=tau, decay_input=False, **settings)  # type: ignore[no-any-return]
 
 
 def _converted(network: nn.Module, x: Tensor) -> str:
-    """Return the refusal of a network without spikes, whose conversion could not be written either."""
+    """Return the error message for a network without spikes; a converted network could not be written either."""
     source, _ = rewrite(network, x, "gate")
     names = ", ".join(str(n.target) for n in Flow(source).sites)
     return (

@@ -1,6 +1,4 @@
-"""`task=few_spike`: make the paper's table of networks as ANN and as few-spike SNN: accuracy, size, spikes, latency."""
-
-from __future__ import annotations
+"""`task=few_spike`: reproduce the paper's table of ANNs and their few-spike SNNs: accuracy, size, spikes, latency."""
 
 from dataclasses import asdict
 from typing import Any
@@ -11,20 +9,25 @@ from snnexp.analysis import few_spike as drawn
 from snnexp.conversion import slots
 from snnexp.conversion.measure import LayerError
 from snnexp.conversion.network import Decoded
-from snnexp.errors import InvalidValue, UserError, integer
+from snnexp.errors import InvalidValue, UserError, integer, told
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.task.convert import layers_figure
 from snnexp.task.converting import Conversion, Converting
 from snnexp.training import Metrics
 
+COLUMNS = (  # of `Account` or its `more`
+    *("parameters", "layers", "neurons", "spikes", "spikes_per_neuron"),
+    *("at_most_two", "latency", "interval", "energy_nj", "ann_energy_nj"),
+)
 MANY = 100  # classes from which on the top-5 accuracy is reported as well
 Row = dict[str, Any]
 
 
 class FewSpikeTable(Converting):
-    """Make a row for each of `depths` (of a residual network; None: the model as it is), trained first unless there is
-    a `checkpoint`, and converted for K = timesteps. Spikes are counted on `layer_images` validation images.
+    """Make a row for each of `depths` of a residual network (None: the configured model only). Each network is trained
+    unless there is a `checkpoint`, and converted for K = timesteps. Spikes are counted on `layer_images` validation
+    images.
 
     Writes tables/few_spike.csv, tables/layers.csv, coefficients and figures. Raises InvalidValue; `run` raises
     UserError.
@@ -40,10 +43,8 @@ class FewSpikeTable(Converting):
         return []
 
     def run(self, session: Session, record: Record) -> Metrics:
-        try:
+        with told():
             integer("timesteps", session.config["timesteps"], at_least=1)
-        except InvalidValue as error:
-            raise error.told(error.name) from error
         conversions = {name: self.conversion(each, record) for name, each in self._networks(session).items()}
         if any(not issubclass(conversion.method.neuron.network, Decoded) for conversion in conversions.values()):
             raise UserError(f"task=few_spike needs conversion=few_spike, not {session.choices['conversion']}")
@@ -74,32 +75,15 @@ def _measured(conversions: dict[str, Conversion], record: Record) -> Metrics:
         layers += [{"network": name, **asdict(error)} for error in last]
         shares[name] = slots.counts(snn, conversion.seen())
         tables |= {f"{table}_{name}": of_it for table, of_it in snn.tables().items()}
-        more = account.more
-        rows.append(
-            {
-                "network": name,
-                **_accuracies(conversion, snn),
-                "parameters": more["parameters"],
-                "layers": more["layers"],
-                "neurons": account.neurons,
-                "spikes": account.spikes,
-                "spikes_per_neuron": account.spikes_per_neuron,
-                "at_most_two": more["at_most_two"],
-                "latency": account.latency,
-                "interval": more["interval"],
-                "energy_nj": account.energy_nj,
-                "ann_energy_nj": account.ann_energy_nj,
-            }
-        )
-    figures = {"spikes": drawn.shares(shares), "layers": layers_figure(last)}
+        cost = {name: account.more[name] if name in account.more else getattr(account, name) for name in COLUMNS}
+        rows.append({"network": name, **_accuracies(conversion, snn), **cost})
+    figures = {"spikes": drawn.counts_figure(shares), "layers": layers_figure(last)}
     record.write({"few_spike": rows, "layers": layers, **tables}, figures)
     record.show(f"few-spike conversion, K = {K}", [{k.replace("_", " "): v for k, v in row.items()} for row in rows])
-    result = {
-        f"test/{key}_{row['network']}" if "top" in key else f"{key}_{row['network']}": float(value)
-        for row in rows
-        for key, value in row.items()
-        if key != "network"
-    }
+    result = {}
+    for row in rows:
+        for key in [key for key in row if key != "network"]:
+            result[f"{'test/' * ('top' in key)}{key}_{row['network']}"] = float(row[key])
     record.metrics(result, step=K)
     return result
 

@@ -1,14 +1,13 @@
 """`task=fit_few_spike`: fit coefficients h, d, T of few-spike neurons to an activation."""
 
-from __future__ import annotations
-
 import csv
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from snnexp.activations import named
+from snnexp.activations import Interval, named
 from snnexp.analysis import few_spike as drawn
 from snnexp.errors import InvalidValue, integer, number, require
 from snnexp.few_spike.fit import Density, fit_table
@@ -19,15 +18,13 @@ from snnexp.task.base import Task
 from snnexp.terminal import LayerBar
 from snnexp.training import Metrics
 
-Interval = tuple[float, float]
-
 
 class FitFewSpike(Task):
-    """Fit coefficients for each of `K` and each range; write <activation>.yaml, a table and figures; give the errors.
+    """Fit coefficients for each of `K` and each range; write <activation>.yaml, a table and figures; return the errors.
 
-    `range`: [low, high]; None: those of the shipped coefficients. `spikes`: the largest mean number of spikes (None:
-    K/4). `distribution` of the inputs: uniform, or a CSV file with columns x and weight. ReLU is analytic, from 0 to
-    high. `rounds` of the search. Raises InvalidValue.
+    `range`: [low, high]; None: the ranges of the shipped coefficients. `spikes`: the largest mean number of spikes
+    (None: K/4). `distribution` of the inputs: uniform, or a CSV file with columns x and weight. `rounds`: length of the
+    search. ReLU's coefficients are analytic, for inputs from 0 to high. Raises InvalidValue.
     """
 
     def __init__(
@@ -60,15 +57,9 @@ class FitFewSpike(Task):
         if self.activation == "relu":
             return measured(self.activation, interval, relu(K, torch.tensor(interval[1], dtype=torch.float64)))
         title = f"{self.activation} K={K} on {list(interval)}"
+        limit, report = self.limit or K / 4, partial(bar.report, name=title)
         return fit_table(
-            self.activation,
-            interval,
-            K,
-            self.limit or K / 4,
-            rounds=self.rounds,
-            seed=seed,
-            density=self.density,
-            report=lambda done, whole: bar.report(done, whole, title),
+            self.activation, interval, K, limit, rounds=self.rounds, seed=seed, density=self.density, report=report
         )
 
 
@@ -76,18 +67,10 @@ def _reported(record: Record, fits: list[Fitted]) -> Metrics:
     activation = fits[0].activation
     save_tables(fits, record.folder / f"{activation}.yaml")
     record.artifact(f"{activation}.yaml")
-    fitted = [
-        {
-            "activation": activation,
-            "low": f.range[0],
-            "high": f.range[1],
-            "K": f.table.K,
-            "mse": f.mse,
-            "largest": f.largest,
-            "spikes": f.spikes,
-        }
-        for f in fits
-    ]
+    fitted = []
+    for fit in fits:
+        head = {"activation": activation, "low": fit.range[0], "high": fit.range[1], "K": fit.table.K}
+        fitted.append(head | _errors(fit))
     tables: dict[str, Rows] = {"fit": fitted}
     last = max((f for f in fits if f.range == fits[0].range), key=lambda f: f.table.K)
     made = {"approximation": drawn.approximation(last), "raster": drawn.raster(last)}
@@ -106,21 +89,21 @@ def _reported(record: Record, fits: list[Fitted]) -> Metrics:
     record.show(f"few-spike neurons for {activation}", fitted)
     result: Metrics = {}
     for one in fits:
-        found = {"mse": one.mse, "largest": one.largest, "spikes": one.spikes}
+        found = _errors(one)
         where = "" if one.range == fits[0].range else f"_{one.range[0]:g}_{one.range[1]:g}"
         record.metrics({f"{name}{where}": value for name, value in found.items()}, step=one.table.K)
         result |= {f"{name}{where}_K{one.table.K}": value for name, value in found.items()}
     return result
 
 
+def _errors(fit: Fitted) -> dict[str, float]:
+    return {"mse": fit.mse, "largest": fit.largest, "spikes": fit.spikes}
+
+
 def _interval(given: list[float]) -> Interval:
     pair = isinstance(given, list) and len(given) == 2 and all(isinstance(v, int | float) for v in given)
-    require(
-        pair and given[0] < given[1] and given[1] > 0,
-        "range",
-        given,
-        "two numbers [low, high], low < high and high > 0",
-    )
+    fits = pair and given[0] < given[1] and given[1] > 0
+    require(fits, "range", given, "two numbers [low, high], low < high and high > 0")
     return float(given[0]), float(given[1])
 
 
@@ -129,12 +112,11 @@ def _density(distribution: str) -> Density | None:
     if distribution == "uniform":
         return None
     try:
-        with Path(distribution).expanduser().open(newline="") as file:
+        with Path(distribution).expanduser().open(encoding="utf-8", newline="") as file:
             rows = sorted((float(row["x"]), float(row["weight"])) for row in csv.DictReader(file))
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise InvalidValue(
-            "distribution", distribution, f"uniform, or a CSV file with columns x and weight ({error})"
-        ) from error
+        allowed = f"uniform, or a CSV file with columns x and weight ({error})"
+        raise InvalidValue("distribution", distribution, allowed) from error
     if len(rows) < 2 or min(weight for _, weight in rows) < 0 or not sum(weight for _, weight in rows) > 0:
         raise InvalidValue("distribution", distribution, "a file of two rows or more, with weights of at least 0")
     x, weight = (torch.tensor(column, dtype=torch.float32) for column in zip(*rows, strict=True))

@@ -1,34 +1,28 @@
 """`task=gradient_fidelity`: train, and compare the surrogate gradient with finite differences after each epoch."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from matplotlib.figure import Figure
 
 from snnexp.analysis.finite_difference import Fidelity, Probe, compare, layers, sample
 from snnexp.analysis.layers import layer_figure, layer_rows
-from snnexp.dataset.base import Data
 from snnexp.errors import InvalidValue, integer, number
 from snnexp.record import Rows
 from snnexp.session import Session
-from snnexp.task.train import Measurement, Train
+from snnexp.task.train import Train
 from snnexp.timefold import TimeFold
 from snnexp.training import Metrics
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
 
 class GradientFidelity(Train):
-    """Train as `task=train`. After each epoch, compare at `weights` random weights of each layer, on the first `batch`
-    validation samples, the surrogate gradient with finite differences of step `eps`: cosine similarity (with its
-    standard error) and norm ratio, as fidelity/<what>/<layer>, in a table and a figure. Raises InvalidValue.
+    """Train as `task=train` does. After each epoch, compare the surrogate gradient with finite differences of step
+    `eps`, at `weights` random weights of each layer and on the first `batch` validation samples. Logs cosine similarity
+    (with its standard error) and norm ratio as fidelity/<quantity>/<layer>, and writes a table and a figure. Raises
+    InvalidValue.
     """
 
     def __init__(self, weights: int, batch: int, eps: float) -> None:
@@ -36,21 +30,13 @@ class GradientFidelity(Train):
         self.batch = integer("batch", batch, at_least=1)
         self.eps = number("eps", eps, "a number > 0", above=0)
 
-    def measurement(self, session: Session) -> Measurement:
-        return FiniteDifferences(session.loss, session.seed, self.weights, self.batch, self.eps)
-
-
-class FiniteDifferences(Measurement):
-    def __init__(self, loss: nn.Module, seed: int, weights: int, batch: int, eps: float) -> None:
-        self.loss, self.seed, self.weights, self.batch, self.eps = loss, seed, weights, batch, eps
-
-    def __call__(self, net: TimeFold, data: Data, device: torch.device) -> Metrics:
-        x, y = next(data.val.batches(self.batch))
-        generator, metrics = torch.Generator().manual_seed(self.seed), Metrics()
+    def measured(self, session: Session, net: TimeFold, device: torch.device) -> Metrics:
+        x, y = next(session.data.val.batches(self.batch))
+        generator, metrics = torch.Generator().manual_seed(session.seed), Metrics()
         for layer in layers(net):
             at = sample(net, layer, self.weights, generator)
             try:
-                probe = Probe(net, self.loss, layer, x.to(device), y.to(device), at)
+                probe = Probe(net, session.loss, layer, x.to(device), y.to(device), at)
             except InvalidValue:  # a layer that is used twice, or over tokens
                 log.warning("no finite differences of layer %s: used more than once, or not on [N, C, ...]", layer)
                 continue

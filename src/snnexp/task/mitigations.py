@@ -1,13 +1,11 @@
-"""`task=mitigations`: compare what mitigations of the unevenness error recover and cost at equal total steps."""
-
-from __future__ import annotations
+"""`task=mitigations`: compare accuracy and cost of mitigations of the unevenness error at equal total steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from snnexp.analysis.style import GREY, distinct, panels, plain, styles
+from snnexp.analysis.style import GREY, distinct, panels, styles
 from snnexp.build import unlike
 from snnexp.conversion.measure import LayerError
 from snnexp.errors import UserError, require
@@ -22,11 +20,11 @@ Row = dict[str, Any]
 
 
 class Mitigations(Converting):
-    """Convert once, then try each of `compare` with as many steps as let each neuron work for each of timesteps,
-    rehearsals included. A pair is left out where too few steps remain (of averaged recordings: no multiple of their
-    frames).
+    """Convert, and test each mitigation in `compare` at each of timesteps, which are here the steps that each neuron
+    runs, rehearsals included. A pair is left out if too few steps remain after the rehearsals (for averaged recordings:
+    if these are not a multiple of the frames).
 
-    `run` raises UserError as `task=convert` does, with a mitigation of its own, and if nothing can be compared.
+    `run` raises UserError as `task=convert` does, if `mitigation=` is set, and if nothing can be compared.
     """
 
     groups = tuple(group for group in CONVERTING if group != "mitigation")
@@ -48,9 +46,8 @@ class Mitigations(Converting):
         conversion.unmitigated("task=mitigations compares those in task.compare")
         conversion.integrating("task=mitigations")
         if not any(_left(conversion, m, total) for m in self.compare.values() for total in conversion.steps):
-            raise UserError(
-                f"timesteps={conversion.steps} leaves no mitigation of task.compare a step after its rehearsal"
-            )
+            none = "leaves no mitigation of task.compare a step after its rehearsal"
+            raise UserError(f"timesteps={conversion.steps} {none}")
         return record.tracked(lambda: self._compared(conversion))
 
     def _compared(self, conversion: Conversion) -> Metrics:
@@ -99,7 +96,7 @@ def _errors(layers: list[LayerError]) -> dict[str, float]:
 
 
 def mitigations_figure(rows: Sequence[Row], ann: float) -> Figure:
-    """Draw test accuracy against the steps for which each neuron works, against latency, and against energy."""
+    """Draw test accuracy against the steps that each neuron runs, against latency, and against energy."""
     keys = {"steps": "steps a neuron works", "latency": "steps until the answer", "energy_nj": "energy, µJ"}
     names = distinct(rows, "mitigation")
     figure, axes_all = panels(3, 3, 11 / 3, 3.8, sharey=True)
@@ -114,7 +111,6 @@ def mitigations_figure(rows: Sequence[Row], ann: float) -> Figure:
         if key != "energy_nj":
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
-        plain(axes)
     axes_all[0].set(ylabel="test accuracy")
     figure.legend(*axes_all[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     return figure

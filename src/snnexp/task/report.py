@@ -1,15 +1,14 @@
-"""`task=report`: write one page, as HTML and as Markdown, from what was logged."""
-
-from __future__ import annotations
+"""`task=report`: write one page about the logged runs, as HTML and as Markdown."""
 
 import logging
 import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from snnexp.config import listed
-from snnexp.errors import InvalidValue, UserError, require
+from snnexp.errors import UserError, require, told
 from snnexp.files import replace
 from snnexp.journal import JOURNAL, Journal
 from snnexp.record import Record
@@ -27,9 +26,9 @@ NAME = r"[\w.+-]+"  # of a file
 
 
 class Report(Task):
-    """Write `<outputs_dir>/reports/<name>.html` and `.md` on the runs of `experiments` (None: of all) that meet
-    `filter`, in MLflow's search syntax, or belong to the `sweep` of that run id. Links to runs lead to the MLflow UI on
-    `port` of this machine, or to the server that has the runs. Raises InvalidValue.
+    """Write `<outputs_dir>/reports/<name>.html` and `.md` about the runs of `experiments` (None: of all). `filter`, in
+    MLflow's search syntax, and `sweep`, the run id of a sweep, restrict the runs. Links to runs lead to the MLflow UI
+    on `port` of this machine, or to the server that has the runs. Raises InvalidValue.
 
     `run` raises UserError if nothing was logged, an experiment or a run does not exist, or no run is left.
     """
@@ -52,10 +51,8 @@ class Report(Task):
     def run(self, session: Session, record: Record) -> Metrics:
         store = Store(session.tracker, "task=report")
         names = _experiments(store, self.experiments)
-        try:
+        with told("task."):
             runs = _chosen(store, names, self.sweep, self.filter)
-        except InvalidValue as error:
-            raise error.told(f"task.{error.name}") from error
         of = {run.experiment for run in runs}
         title = str(self.name or self.sweep or (of.pop() if len(of) == 1 else "report"))
         if not re.fullmatch(NAME, title):  # an experiment's own name
@@ -63,7 +60,7 @@ class Report(Task):
         folder = Path(session.config["outputs_dir"]) / "reports"
         folder.mkdir(parents=True, exist_ok=True)
         ui = store.uri if store.uri.startswith("http") else f"http://127.0.0.1:{self.port}"
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             document = compose(title, runs, Source(store, ui, _folders(folder.parent), Path(scratch)))
         replace(folder / f"{title}.html", html.written(document))
         replace(folder / f"{title}.md", markdown.written(document, title))
@@ -75,11 +72,10 @@ class Report(Task):
 
 
 def _experiments(store: Store, asked: Sequence[str]) -> list[str]:
+    known = ", ".join(sorted(store.experiments))
     for name in asked:
         if name not in store.experiments:
-            raise UserError(
-                f"task.experiments: there is no experiment {name}; there are {', '.join(sorted(store.experiments))}"
-            )
+            raise UserError(f"task.experiments: there is no experiment {name}; there are {known}")
     return list(asked or store.experiments)
 
 
@@ -101,7 +97,7 @@ def _folders(outputs: Path) -> dict[str, Link]:
         try:
             if run_id := journal.state.get("run_id"):
                 path = journal.folder.relative_to(outputs).as_posix()
-                links[run_id] = Link(path, f"../{path}")
+                links[run_id] = Link(path, f"../{quote(path)}")
         except UserError as error:
             broken.append(str(error))
     if broken:
@@ -110,8 +106,5 @@ def _folders(outputs: Path) -> dict[str, Link]:
 
 
 def _figures(section: Section) -> list[Figure]:
-    return [
-        figure
-        for block in section.blocks
-        for figure in (_figures(block) if isinstance(block, Section) else [block] if isinstance(block, Figure) else [])
-    ]
+    found = [block for block in section.blocks if isinstance(block, Figure)]
+    return found + [figure for part in section.blocks if isinstance(part, Section) for figure in _figures(part)]

@@ -1,6 +1,4 @@
-"""`task=sync`: send to MLflow what runs kept back while it was away, and close runs whose process died."""
-
-from __future__ import annotations
+"""`task=sync`: send records to MLflow that were kept while it was unavailable, and close runs whose process died."""
 
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from snnexp.training import Metrics
 
 
 class Sync(Task):
-    """Send for the run directory `run_dir`, or (None) for every run under `outputs_dir`.
+    """Send the unsent records of the run directory `run_dir`, or (None) of every run under `outputs_dir`.
 
     `run` raises UserError as `send_kept` does.
     """
@@ -33,7 +31,7 @@ class Sync(Task):
 
 
 def send_kept(outputs: Path, run_dir: Path | None, tracker: Tracker) -> Metrics:
-    """Send for `run_dir`, or for every run under `outputs`. Return how many runs and records there were to send.
+    """Send the unsent records of `run_dir`, or of all runs under `outputs`. Return the numbers of runs and records.
 
     Raises UserError for tracking=none, for a folder without tracked results or still in use, if the store cannot be
     reached, and at the end if runs were skipped because they could not be sent.
@@ -67,7 +65,7 @@ def send_kept(outputs: Path, run_dir: Path | None, tracker: Tracker) -> Metrics:
 
 
 def _sent(folder: Path, tracker: MLflow) -> int | None:
-    """Send for one run; return the number of records, or None if the run is active. Raises UserError."""
+    """Send the unsent records of one run; return their number, or None if the run is active. Raises UserError."""
     try:
         run = RunDir.unused(folder)
         if run is None:

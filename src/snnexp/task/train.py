@@ -1,51 +1,38 @@
 """`task=train`: fit a network, keep its best epoch by validation, and test that epoch once."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from matplotlib.figure import Figure
 
 from snnexp.analysis import figures
 from snnexp.analysis.temperature import adapt, temperature
+from snnexp.config import TRAINING
 from snnexp.dataset.base import Data
 from snnexp.errors import Pruned
 from snnexp.evaluate import Evaluation, evaluate, recorded
 from snnexp.record import Record, Rows
 from snnexp.session import Session
-from snnexp.task.base import TRAINING, Task
+from snnexp.task.base import Task
 from snnexp.terminal import EpochBar, quiet
 from snnexp.timefold import TimeFold
 from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load_checkpoint
 from snnexp.trial.reporter import prune
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 SPIKES = "val/spikes_per_sample"  # of all sites together, at the best epoch
 AT_T = "val/accuracy_T"  # with the output averaged over the first T steps, at the best epoch
 
 
-class Measurement(Protocol):
-    """What a task measures after each epoch of a training. Picklable, for data-parallel ranks."""
-
-    def __call__(self, net: TimeFold, data: Data, device: torch.device) -> Metrics:
-        """Return values that become part of the epoch's metrics."""
-
-    def outcome(self, history: Sequence[Metrics]) -> tuple[Mapping[str, Rows], Mapping[str, Figure]]:
-        """Return tables and figures, by name, over all epochs."""
-
-
 class Train(Task):
-    """Train, then test the best epoch. A subclass may measure something after each epoch.
+    """Train, then test the best epoch. A subclass, picklable for data-parallel ranks, may measure after each epoch.
 
     `run` raises UserError for wrong values or missing data, Interrupted after Ctrl-C (the run can then be resumed), and
-    Pruned if its sweep gives this trial up.
+    Pruned if the pruner of its study stops the trial.
     """
 
     groups = TRAINING
@@ -55,24 +42,28 @@ class Train(Task):
         at_t = [t for t in asked if t.isdigit() and isinstance(T, int) and 1 <= int(t) <= T]
         return [*METRICS, SPIKES, *(f"{AT_T}{t}" for t in at_t or ("1", T))]
 
-    def measurement(self, session: Session) -> Measurement | None:
-        """Return what to measure after each epoch, if anything."""
-        return None
+    def measured(self, session: Session, net: TimeFold, device: torch.device) -> Metrics:
+        """Return values that become part of an epoch's metrics."""
+        return {}
+
+    def outcome(self, history: Sequence[Metrics]) -> tuple[Mapping[str, Rows], Mapping[str, Figure]]:
+        """Return tables and figures, by name, of the measurements over all epochs."""
+        return {}, {}
 
     def run(self, session: Session, record: Record) -> Metrics:
         session.check()
         session.network()  # prepares the data and tries everything before the run begins and ranks are spawned
-        return record.tracked(lambda: _launched(session, record, self.measurement(session)))
+        return record.tracked(lambda: _launched(self, session, record))
 
 
-def _launched(session: Session, record: Record, measurement: Measurement | None) -> Metrics:
-    result: Metrics | None = launched(session.trainer, _train, session, record, measurement)
+def _launched(task: Train, session: Session, record: Record) -> Metrics:
+    result: Metrics | None = launched(session.trainer, _train, task, session, record)
     if result is None:
         raise Pruned("the pruner stopped this trial")
     return result
 
 
-def _train(fabric: Fabric, session: Session, record: Record, measurement: Measurement | None) -> Metrics | None:
+def _train(fabric: Fabric, task: Train, session: Session, record: Record) -> Metrics | None:
     """Train one data-parallel rank, usually the only one; rank 0 reports. Return None if the pruner stopped it."""
     torch.set_num_threads(session.trainer.threads or THREADS)
     data, net, first = session.data, session.network(), fabric.is_global_zero
@@ -84,7 +75,7 @@ def _train(fabric: Fabric, session: Session, record: Record, measurement: Measur
             record.tracker.flush()
 
     start = time.monotonic()
-    measure = partial(measurement, net, data, fabric.device) if measurement else dict
+    measure = partial(task.measured, session, net, fabric.device)
     progress = train_network(fabric, session, net, record.folder, on_epoch, prune, measure)
     on_epoch(progress)
     if progress.pruned:
@@ -92,11 +83,10 @@ def _train(fabric: Fabric, session: Session, record: Record, measurement: Measur
     seconds = time.monotonic() - start
     if not first:
         return {}
-    if measurement:
-        tables, drawn = measurement.outcome(progress.history)
-        record.write(tables, drawn)
-        for rows in list(tables.values())[:1]:
-            record.show("after the last epoch", [row for row in rows if row["epoch"] == rows[-1]["epoch"]])
+    tables, drawn = task.outcome(progress.history)
+    record.write(tables, drawn)
+    for rows in list(tables.values())[:1]:
+        record.show("after the last epoch", [row for row in rows if row["epoch"] == rows[-1]["epoch"]])
     return _finish(session, record, data, net, progress, fabric.device) | {"seconds": seconds}
 
 
@@ -109,7 +99,7 @@ def train_network(
     prune: Prune = lambda history: False,
     measure: Callable[[], Metrics] = dict,
 ) -> Progress:
-    """Train `net` by the session's config, or resume the training in `folder`, behind a progress bar."""
+    """Train `net` as the session's config says, or resume the training in `folder`; show a progress bar."""
     with EpochBar(session.trainer.epochs, show=fabric.is_global_zero and not quiet()) as bar:
 
         def epoch(progress: Progress) -> None:
@@ -117,22 +107,10 @@ def train_network(
             if on_epoch:
                 on_epoch(progress)
 
-        progress = Fit(
-            fabric,
-            net,
-            session.data,
-            session.loss,
-            session.optimizer,
-            session.scheduler,
-            session.trainer,
-            seed=session.seed,
-            folder=folder,
-            on_step=bar.step,
-            on_epoch=epoch,
-            prune=prune,
-            before_step=partial(adapt, fabric, net, session.data.train, session.loss, session.seed),
-            measure=measure,
-        ).run()
+        parts = session.data, session.loss, session.optimizer, session.scheduler, session.trainer
+        choose = partial(adapt, fabric, net, session.data.train, session.loss, session.seed)
+        calls: dict[str, Any] = {"on_step": bar.step, "on_epoch": epoch, "prune": prune, "measure": measure}
+        progress = Fit(fabric, net, *parts, seed=session.seed, folder=folder, before_step=choose, **calls).run()
         bar.epoch(progress)
     return progress
 
@@ -148,15 +126,11 @@ def _finish(
     for t, (of_val, of_test) in enumerate(zip(val.accuracy_t, test.accuracy_t, strict=True), 1):
         record.metrics({"val/accuracy_at_t": of_val, "test/accuracy_at_t": of_test}, step=t)
     at_t = {f"{AT_T}{t}": accuracy for t, accuracy in enumerate(val.accuracy_t, 1) if val.rates}
-    final = {
-        **({SPIKES: val.spikes} if val.rates else {}),
-        "test/loss": test.loss,
-        "test/accuracy": test.accuracy,
-        **({"test/spikes_per_sample": test.spikes} if test.rates else {}),  # an ANN has none
-        "best_epoch": best["epoch"] + 1,
-        "epochs": progress.epoch,
-        **{f"test/rate/{name}": rate for name, rate in test.rates.items()},
-    }
+    final = {SPIKES: val.spikes} if val.rates else {}  # an ANN has none
+    final |= {"test/loss": test.loss, "test/accuracy": test.accuracy}
+    final |= {"test/spikes_per_sample": test.spikes} if test.rates else {}
+    final |= {"best_epoch": best["epoch"] + 1, "epochs": progress.epoch}
+    final |= {f"test/rate/{name}": rate for name, rate in test.rates.items()}
     record.metrics(final, step=progress.epoch)
     record.write({}, _figures(net, data, test, device) | temperature(net, progress.history))
     record.artifact("best.pt")  # for checkpoint=runs:/<id>

@@ -1,6 +1,4 @@
-"""`task=unevenness`: show what makes v(T) leave [0, theta), in small neurons and in a converted network."""
-
-from __future__ import annotations
+"""`task=unevenness`: show why v(T) leaves [0, theta), in small neurons and in a converted network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from snnexp.analysis.style import BLUE, GREY, ORANGE, distinct, panels, plain, styles
-from snnexp.analysis.unevenness import Neuron, orders_figure, search, trace
+from snnexp.analysis.style import BLUE, GREY, ORANGE, distinct, panels, styles
+from snnexp.analysis.unevenness import SmallNeuron, orders_figure, search, trace
 from snnexp.conversion.arrival import Arrival, arrivals, explanations
 from snnexp.conversion.measure import LayerError
 from snnexp.errors import InvalidValue, require
@@ -29,9 +27,9 @@ KINDS = {  # label and colour of each kind of neuron whose residual lies outside
 
 
 class Unevenness(Converting):
-    """Trace small neurons (`cases`) step by step, and try all orders of their spikes for each of `weights` x
-    `thresholds` x `starts` x `T`. Then measure the converted network at each of timesteps: accuracy, kinds and sizes of
-    errors by layer, and what the errors become when the same spikes arrive in another order.
+    """Trace small neurons (`cases`) step by step, and try all orders of their input spikes for every combination of
+    `weights`, `thresholds`, `starts` and `T`. Then measure the converted network at each of timesteps: accuracy, kinds
+    and sizes of errors by layer, and the errors when the same spikes arrive in other orders.
 
     Raises InvalidValue for small neurons that cannot exist; `run` raises UserError as `task=convert` does.
     """
@@ -51,7 +49,7 @@ class Unevenness(Converting):
         for name, values in (("weights", weights), ("thresholds", thresholds), ("starts", starts), ("T", T)):
             require(isinstance(values, list) and bool(values), name, values, "a list")
         self.cases = [{"case": name} | row for name, case in cases.items() for row in _case(name, **case)]
-        self.orders = [search(Neuron(*chosen)) for chosen in product(weights, thresholds, starts, T)]
+        self.orders = [search(SmallNeuron(*chosen)) for chosen in product(weights, thresholds, starts, T)]
 
     def run(self, session: Session, record: Record) -> Metrics:
         conversion = self.conversion(session, record)
@@ -84,27 +82,17 @@ class Unevenness(Converting):
     def _report(self, conversion: Conversion, result: Metrics, kinds: list[Row], times: list[Arrival]) -> None:
         record, longest = conversion.record, conversion.steps[-1]
         orders, arrived = [found.row() for found in self.orders], [asdict(row) for row in times]
-        shares = [
-            row | {"error": e, "share": share}
-            for row, found in zip(orders, self.orders, strict=True)
-            for e, share in found.share.items()
-        ]
+        pairs = [(row, *pair) for row, found in zip(orders, self.orders, strict=True) for pair in found.share.items()]
+        shares = [row | {"error": error, "share": share} for row, error, share in pairs]
         explained = explanations(times)
         accuracy = {"SNN": {t: result[f"test/snn_accuracy_T{t}"] for t in conversion.steps}}
         drawn = {
             "orders": orders_figure(self.orders),
             "kinds": kinds_figure(kinds),
             "accuracy": accuracy_figure(accuracy, result["test/ann_accuracy"]),
-            **({"arrivals": arrivals_figure(arrived)} if arrived else {}),
-        }
-        tables = {
-            "cases": self.cases,
-            "orders": orders,
-            "errors": shares,
-            "kinds": kinds,
-            "arrivals": arrived,
-            "explanations": explained,
-        }
+        } | ({"arrivals": arrivals_figure(arrived)} if arrived else {})
+        tables = {"cases": self.cases, "orders": orders, "errors": shares, "kinds": kinds}
+        tables |= {"arrivals": arrived, "explanations": explained}
         record.metrics({k: v for k, v in result.items() if "_T" not in k}, step=longest)
         record.write(tables, drawn)
         without_worst = [{k: v for k, v in row.items() if not k.startswith("worst")} for row in orders]
@@ -120,7 +108,7 @@ def _case(
     try:
         words = bool(trains) and all(isinstance(word, str) for word in trains)
         require(words, "trains", list(trains), 'quoted words of 0 and 1, one for each input, such as ["10", "01"]')
-        return trace(Neuron(weights, theta, start, len(trains[0])), trains)
+        return trace(SmallNeuron(weights, theta, start, len(trains[0])), trains)
     except InvalidValue as error:
         raise InvalidValue(f"cases.{name}.{error.name}", error.value, error.allowed) from error
 
@@ -128,30 +116,24 @@ def _case(
 def _kinds(layer: LayerError) -> dict[str, Any]:
     """Return the shares of a layer's neurons by kind, and the mean size of its errors in spikes."""
     shares = {kind: getattr(layer, kind) for kind in ("over", "under", "zeros", "saturated")}
-    return {
-        "layer": layer.layer,
-        "T": layer.T,
-        "inside": 1 - sum(shares.values()),
-        **shares,
-        "spikes_over": layer.over_spikes / layer.over if layer.over else 0.0,
-        "spikes_under": layer.under_spikes / layer.under if layer.under else 0.0,
-        "uneven": layer.unevenness**0.5 / layer.threshold,
-        "error": layer.error**0.5 / layer.threshold,
-    }
+    over = layer.over_spikes / layer.over if layer.over else 0.0
+    under = layer.under_spikes / layer.under if layer.under else 0.0
+    row = {"layer": layer.layer, "T": layer.T, "inside": 1 - sum(shares.values()), **shares}
+    rms = {name: value**0.5 / layer.threshold for name, value in (("uneven", layer.unevenness), ("error", layer.error))}
+    return row | {"spikes_over": over, "spikes_under": under} | rms
 
 
 def kinds_figure(rows: Sequence[Row]) -> Figure:
-    """Draw by layer, in a panel for each T, the shares of neurons whose residual lies outside [0, theta), by kind."""
+    """Draw the share of each layer's neurons whose residual lies outside [0, theta), by kind, in a panel for each T."""
     steps, names = distinct(rows, "T"), distinct(rows, "layer")
-    figure = Figure(figsize=(2.2 + 1.9 * len(steps), 1.8 + 0.24 * len(names)), layout="constrained")
-    axes_all = figure.subplots(1, len(steps), sharey=True, squeeze=False)[0]
+    count = len(steps)
+    figure, axes_all = panels(count, count, 2.2 / count + 1.9, 1.8 + 0.24 * len(names), sharey=True)
     for axes, T in zip(axes_all, steps, strict=True):
         at, left = [row for row in rows if row["T"] == T], [0.0] * len(names)
         for kind, (label, color) in KINDS.items():
             axes.barh(names, [row[kind] for row in at], left=left, color=color, label=label)
             left = [a + row[kind] for a, row in zip(left, at, strict=True)]
         axes.set(title=f"T = {T}", xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
-        plain(axes)
     axes_all[0].invert_yaxis()
     figure.supxlabel("share of neurons (the rest ends in [0, θ))")
     figure.legend(*axes_all[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
@@ -159,8 +141,8 @@ def kinds_figure(rows: Sequence[Row]) -> Figure:
 
 
 def arrivals_figure(rows: Sequence[Row]) -> Figure:
-    """Draw by layer, at the largest T, the unevenness error when the same spikes arrive in other orders, and how far
-    the input current swings.
+    """Draw for each layer, at the largest T, the unevenness error when the same spikes arrive in other orders, and the
+    swing of the input current.
     """
     T = max(row["T"] for row in rows)
     at = [row for row in rows if row["T"] == T]
@@ -178,7 +160,6 @@ def arrivals_figure(rows: Sequence[Row]) -> Figure:
             axes.plot([row[column] for row in of], layers, **style, label=name, linewidth=0.8, markersize=3)
         axes.set(xlabel=label)
         axes.set_xlim(left=0)
-        plain(axes)
     axes_all[0].invert_yaxis()
     axes_all[0].legend(title="spikes arrive", frameon=False, fontsize=8)
     figure.suptitle(f"the same spikes in other orders, T = {T}")

@@ -1,4 +1,4 @@
-"""Contract tests for your own parts, to be inherited by a test file of yours (with pytest).
+"""Contract tests for your own parts. A test file of yours inherits them and runs them with pytest.
 
     from snnexp.testing import SurrogateContract
 
@@ -6,13 +6,17 @@
         def make(self):
             return Gaussian(sigma=0.4)
 
-Each class defines `make`, which returns a fresh part, and may override the class attributes that its contract lists.
-snnexp's own tests inherit the same classes.
+Each class needs `make`, which returns a new part (`TaskContract` needs `command`), and lists the class attributes that
+you may override. snnexp's own tests inherit the same classes. docs/extending.md has an example of each.
 """
 
-from snnexp.testing.conversions import ConversionContract, CorrectionContract, MitigationContract
-from snnexp.testing.parts import DatasetContract, ModelContract, NeuronContract, SurrogateContract
-from snnexp.testing.tasks import TaskContract
+import pytest
+
+pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in ("conversions", "parts", "tasks")))
+
+from snnexp.testing.conversions import ConversionContract, CorrectionContract, MitigationContract  # noqa: E402
+from snnexp.testing.parts import DatasetContract, ModelContract, NeuronContract, SurrogateContract  # noqa: E402
+from snnexp.testing.tasks import TaskContract  # noqa: E402
 
 __all__ = [
     "ConversionContract",

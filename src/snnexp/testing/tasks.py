@@ -7,27 +7,29 @@ import math
 import os
 import pickle
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from unittest.mock import patch
 
+import pytest
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from snnexp.build import build
 from snnexp.config import GROUPS
+from snnexp.session import Session
 from snnexp.task.base import Task
-
-SMALL = ("trainer.epochs=1", "model.hidden=16", "timesteps=2", "trainer.threads=1")
 
 
 class TaskContract:
     """`command`: overrides that run a small task; `config_dir`: a folder of YAML groups beside snnexp's own, or None.
 
-    The task is run in a temporary folder, without MLflow.
+    The task is run in a temporary folder, without MLflow. It must be `recorded`. Override `kept` to check more of the
+    files that a run leaves.
     """
 
-    command: ClassVar[tuple[str, ...]]
+    command: Sequence[str]
     config_dir: ClassVar[str | Path | None] = None
 
     def run(self, outputs: Path, *more: str) -> int:
@@ -46,23 +48,28 @@ class TaskContract:
             GlobalHydra.instance().clear()
         return 0
 
-    def made(self, run: Path) -> Task:
-        """Return the task of a finished run."""
-        config = OmegaConf.load(run / "config.yaml")
-        task: Task = instantiate(config.task, _convert_="all")
-        return task
+    def kept(self, run: Path, result: dict[str, float]) -> None:
+        """Check the folder of the finished run, and its result. Does nothing unless overridden."""
 
-    def test_a_run_keeps_what_it_gives(self, tmp_path: Path) -> None:
+    def test_a_run_keeps_its_result_which_has_the_objectives(self, tmp_path: Path) -> None:
         assert self.run(tmp_path / "outputs") == 0
         (run,) = (path.parent for path in tmp_path.glob("outputs/runs/*/*/run.json"))
         result = json.loads((run / "result.json").read_text())
         assert result
         assert all(isinstance(value, int | float) and not math.isinf(value) for value in result.values())
-        task = self.made(run)
-        assert isinstance(task, Task)
+        config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+        task: Task = build("task", config, Task)
         assert set(task.groups) <= set(GROUPS)
-        pickle.dumps(task)  # data-parallel ranks get the record, and with it the task
+        objectives = set(task.objectives(Session(config, {})))
+        assert all(name.startswith("val/") for name in objectives), "a sweep must not choose by test data"
+        assert objectives <= set(result), f"the result lacks {', '.join(sorted(objectives - set(result)))}"
+        if "trainer" in task.groups:
+            pickle.dumps(task)  # data-parallel ranks get the record, and with it the task
+        self.kept(run, result)
 
-    def test_it_refuses_an_objective_that_it_does_not_give(self, tmp_path: Path) -> None:
+    def test_it_refuses_an_objective_that_it_does_not_give(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         assert self.run(tmp_path / "outputs", "objective=val/nonsense") == 1
+        assert "objective=val/nonsense is not allowed" in capfd.readouterr().err
         assert not list(tmp_path.glob("outputs/runs/*/*/run.json"))

@@ -1,7 +1,5 @@
 """The protocol of a tracker, and the tracker that records nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol
@@ -22,7 +20,7 @@ class Tracker(Protocol):
 
     @property
     def place(self) -> str:
-        """Where the user finds the run, in words."""
+        """The place where the user finds the run, as text."""
 
     def check(self) -> None:
         """Raise UserError if results could not be sent. Called before anything slow begins."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from snnexp.address import with_driver
+from snnexp.address import database, with_driver
 from snnexp.errors import UserError
 from snnexp.masking import masked
 
@@ -26,9 +28,9 @@ ENVIRONMENT = {
 
 
 def preload() -> type[MlflowClient]:
-    """Import mlflow so that it neither prints, nor sends telemetry, nor waits long for a server.
+    """Import mlflow with no output, no telemetry and short waits for a server, and return its client class.
 
-    A process that forks calls this once for its children. Returns the class of its client.
+    A process that forks calls this once, so that its children need not import it.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -40,8 +42,15 @@ def preload() -> type[MlflowClient]:
 
 
 def connect(uri: str) -> MlflowClient:
-    """Return a client of the store at `uri`; the first request may fail. Raises UserError without its driver."""
-    return preload()(with_driver(uri))
+    """Return a client of the store at `uri`; the first request may fail. Raises UserError if its driver is missing."""
+    return preload()(for_mlflow(uri))
+
+
+def for_mlflow(uri: str) -> str:
+    """Return `uri` with an explicit driver: for a plain sqlite:///, MLflow makes a folder with an escaped name."""
+    if uri.startswith("sqlite:///"):
+        return uri.replace("sqlite:///", "sqlite+pysqlite:///", 1)
+    return with_driver(uri)
 
 
 def active_run(client: MlflowClient, run_id: str | None) -> Any:
@@ -57,8 +66,27 @@ def active_run(client: MlflowClient, run_id: str | None) -> Any:
     return run if run and run.info.lifecycle_stage == "active" else None
 
 
+def relocated(uri: str, artifacts: str) -> Path | None:
+    """Return the new folder of a run's `artifacts` if it was moved together with the store's SQLite file.
+
+    Return None if nothing was moved. Raises UserError if the folder is in neither place.
+    """
+    store, old = database(uri), Path(unquote(artifacts))  # ROOT/<run id>/artifacts
+    if store is None or not old.is_absolute():
+        return None
+    root = store.parent / "artifacts"
+    if old.parents[1] == root or old.parents[1].exists():  # without files there is no folder
+        return None
+    if root.is_dir():
+        return root.joinpath(*old.parts[-2:])
+    raise UserError(
+        f"the run's files were stored in {old.parents[1]}, which no longer exists, and are not in {root} either: move "
+        "that folder there as well"
+    )
+
+
 class Unreachable(UserError):
-    """A store did not do what it was asked for."""
+    """Raised if a store cannot be reached or a request to it fails."""
 
 
 def unreachable(uri: str, error: Exception) -> UserError:
@@ -74,7 +102,8 @@ def unreachable(uri: str, error: Exception) -> UserError:
 def reason(error: Exception, before: BaseException | None = None) -> str:
     """Return the cause in one line: the error of the network, which MLflow wraps three times, or of a driver, if any.
 
-    `before` is the exception that was being handled when the store was asked: Python links it to `error`.
+    `before` is the exception that was being handled when the store was asked: Python links it to `error`, but it is not
+    the cause.
     """
     links: list[BaseException] = [error]
     while (inner := links[-1].__cause__ or links[-1].__context__) and inner is not before:

@@ -1,7 +1,5 @@
 """Reading runs back from MLflow, for reports and the MLflow UI."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from typing import Any
 from snnexp.address import database
 from snnexp.errors import InvalidValue, UserError
 from snnexp.tracking.base import PARENT_TAG, STATUS_TAG, Tracker
-from snnexp.tracking.client import connect, reason, unreachable
+from snnexp.tracking.client import connect, reason, relocated, unreachable
 from snnexp.tracking.writer import MLflow
 
 log = logging.getLogger(__name__)
@@ -19,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stored:
-    """A run as the store has it; `metrics` are the last values, times are in seconds since 1970."""
+    """A run read from the store; `metrics` are the last values, times are in seconds since 1970."""
 
     run_id: str
     experiment_id: str
@@ -31,6 +29,7 @@ class Stored:
     params: Mapping[str, str]
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
+    artifacts: str = ""  # address of the folder
 
     @property
     def parent(self) -> str | None:
@@ -39,7 +38,7 @@ class Stored:
 
 
 class Store:
-    """The runs that a tracker has logged, read only; `task` names the task that reads them in error messages.
+    """The runs that a tracker has logged, read only; `task` is the name of the reading task, for error messages.
 
     Raises UserError if the tracker records nothing, nothing was logged yet, or the store cannot be reached.
     """
@@ -81,11 +80,14 @@ class Store:
         return {m.step: m.value for m in points}
 
     def files(self, run: Stored, folder: str, to: Path) -> list[Path]:
-        """Download the artifacts in `folder` into `to`; return their paths, sorted by name.
+        """Return the paths of the artifacts in `folder`, sorted by name, after downloading them into `to`.
 
-        Artifacts that are out of reach are left out with a warning: a run's own may have been moved or deleted.
+        Artifacts that cannot be downloaded are left out with a warning, since they may have been moved or deleted.
         """
         try:
+            if moved := relocated(self.uri, run.artifacts):
+                there = moved / folder
+                return sorted(path for path in there.iterdir() if path.is_file()) if there.is_dir() else []
             if folder not in [item.path for item in self._client.list_artifacts(run.run_id) if item.is_dir]:
                 return []
             fetched = Path(self._client.download_artifacts(run.run_id, folder, str(to)))
@@ -106,15 +108,6 @@ def kept(tracker: Tracker, task: str) -> str:
 
 def _stored(run: Any, experiment: str) -> Stored:
     info, tags = run.info, run.data.tags
-    return Stored(
-        info.run_id,
-        str(info.experiment_id),
-        experiment,
-        info.run_name,
-        tags.get(STATUS_TAG, info.status.lower()),
-        info.start_time / 1000,
-        info.end_time / 1000 if info.end_time else None,
-        run.data.params,
-        tags,
-        run.data.metrics,
-    )
+    names = info.run_id, str(info.experiment_id), experiment, info.run_name, tags.get(STATUS_TAG, info.status.lower())
+    times = info.start_time / 1000, info.end_time / 1000 if info.end_time else None
+    return Stored(*names, *times, run.data.params, tags, run.data.metrics, info.artifact_uri)

@@ -1,7 +1,7 @@
 """The tracker that writes to MLflow.
 
-Everything is first appended to a journal in the run directory and then sent in batches. A server that becomes
-unavailable loses nothing, and a killed process neither loses nor repeats what it logged. Sending twice is harmless:
+Everything is first appended to a journal in the run directory and then sent in batches. If the server becomes
+unavailable, nothing is lost, and a killed process neither loses nor repeats what it logged. Sending twice is harmless:
 each record keeps its time, MLflow stores the same (metric, step, time, value) once, and other records are overwritten.
 """
 
@@ -20,15 +20,15 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from snnexp.address import alone, checked_uri, creating, database, with_driver
+from snnexp.address import alone, checked_uri, creating, database, sqlite, with_driver
 from snnexp.errors import UserError
 from snnexp.files import odd
 from snnexp.journal import JOURNAL, Journal
 from snnexp.masking import masked
 from snnexp.tracking.base import KEY_TAG, PARENT_TAG, STATUS_TAG, WEIGHTS, Status
-from snnexp.tracking.client import active_run, connect, preload, reason, shortened, unreachable
+from snnexp.tracking.client import active_run, connect, preload, reason, relocated, shortened, unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,7 +49,7 @@ class MLflow:
     def __init__(self, uri: str | None = None, experiment: str = "snnexp", outputs: str | Path = "outputs") -> None:
         self.outputs, self.experiment = Path(outputs).absolute(), experiment
         self.given = None if uri is None else checked_uri(uri)
-        self.store = self.given or f"sqlite:///{self.outputs}/mlflow.db"
+        self.store = self.given or sqlite(self.outputs / "mlflow.db")
         self.run_id: str | None = None
         self.place = ""
         self._journal: Journal | None = None
@@ -78,11 +78,8 @@ class MLflow:
         tags = {**tags, KEY_TAG: journal.state["key"]} | ({PARENT_TAG: parent} if parent else {})
         try:
             self._connect(journal)
-            journal.append(
-                name=name,
-                params={_key(k): shortened(masked(str(v)), PARAM_LENGTH) for k, v in params.items()},
-                tags={_key(k): shortened(v, TAG_LENGTH) for k, v in tags.items()},
-            )
+            sent = {_key(k): shortened(masked(str(v)), PARAM_LENGTH) for k, v in params.items()}
+            journal.append(name=name, params=sent, tags={_key(k): shortened(v, TAG_LENGTH) for k, v in tags.items()})
             self._send(journal)
         except Exception as error:
             self._journal = None
@@ -125,11 +122,14 @@ class MLflow:
             raise UserError(f"{asked}: there is no MLflow store {path}; name another with tracking.uri")
         try:
             client = connect(self.store)
-            if active_run(client, run_id) is None:
+            if (run := active_run(client, run_id)) is None:
                 raise UserError(f"{asked}: there is no such run in {masked(self.store)}")
-            if WEIGHTS not in [file.path for file in client.list_artifacts(run_id)]:
+            if (moved := relocated(self.store, run.info.artifact_uri)) and (moved / WEIGHTS).exists():
+                shutil.copy(moved / WEIGHTS, to)
+            elif WEIGHTS in [file.path for file in client.list_artifacts(run_id)]:
+                client.download_artifacts(run_id, WEIGHTS, str(to))
+            else:
                 raise UserError(f"{asked}: that run keeps no weights ({WEIGHTS}): was it a finished training?")
-            client.download_artifacts(run_id, WEIGHTS, str(to))
         except Exception as error:
             raise unreachable(self.store, error) from error
 
@@ -144,12 +144,9 @@ class MLflow:
         end = "KILLED" if status == "PRUNED" else status  # MLflow has no status for pruned runs; the tag has
         journal.append(end=end, tags={STATUS_TAG: status.lower()})
         if not self._try_to_send(journal):
-            log.warning(
-                "Not everything reached MLflow; nothing is lost. When it is available again, send the rest with\n"
-                "  snnexp task=sync task.run_dir='%s' %s",
-                journal.folder,
-                f"tracking.uri='{masked(self.given)}'" if self.given else f"outputs_dir='{self.outputs}'",
-            )
+            lost = "Not everything reached MLflow; nothing is lost. When it is available again, send the rest with"
+            where = f"tracking.uri='{masked(self.given)}'" if self.given else f"outputs_dir='{self.outputs}'"
+            log.warning("%s\n  snnexp task=sync task.run_dir='%s' %s", lost, journal.folder, where)
 
     def send(self, run_dir: Path) -> int:
         """Send the unsent records of an ended run, and return their number. A run that died is closed as KILLED.
@@ -211,11 +208,8 @@ class MLflow:
             now = time.monotonic()
             self._client, self._retry_at = None, now + max(RETRY_AFTER, RETRY_SHARE * (now - begin))
             if not self._away:
-                log.warning(
-                    "MLflow is unavailable (%s). The run continues; results are kept in %s and sent later.",
-                    reason(error, before),
-                    journal.folder,
-                )
+                kept = f"The run continues; results are kept in {journal.folder} and sent later."
+                log.warning("MLflow is unavailable (%s). %s", reason(error, before), kept)
             self._away = True
             return False
         if self._away:
@@ -257,17 +251,18 @@ class MLflow:
         name, uri = journal.state["experiment"], self.store
         # a server chooses where artifacts are stored; for a database the client must say
         path = database(uri)
-        root = None if uri.startswith("http") else str((path.parent if path else self.outputs) / "artifacts")
+        root = None if uri.startswith("http") else (path.parent if path else self.outputs) / "artifacts"
         if (experiment := client.get_experiment_by_name(name)) is None:
+            location = str(root).replace("%", "%25") if root else None  # MLflow unescapes paths, of this character
             try:
-                return str(client.create_experiment(name, artifact_location=root))
+                return str(client.create_experiment(name, artifact_location=location))
             except MlflowException:  # another process was faster
                 if (experiment := client.get_experiment_by_name(name)) is None:
                     raise
         if experiment.lifecycle_stage != "active":
             raise UserError(f"tracking.experiment={name} was deleted in MLflow: restore it there, or use another name")
-        kept = Path(experiment.artifact_location)  # MLflow cannot change it, and would write to the old place
-        if root and kept.is_absolute() and str(kept) != root and not kept.exists():
+        kept = Path(unquote(experiment.artifact_location))  # MLflow cannot change it, and would write to the old place
+        if root and kept.is_absolute() and kept != root and not kept.exists():
             raise UserError(
                 f"tracking.experiment={name} stores its artifacts in {kept}, which no longer exists: was {path} "
                 "moved? Move it back, or use another name"
@@ -278,9 +273,8 @@ class MLflow:
 def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict[str, Any]]) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
-    metrics = [
-        Metric(key, float(value), r["time"], r["step"]) for r in records for key, value in r.get("metrics", {}).items()
-    ]
+    values = ((r, key, float(value)) for r in records for key, value in r.get("metrics", {}).items())
+    metrics = [Metric(key, value, r["time"], r["step"]) for r, key, value in values]
     for i in range(0, len(metrics), METRICS):
         client.log_batch(run_id, metrics=metrics[i : i + METRICS])
     for r in records:
@@ -308,8 +302,8 @@ def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict
 
 
 def contained(folder: Path, relative: str, target: str) -> Path:
-    """Return the path of a run's artifact. Raises UserError unless it lies in the run directory, with no link in it,
-    and `target` in the artifacts of the run.
+    """Return the path of a run's artifact. Raises UserError unless the path lies in the run directory, contains no
+    link, and `target` lies in the artifacts of the run.
     """
     path, parts = folder / relative, Path(relative).parts
     inside = not (Path(relative).is_absolute() or ".." in parts or Path(target).is_absolute() or ".." in target)
@@ -326,7 +320,8 @@ def create_store(path: Path) -> None:
     """Create a new SQLite store atomically: MLflow cannot use one whose creation was interrupted."""
     draft = path.with_name(f".{path.name}.new") / "draft"
     shutil.rmtree(draft.parent, ignore_errors=True)
-    connect(f"sqlite:///{draft}").search_experiments(max_results=1)
+    draft.parent.mkdir(parents=True)
+    connect(sqlite(draft)).search_experiments(max_results=1)
     draft.rename(path)
     draft.parent.rmdir()
 

@@ -1,1 +1,1 @@
-"""The job of a sweep as it sees itself: its place in the sweep, and its trial in the storage of the study."""
+"""Functions that a job of a sweep calls: for its place in the sweep, and for its trial in the storage of the study."""

@@ -4,13 +4,11 @@ It is passed in an environment variable, which every launcher sets from `hydra.j
 job's config. Imports nothing heavy.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from snnexp.config import quoted
 
@@ -42,7 +40,7 @@ class Job:
     trial: Address | None = None
 
     @classmethod
-    def current(cls) -> Job | None:
+    def current(cls) -> Self | None:
         """Return the job that this process runs; None outside a sweep."""
         if not (text := os.environ.get(VARIABLE)):
             return None
@@ -55,6 +53,6 @@ class Job:
         return f"++hydra.job.env_set.{VARIABLE}={quoted(json.dumps(asdict(self)))}"
 
     def variation(self, overrides: Sequence[str]) -> dict[str, str]:
-        """Return {key: value} of those of the job's overrides in which jobs differ."""
+        """Return the job's overrides in which jobs differ, as {key: value}."""
         pairs = [o.lstrip("+").split("=", 1) for o in overrides if "=" in o]
         return {key: value.strip("'") for key, value in pairs if key in self.varied}

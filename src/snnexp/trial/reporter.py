@@ -1,6 +1,4 @@
-"""Pruning as a job sees it: report each epoch to the study, and ask whether to stop."""
-
-from __future__ import annotations
+"""Pruning, inside a job: report each epoch to the study, and ask whether to stop."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Storages of Optuna studies: one connection per process and address, and a lock across all processes of a sweep."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -78,7 +76,7 @@ def file(url: str) -> Path | None:
 
 @contextmanager
 def exclusive(url: str) -> Iterator[None]:
-    """Admit one process of the sweep at a time, across machines, so that data read inside stay valid until written."""
+    """Admit one process of the sweep at a time, on all machines: data read in the block are current until it writes."""
     global _depth
     with _threads:
         if _depth:  # this thread holds the lock already

@@ -1,0 +1,1 @@
+"""Faults on purpose: kills, servers that fail, full disks, damaged files. Run by `make test-faults`."""
