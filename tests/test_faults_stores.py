@@ -164,6 +164,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         (["pymysql"], "mysql://me@h/d", "mysql+pymysql://me@h/d"),
         (["MySQLdb"], "mysql://me@h/d", "mysql+mysqldb://me@h/d"),
         ([], "postgresql+pg8000://me@h/d", "postgresql+pg8000://me@h/d"),
+        (["pymysql"], "mysql://me@server:p@h/d", "mysql+pymysql://me@server:p@h/d"),
         ([], "sqlite:////a.db", "sqlite:////a.db"),
         ([], "http://h:5000", "http://h:5000"),
     ],

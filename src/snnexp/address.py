@@ -37,6 +37,7 @@ ADVISORY = {
         "select release_lock('snnexp{0}')",
     ),
 }
+LOCK_TIMEOUT = "55P03"  # PostgreSQL's code; psycopg2 and psycopg 3 have it under different names
 # The drivers of each kind, the first preferred: name in an address, module, package.
 DRIVERS = {
     "postgresql": (("psycopg2", "psycopg2", "psycopg2-binary"), ("psycopg", "psycopg", "psycopg[binary]")),
@@ -90,8 +91,8 @@ def check_password(name: str, uri: str) -> None:
         uri,
         "an address with its own password, which runs replace by *** in all that they store (docs/tracking.md)",
     )
-    login = uri.partition("://")[2].partition("?")[0].rpartition("@")[0]
-    plain = kind(uri) == "sqlite" or not re.search(r"[@\s]", login)
+    password = uri.partition("://")[2].partition("?")[0].rpartition("@")[0].partition(":")[2]
+    plain = kind(uri) == "sqlite" or not re.search(r"[@\s]", password)
     require(plain, name, masked("".join(uri.split())), "an address whose password is percent-encoded (@ as %40)")
 
 
@@ -145,7 +146,7 @@ def advisory(engine: Engine, uri: str, purpose: str) -> Iterator[None]:
                 return bool(connection.exec_driver_sql(take.format(number, int(seconds))).scalar())
             except DBAPIError as error:
                 connection.rollback()
-                if "lock timeout" not in str(error.orig):
+                if LOCK_TIMEOUT not in (getattr(error.orig, name, None) for name in ("pgcode", "sqlstate")):
                     raise
                 return False
 
