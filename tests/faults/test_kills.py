@@ -107,8 +107,10 @@ def test_sweep(environment: dict[str, str], tmp_path: Path, moments: random.Rand
     finished(other, *again)
     found = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        jobs = [json.loads(path.read_text()) for path in folder.glob("*/job.json")]
-        runs = {job["name"]: json.loads((Path(job["folder"]) / "result.json").read_text()) for job in jobs}
+        runs = {}
+        for path in folder.glob("*/job.json"):
+            job = json.loads(path.read_text())
+            runs[job["name"]] = json.loads((path.parent / job["folder"] / "result.json").read_text())
         found.append({name: {k: v for k, v in run.items() if k != "seconds"} for name, run in runs.items()})
     assert len(found[0]) == 4
     tried("SIGKILL during a grid, then resumed: other results", met, met * (found[0] != found[1]))
