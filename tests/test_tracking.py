@@ -489,7 +489,9 @@ def test_a_server_that_dies_and_comes_back_gets_everything_once(
 
     server.start()
     assert stored(server.uri)[0].info.status == "RUNNING"
-    assert send_kept(fresh, None, MLflow(outputs=fresh))["runs"] == 1  # to the server that the run was meant for
+    with pytest.raises(UserError, match="which this command does not name"):
+        send_kept(fresh, None, MLflow(outputs=fresh))  # a run directory may be somebody else's: it chooses no server
+    assert send_kept(fresh, None, MLflow(server.uri, outputs=fresh))["runs"] == 1
     (run,) = stored(server.uri)
     assert run.info.status == "FINISHED"
     expected = {("x", e, e / 7): 1 for e in range(1, 61)} | {("x", 61, 0.0): 1}
