@@ -106,7 +106,8 @@ def test_the_commands_work_as_written_and_touch_nothing_of_snnexp(lab: Path, snn
 def test_the_contract_tests_of_the_page_pass(lab: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (command,) = (words for words in commands() if words[0] == "python")
     assert command[1:3] == ["-m", "pytest"]
-    assert pytest.main([*command[3:], "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]) == 0, capfd.readouterr().out
+    inside = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", f"--basetemp={lab.parent / 'inside'}"]
+    assert pytest.main([*command[3:], *inside]) == 0, capfd.readouterr().out
     assert re.search(r"\d\d passed", capfd.readouterr().out)
 
 
