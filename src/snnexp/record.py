@@ -159,7 +159,7 @@ class Record:
             groups.discard("surrogate")
         choices = self.session.choices
         chosen = {group: choices[group] for group in TAGS if group in groups and choices.get(group)}
-        if chosen.get("calibration") == "none" and (steps := self.config["calibration"]["steps"]):
+        if chosen.get("calibration") == "none" and (steps := self.config["calibration"].get("steps")):
             chosen["calibration"] = "+".join(steps)
         return chosen
 

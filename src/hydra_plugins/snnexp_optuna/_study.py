@@ -1,4 +1,4 @@
-"""From the settings of a sweep to its study. All invalid input is rejected here, before the first job."""
+"""Make the study of a sweep from its settings. All invalid input is rejected here, before the first job."""
 
 import hashlib
 import json

@@ -1,5 +1,7 @@
 """`task=calibrate`: convert an ANN, correct the SNN layer by layer, and report accuracies before and after."""
 
+from snnexp.build import build
+from snnexp.calibration.base import Calibration
 from snnexp.errors import UserError
 from snnexp.session import Session
 from snnexp.task.convert import Convert
@@ -10,7 +12,7 @@ class Calibrate(Convert):
 
     def check_corrections(self, session: Session) -> None:
         """Raise UserError if there is nothing to correct."""
-        if not session.config["calibration"]["steps"]:
+        if not build("calibration", session.config, Calibration).steps:
             raise UserError(
                 "task=calibrate needs corrections: choose calibration=light, advanced or best, or a list such "
                 "as calibration.steps=[bias,potential] (task=convert places neurons alone)"

@@ -9,6 +9,8 @@ import torch
 from matplotlib.figure import Figure
 
 from snnexp.analysis.style import BLUE, GREY, ORANGE, PURPLE, panels
+from snnexp.build import build
+from snnexp.calibration.base import Calibration
 from snnexp.conversion.measure import LayerError
 from snnexp.conversion.network import Converted
 from snnexp.conversion.stored import save_network
@@ -36,7 +38,7 @@ class Convert(Converting):
 
     def check_corrections(self, session: Session) -> None:
         """Raise UserError if a calibration is chosen."""
-        if session.config["calibration"]["steps"]:
+        if build("calibration", session.config, Calibration).steps:
             chosen = f"calibration={session.choices['calibration']} belongs to task=calibrate"
             raise UserError(f"task=convert places neurons and corrects nothing: {chosen}")
 
