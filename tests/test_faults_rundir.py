@@ -249,7 +249,9 @@ def test_resume_passes_over_broken_runs_and_says_so_once(outputs: Path, caplog: 
 
 def test_sync_sends_all_it_can_and_fails_at_the_end(outputs: Path) -> None:
     first, last = kept(outputs, "a"), kept(outputs, "z")
-    for name, state in (("empty", b""), ("list", b"[]"), ("key", b'{"key": "a\' or 1"}'), ("latin", b"\xe9")):
+    odd = json.dumps({"key": "0" * 32, "uri": "sqlite:foo", "experiment": "x", "run_id": None, "sent": 0}).encode()
+    states = {"empty": b"", "list": b"[]", "key": b'{"key": "a\' or 1"}', "latin": b"\xe9", "address": odd}
+    for name, state in states.items():
         folder = run_dir(outputs, name)
         (folder / "tracking.jsonl").write_text("")
         (folder / "tracking.json").write_bytes(state)
@@ -263,9 +265,9 @@ def test_sync_sends_all_it_can_and_fails_at_the_end(outputs: Path) -> None:
     with pytest.raises(UserError) as told:
         send_kept(outputs, None, MLflow(outputs=outputs))
     lines = str(told.value).splitlines()
-    assert lines[0] == "sent to MLflow: 4 records of 2 runs; 7 could not be sent:"
-    assert len(lines) == 8
-    for name in ("empty", "list", "key", "latin", "values", "lock", "folder"):
+    assert lines[0] == "sent to MLflow: 4 records of 2 runs; 8 could not be sent:"
+    assert len(lines) == 9
+    for name in (*states, "values", "lock", "folder"):
         assert sum(f"/day/{name}" in line for line in lines) == 1
     assert [stored(outputs)[name].info.status for name in ("a", "z")] == ["KILLED", "KILLED"]
     assert Journal(last).ended()

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from sqlalchemy.exc import ArgumentError
+
 from snnexp.errors import UserError
 from snnexp.journal import JOURNAL
 from snnexp.lock import Held
@@ -74,3 +76,5 @@ def _sent(folder: Path, tracker: MLflow) -> int | None:
             return tracker.send(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror} ({error.filename})") from error
+    except (ValueError, ArgumentError) as error:  # an address or a number in its state that no run of ours has
+        raise UserError(f"{folder} cannot be read: {error}") from error
