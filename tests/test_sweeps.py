@@ -15,10 +15,10 @@ from typing import Any
 import optuna
 import pytest
 
-import hydra_plugins.snnexp_optuna._report  # after conftest, which lets Hydra find its plugins
 import sweep_app
 from conftest import ROOT, SMALL, Done
 from forked import Forked
+from hydra_plugins.snnexp_optuna import _report  # after conftest, in which Hydra finds its plugins
 from waiting import until
 
 INTERVAL = "x=interval(0,4)"
@@ -34,7 +34,7 @@ def begin(folder: Path, *arguments: str, figures: bool = False) -> Forked:
 
 
 def without_figures() -> None:
-    hydra_plugins.snnexp_optuna._report._figures = lambda study, names, folder: None
+    _report._figures = lambda study, names, folder: None
     sweep_app.main()
 
 
@@ -311,7 +311,7 @@ def runs(done: Done) -> list[Any]:
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hydra_plugins.snnexp_optuna._report._figures", lambda study, names, folder: None)
+    monkeypatch.setattr(_report, "_figures", lambda study, names, folder: None)
 
 
 @pytest.mark.usefixtures("store")
@@ -397,9 +397,9 @@ def test_a_study_of_trainings_prunes_and_nests_its_trials(snnexp: Callable[..., 
 
 
 def test_accuracy_against_spikes_and_against_time(snnexp: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    drawings = hydra_plugins.snnexp_optuna._report._drawings
+    drawings = _report._drawings
     first = lambda study, names: islice(drawings(study, names), 1)  # noqa: E731  # the Pareto front
-    monkeypatch.setattr("hydra_plugins.snnexp_optuna._report._drawings", first)
+    monkeypatch.setattr(_report, "_drawings", first)
     names = ["val/accuracy", "val/spikes_per_sample", "val/accuracy_T1"]
     done = snnexp(
         "-m",
