@@ -921,8 +921,12 @@ def test_a_large_quantised_network_is_not_taken_for_another_one(seed: int) -> No
     ids=["same", "valid", "transposed groups", "norm over tokens", "as many tokens as features"],
 )
 def test_layers_with_rare_settings(layers: tuple[nn.Module, ...]) -> None:
-    net = shaken(nn.Sequential(*copy.deepcopy(layers)))
-    errors = []
+    torch.manual_seed(0)
+    net = nn.Sequential(*copy.deepcopy(layers))
+    for layer in net:
+        if isinstance(reset := getattr(layer, "reset_parameters", None), Callable):
+            reset()  # the layers were drawn when this module was imported
+    net, errors = shaken(net), []
     for T, corrections in ((4, []), (4, [Bias(), Weights()]), (256, [])):
         snn, _ = convert(net, X8, MaxThreshold(start=0.5), T, corrections)
         with torch.no_grad():
