@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conftest import free_port
 from snnexp.errors import InvalidValue, UserError
@@ -348,7 +349,7 @@ def test_tracking_none_writes_nothing(outputs: Path) -> None:
     begin(tracker, folder, parent="x")
     tracker.metrics({"x": 1.0}, step=1)
     tracker.artifact(folder)
-    tracker.model(folder / "model.pt")
+    tracker.model(torch.nn.Linear(3, 2))
     tracker.flush()
     tracker.finish("FINISHED")
     assert tracker.run_id is None
@@ -365,8 +366,7 @@ folder = outputs / "runs" / "a"
 tracker = MLflow(outputs=outputs)
 tracker.start(folder, "a", {}, {})
 torch.manual_seed(0)
-torch.save(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout()), folder / "model.pt")
-tracker.model(folder / "model.pt")
+tracker.model(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout()))
 tracker.finish("FINISHED")
 """
 LOAD_MODEL = """
@@ -381,14 +381,12 @@ assert torch.equal(module[0].weight, torch.nn.Linear(3, 2).weight)
 
 
 def test_the_model_loads_as_the_module_that_was_saved(outputs: Path) -> None:
-    import torch
     from mlflow.pytorch import load_model
 
     folder, tracker, module = run_dir(outputs), MLflow(outputs=outputs), torch.nn.Linear(3, 2)
     begin(tracker, folder)
     for _ in range(2):  # a resumed run does it again
-        torch.save(module, folder / "model.pt")
-        tracker.model(folder / "model.pt")
+        tracker.model(module)
     tracker.finish("FINISHED")
     (run,) = stored(database(outputs))
     loaded = load_model(f"{run.info.artifact_uri}/model")

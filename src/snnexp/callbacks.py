@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -110,6 +111,7 @@ class Grid(Callback):
 
     def _summarize(self) -> None:
         from snnexp.config import listed
+        from snnexp.files import replace_by
         from snnexp.rundir import write_csv
         from snnexp.sweep import summary
 
@@ -131,7 +133,8 @@ class Grid(Callback):
             tracker.metrics({f"best/{names[0]}": winner.metrics[names[0]]}, step=len(found))
             (folder / "figures").mkdir(exist_ok=True)
             for name in (n for n in dict.fromkeys([*names, "test/accuracy"]) if any(n in c.metrics for c in found)):
-                summary.figure(found, name).savefig(folder / "figures" / f"{name.replace('/', '_')}.png", dpi=120)
+                draw = partial(summary.figure(found, name).savefig, format="png", dpi=120)
+                replace_by(folder / "figures" / f"{name.replace('/', '_')}.png", draw)
         self.parent.publish(text, "summary.csv")
 
 

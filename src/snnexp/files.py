@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 from snnexp.errors import UserError
 
 LOCK = ".lock"  # in the folder of a run or a sweep
-TEMPORARY = re.compile(r".+\.tmp\d*")  # names of files that are renamed when they are complete
+TEMPORARY = re.compile(r".+\.tmp\d+")  # names of files that are renamed when they are complete
 
 
 def opened(path: Path, flags: int, mode: str, buffering: int = 0) -> BinaryIO:
@@ -41,8 +42,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def replace(path: Path, data: str | bytes) -> None:
-    """Replace the file `path` by `data`, atomically; a link at `path` is itself replaced."""
+def replace(path: Path, data: str | bytes | memoryview) -> None:
+    """Replace the file `path` by `data`, atomically; a link at `path` is itself replaced. Raises OSError."""
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
@@ -55,7 +56,14 @@ def replace(path: Path, data: str | bytes) -> None:
         raise
 
 
-def write(file: BinaryIO, data: bytes) -> None:
+def replace_by(path: Path, save: Callable[[BinaryIO], object]) -> None:
+    """Replace the file `path`, as `replace` does, by what `save` writes into the binary file that it is given."""
+    buffer = io.BytesIO()
+    save(buffer)
+    replace(path, buffer.getbuffer())
+
+
+def write(file: BinaryIO, data: bytes | memoryview) -> None:
     """Write all of `data` to an unbuffered file, whose `write` may write only a part of it. Raises OSError."""
     rest = memoryview(data)
     while rest:

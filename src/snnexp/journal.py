@@ -44,6 +44,8 @@ class Journal:
         for name, kind in TYPES.items():
             if name in state and not isinstance(state[name], kind):
                 raise UserError(f"{path} cannot be read: {name} is {state[name]}")
+        if state.get("sent", 0) < 0:
+            raise UserError(f"{path} cannot be read: sent is {state['sent']}")
         if not re.fullmatch(r"\w*", state.get("key", "")):
             raise UserError(f"{path} cannot be read: key is {state['key']}")
         return state

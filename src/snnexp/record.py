@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, TAGS, flatten
 from snnexp.errors import FULL, Pruned, UserError
-from snnexp.files import replace
+from snnexp.files import replace, replace_by
 from snnexp.masking import masked
 from snnexp.rundir import RunDir, write_csv, write_json
 from snnexp.session import Session
@@ -200,4 +200,4 @@ def _save(content: Any, path: Path) -> None:
     if isinstance(content, Sequence):
         write_csv(path, content)
     else:
-        content.savefig(path, dpi=120)
+        replace_by(path, partial(content.savefig, format="png", dpi=120))

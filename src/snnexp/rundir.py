@@ -1,6 +1,7 @@
 """Run directories: one folder per run, locked while the run is active, and found again by `resume=`."""
 
 import csv
+import io
 import json
 import logging
 import time
@@ -176,10 +177,11 @@ class RunDir:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `rows` as a CSV file, with a column for every key of any row."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        table.writeheader()
-        table.writerows(rows)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    table.writeheader()
+    table.writerows(rows)
+    replace(path, text.getvalue())
 
 
 def write_json(path: Path, value: object) -> None:

@@ -6,7 +6,6 @@ resumed ends with the same weights as one that was not.
 
 import ctypes
 import gc
-import io
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 from types import FrameType
@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from snnexp.dataset.base import Data, Split
 from snnexp.errors import InvalidValue, UserError, boolean, choice, integer, integer_or_none, number, require
+from snnexp.files import replace_by
 from snnexp.finite import Watch
 from snnexp.signals import collected, handled, interrupt, interrupting
 
@@ -329,17 +330,9 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
     Raises UserError if that fails (disk full, folder not writable); an existing file then stays intact.
     """
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_by(path, partial(torch.save, dict(state)))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         kept = "the last good checkpoint is intact" if path.exists() else "there is no earlier one"
         raise UserError(f"cannot write the checkpoint {path}: {error.strerror}; {kept}") from error
 

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hydra_plugins.snnexp_optuna._loop import Loop
 from snnexp.config import listed
+from snnexp.files import replace, replace_by
 from snnexp.rundir import write_csv
 from snnexp.sweep import summary
 
@@ -27,7 +28,7 @@ def report_study(loop: Loop, config: DictConfig, loader: ConfigLoader) -> None:
     """Write and log study.json, trials.csv, summary.md, experiment/best*.yaml and figures/; print the summary."""
     study, folder, tracker, names = loop.study, loop.parent.folder, loop.parent.tracker, listed(loop.objective)
     trials = study.get_trials(deepcopy=False)
-    (folder / "study.json").write_text(json.dumps(_as_json(study, trials, names), indent=2, default=str))
+    replace(folder / "study.json", json.dumps(_as_json(study, trials, names), indent=2, default=str))
     rows = [_row(trial, names) for trial in trials]
     if rows:
         write_csv(folder / "trials.csv", rows)
@@ -116,7 +117,8 @@ def _figures(study: optuna.Study, names: Sequence[str], folder: Path) -> None:
             with warnings.catch_warnings(action="ignore"):
                 axes = draw()
                 first = axes.flat[0] if hasattr(axes, "flat") else axes
-                first.figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+                draw_to = partial(first.figure.savefig, format="png", dpi=110, bbox_inches="tight")
+            replace_by(folder / f"{name}.png", draw_to)
         except Exception as error:  # too few trials, or no two trials with common parameters
             log.debug("no figure %s: %s", name, error)
         finally:

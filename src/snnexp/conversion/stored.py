@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import EllipsisType, ModuleType
 from typing import Any, cast
@@ -22,6 +22,7 @@ from torch.overrides import get_overridable_functions, resolve_name
 from snnexp.conversion.network import Converted
 from snnexp.conversion.vocabulary import where
 from snnexp.errors import UserError
+from snnexp.files import replace_by
 from snnexp.trust import allowed
 
 FORMAT = 1
@@ -52,7 +53,7 @@ def save_network(snn: Converted, path: str | Path) -> None:
         "root": _tensors(snn.network),
         "nodes": [_node(node) for node in snn.network.graph.nodes],
     }
-    torch.save(described, path)
+    replace_by(Path(path), partial(torch.save, described))
 
 
 def load_network(path: str | Path, trusted: Sequence[str] = ()) -> Converted:

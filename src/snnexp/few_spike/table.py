@@ -20,6 +20,7 @@ from torch import Tensor
 from snnexp.activations import Interval, named
 from snnexp.dynamics import fires
 from snnexp.errors import UserError
+from snnexp.files import replace
 
 SHIPPED = Path(__file__).parent / "coefficients"
 POINTS = 10**6  # uniformly spaced inputs at which errors are measured
@@ -99,7 +100,7 @@ def save_tables(tables: Sequence[Fitted], path: Path) -> None:
         errors = f"mse: {fit.mse:.4g}, largest: {fit.largest:.4g}, spikes: {fit.spikes:.4g}"
         parts = [f"{name}: {[float(f'{v:.9g}') for v in part.tolist()]}" for name, part in fit.table._asdict().items()]
         lines.append(f"- {{K: {fit.table.K}, range: {list(fit.range)}, {errors}, {', '.join(parts)}}}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    replace(path, "\n".join(lines) + "\n")
 
 
 def load_tables(activation: str, folder: Path | None = None) -> list[Fitted]:

@@ -1,32 +1,35 @@
 """Compose runs into a document: a section for each experiment, with one for each sweep and each setting run alone."""
 
 import csv
-import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from snnexp.analysis import seeds
+from snnexp.errors import UserError
 from snnexp.report.document import Figure, Link, Name, Paragraph, Section, Table, Words, shown
 from snnexp.report.lab import lab
 from snnexp.report.results import Result, accuracy_tables, results, seeds_of, what_was_run
 from snnexp.tracking import Store, Stored
 
-log = logging.getLogger(__name__)
 Block = Paragraph | Table | Figure | Section
 
 
 @dataclass(frozen=True)
 class Source:
-    """Access to what runs left: records, artifacts, the UI's address, run directories by run id, a scratch folder."""
+    """Access to what runs left: records, artifacts, the UI's address, run directories by run id, a scratch folder.
+
+    `lacking` collects, as text, what cannot be shown because it cannot be read.
+    """
 
     store: Store
     ui: str
     folders: Mapping[str, Link]
     scratch: Path
+    lacking: list[str] = field(default_factory=list)
 
     def link(self, run: Stored) -> str:
         return f"{self.ui}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
@@ -44,11 +47,16 @@ class Source:
         to.mkdir(exist_ok=True)
         made: list[Block] = []
         for folder, suffix, read in (("tables", ".csv", _table), ("figures", ".png", _figure)):
-            for path in (path for path in self.store.files(run, folder, to) if path.suffix == suffix):
+            try:
+                paths = [path for path in self.store.files(run, folder, to) if path.suffix == suffix]
+            except UserError as error:
+                self.lacking.append(str(error))
+                continue
+            for path in paths:
                 try:
                     made.append(read(path, run))
                 except (OSError, ValueError, csv.Error) as error:
-                    log.warning("%s/%s of run %s is left out: %s", folder, path.name, run.run_id, error)
+                    self.lacking.append(f"{folder}/{path.name} of run {run.run_id}: {error}")
         return made
 
 

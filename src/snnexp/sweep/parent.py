@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from snnexp.build import build
 from snnexp.errors import UserError
+from snnexp.files import replace
 from snnexp.journal import JOURNAL, Journal
 from snnexp.rundir import RunDir
 from snnexp.tracking import MLflow, Status, Tracker
@@ -62,7 +63,7 @@ class Parent:
 
     def publish(self, text: str, *files: str) -> None:
         """Print `text`, write it to summary.md, and log it with the folder's experiments, figures and `files`."""
-        (self.folder / "summary.md").write_text(text, encoding="utf-8")
+        replace(self.folder / "summary.md", text)
         self.tracker.tags({"mlflow.note.content": text})
         for name in (*files, "summary.md", "experiment", "figures"):
             if (self.folder / name).exists():

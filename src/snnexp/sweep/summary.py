@@ -21,7 +21,7 @@ from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED, minimized
 from snnexp.config import flatten, without_hydra
 from snnexp.errors import UserError
-from snnexp.files import read_json
+from snnexp.files import read_json, replace
 from snnexp.masking import masked
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
 def write_experiment(folder: Path, name: str, text: str) -> None:
     """Write an experiment file where `--config-dir FOLDER` finds it."""
     (folder / "experiment").mkdir(exist_ok=True)
-    (folder / "experiment" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    replace(folder / "experiment" / f"{name}.yaml", text)
 
 
 def figure(found: Sequence[Child], metric: str) -> Figure:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from snnexp.conversion.measure import LayerError
 from snnexp.conversion.network import Converted
 from snnexp.conversion.stored import save_network
 from snnexp.errors import UserError
+from snnexp.files import replace_by
 from snnexp.record import Record
 from snnexp.rundir import write_csv, write_json
 from snnexp.session import Session
@@ -63,12 +65,13 @@ def _measured(conversion: Conversion) -> Metrics:
         record.write({f"{name}_T{snn.T}": rows for name, rows in snn.tables().items()}, {})
     result["val/accuracy"] = result[f"val/snn_accuracy_T{conversion.steps[-1]}"]  # the default objective
     _report(conversion, result, layers, done)
+    record.tracker.model(snn)
     return result
 
 
 def _save(snn: Converted, record: Record, T: int) -> None:
     """Write the network as a pickle and, if possible, as a file that cannot run code."""
-    torch.save(snn, record.folder / f"model_T{T}.pt")
+    replace_by(record.folder / f"model_T{T}.pt", partial(torch.save, snn))
     try:
         save_network(snn, record.folder / f"network_T{T}.pt")
         record.artifact(f"network_T{T}.pt")
@@ -89,7 +92,6 @@ def _report(conversion: Conversion, result: Metrics, layers: Sequence[LayerError
     }
     accuracy = accuracy_figure(curves, result["test/ann_accuracy"])
     record.write({}, {"accuracy": accuracy, "layers": layers_figure([row for row in layers if longest == row.T])})
-    record.tracker.model(record.folder / f"model_T{longest}.pt")
 
 
 def layers_figure(table: Sequence[LayerError]) -> Figure:

@@ -1,6 +1,5 @@
 """`task=report`: write one page about the logged runs, as HTML and as Markdown."""
 
-import logging
 import re
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from snnexp.task.ui import checked_port
 from snnexp.tracking import PARENT_TAG, Store, Stored
 from snnexp.training import Metrics
 
-log = logging.getLogger(__name__)
 NAME = r"[\w.+-]+"  # of a file
 
 
@@ -30,7 +28,8 @@ class Report(Task):
     MLflow's search syntax, and `sweep`, the run id of a sweep, restrict the runs. Links to runs lead to the MLflow UI
     on `port` of this machine, or to the server that has the runs. Raises InvalidValue.
 
-    `run` raises UserError if nothing was logged, an experiment or a run does not exist, or no run is left.
+    `run` raises UserError if nothing was logged, an experiment or a run does not exist, or no run is left; also, after
+    writing the report without it, if something of a run cannot be read.
     """
 
     recorded = False
@@ -61,13 +60,16 @@ class Report(Task):
         folder.mkdir(parents=True, exist_ok=True)
         ui = store.uri if store.uri.startswith("http") else f"http://127.0.0.1:{self.port}"
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            document = compose(title, runs, Source(store, ui, _folders(folder.parent), Path(scratch)))
+            links, lacking = _folders(folder.parent)
+            document = compose(title, runs, Source(store, ui, links, Path(scratch), lacking))
         replace(folder / f"{title}.html", html.written(document))
         replace(folder / f"{title}.md", markdown.written(document, title))
         for figure in _figures(document):
             (folder / title).mkdir(exist_ok=True)
             replace(folder / title / f"{figure.name}.png", figure.png)
         print(f"report on {len(runs)} runs: {folder / title}.html\n  as Markdown: {folder / title}.md")
+        if lacking:
+            raise UserError("the report lacks what could not be read:\n  " + "\n  ".join(lacking))
         return {"runs": float(len(runs))}
 
 
@@ -90,8 +92,8 @@ def _chosen(store: Store, names: Sequence[str], sweep: str | None, filter: str |
     return [run for name in names for run in runs if run.experiment == name]
 
 
-def _folders(outputs: Path) -> dict[str, Link]:
-    """Return {run id: link to its run directory}, relative to the reports, for all runs under `outputs`."""
+def _folders(outputs: Path) -> tuple[dict[str, Link], list[str]]:
+    """Return {run id: link to its run directory}, relative to the reports, and what is wrong with unreadable ones."""
     links, broken = {}, []
     for journal in (Journal(path.parent) for path in outputs.rglob(JOURNAL)):
         try:
@@ -100,9 +102,7 @@ def _folders(outputs: Path) -> dict[str, Link]:
                 links[run_id] = Link(path, f"../{quote(path)}")
         except UserError as error:
             broken.append(str(error))
-    if broken:
-        log.warning("no links to these run directories:\n  %s", "\n  ".join(broken))
-    return links
+    return links, broken
 
 
 def _figures(section: Section) -> list[Figure]:

@@ -47,23 +47,33 @@ def send_kept(outputs: Path, run_dir: Path | None, tracker: Tracker) -> Metrics:
         if count is None:
             raise UserError(f"task.run_dir={run_dir}: that run is still going on; it sends its results itself")
         return {"runs": bool(count), "records": count}
-    runs, records, skipped = 0, 0, []
+    runs, records, skipped, stopped = 0, 0, list[str](), None
     for folder in sorted(path.parent for path in outputs.rglob(JOURNAL)):
         try:
             count = _sent(folder, tracker) or 0
             runs, records = runs + bool(count), records + count
-        except Held:  # the store is in use: it is for every run
-            raise
         except UserError as error:
-            if isinstance(error, Unreachable):
-                tracker.probe()
+            if stopped := _of_the_store(error, tracker):
+                break
             skipped.append(str(error) if str(folder) in str(error) else f"{folder}: {error}")
-    if skipped:
-        raise UserError(
-            f"sent to MLflow: {records} records of {runs} runs; {len(skipped)} could not be sent:\n  "
-            + "\n  ".join(skipped)
-        )
+    if skipped or stopped:
+        lines = [f"sent to MLflow: {records} records of {runs} runs"]
+        lines += [f"could not be sent ({len(skipped)}):", *(f"  {each}" for each in skipped)] if skipped else []
+        lines += [f"no other run was tried, because of the store: {stopped}"] if stopped else []
+        raise UserError("\n".join(lines))
     return {"runs": runs, "records": records}
+
+
+def _of_the_store(error: UserError, tracker: MLflow) -> UserError | None:
+    """Return the error of the store, which stands for every run; None if `error` is about one run."""
+    if isinstance(error, Held):
+        return error
+    try:
+        if isinstance(error, Unreachable):
+            tracker.probe()
+    except UserError as unreachable:
+        return unreachable
+    return None
 
 
 def _sent(folder: Path, tracker: MLflow) -> int | None:

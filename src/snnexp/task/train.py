@@ -16,6 +16,7 @@ from snnexp.config import TRAINING
 from snnexp.dataset.base import Data
 from snnexp.errors import Pruned
 from snnexp.evaluate import Evaluation, evaluate, recorded
+from snnexp.files import replace_by
 from snnexp.record import Record, Rows
 from snnexp.session import Session
 from snnexp.task.base import Task
@@ -134,8 +135,8 @@ def _finish(
     record.metrics(final, step=progress.epoch)
     record.write({}, _figures(net, data, test, device) | temperature(net, progress.history))
     record.artifact("best.pt")  # for checkpoint=runs:/<id>
-    torch.save(net.cpu(), record.folder / "model.pt")
-    record.tracker.model(record.folder / "model.pt")
+    replace_by(record.folder / "model.pt", partial(torch.save, net.cpu()))
+    record.tracker.model(net)
     metrics: Metrics = best["metrics"] | at_t | final
     return metrics
 

@@ -1,10 +1,15 @@
 """The protocol of a tracker, and the tracker that records nothing."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from snnexp.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Status = Literal["FINISHED", "FAILED", "KILLED", "PRUNED"]
 KEY_TAG, STATUS_TAG, PARENT_TAG = "snnexp.key", "status", "mlflow.parentRunId"
@@ -42,8 +47,8 @@ class Tracker(Protocol):
     def tags(self, values: Mapping[str, str]) -> None:
         """Record tags; a later value replaces an earlier one."""
 
-    def model(self, path: Path) -> None:
-        """Record a module saved by `torch.save`, for `mlflow.pytorch.load_model("runs:/<run_id>/model")`."""
+    def model(self, module: nn.Module) -> None:
+        """Record a module that is on the CPU, for `mlflow.pytorch.load_model("runs:/<run_id>/model")`."""
 
     def weights(self, run_id: str, to: Path) -> None:
         """Download `best.pt` of an earlier run into the folder `to`, without reading it.
@@ -71,7 +76,7 @@ class Nothing:
     def metrics(self, values: Mapping[str, float], step: int) -> None: ...
     def artifact(self, path: Path, folder: str = "") -> None: ...
     def tags(self, values: Mapping[str, str]) -> None: ...
-    def model(self, path: Path) -> None: ...
+    def model(self, module: nn.Module) -> None: ...
     def weights(self, run_id: str, to: Path) -> None:
         raise UserError(f"checkpoint=runs:/{run_id} is looked up in MLflow: tracking=none has no runs")
 

@@ -1,6 +1,5 @@
 """Reading runs back from MLflow, for reports and the MLflow UI."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,6 @@ from snnexp.errors import InvalidValue, UserError
 from snnexp.tracking.base import PARENT_TAG, STATUS_TAG, Tracker
 from snnexp.tracking.client import connect, reason, relocated, unreachable
 from snnexp.tracking.writer import MLflow
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Store:
     def files(self, run: Stored, folder: str, to: Path) -> list[Path]:
         """Return the paths of the artifacts in `folder`, sorted by name, after downloading them into `to`.
 
-        Artifacts that cannot be downloaded are left out with a warning, since they may have been moved or deleted.
+        Raises UserError if they cannot be downloaded, for example because they were moved.
         """
         try:
             if moved := relocated(self.uri, run.artifacts):
@@ -92,8 +89,7 @@ class Store:
                 return []
             fetched = Path(self._client.download_artifacts(run.run_id, folder, str(to)))
         except Exception as error:  # stores of artifacts raise many types
-            log.warning("%s of run %s are left out: %s", folder, run.run_id, reason(error))
-            return []
+            raise UserError(f"{folder}/ of run {run.run_id}: {reason(error)}") from error
         return sorted(path for path in fetched.iterdir() if path.is_file())
 
 

@@ -32,6 +32,7 @@ from snnexp.tracking.client import active_run, connect, preload, reason, relocat
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -101,19 +102,16 @@ class MLflow:
     def tags(self, values: Mapping[str, str]) -> None:
         self._started().append(tags={_key(k): shortened(masked(v), TAG_LENGTH) for k, v in values.items()})
 
-    def model(self, path: Path) -> None:
-        import torch
-
+    def model(self, module: nn.Module) -> None:
         preload()
         from mlflow.pytorch import save_model
 
         folder = self._started().folder / "mlflow" / "model"
         shutil.rmtree(folder, ignore_errors=True)
-        module = torch.load(path, map_location="cpu", weights_only=False).eval()  # written by this run
         requirements = [f"{package}=={version(package).split('+')[0]}" for package in ("torch", "spikingjelly")]
         with warnings.catch_warnings(action="ignore"):
             # the other format, pt2, needs an example input and stores a traced graph, not the module
-            save_model(module, folder, pip_requirements=requirements, serialization_format="pickle")
+            save_model(module.eval(), folder, pip_requirements=requirements, serialization_format="pickle")
         self.artifact(folder)
 
     def weights(self, run_id: str, to: Path) -> None:
