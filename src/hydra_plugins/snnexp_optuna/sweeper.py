@@ -70,6 +70,7 @@ class StudySweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Create the launcher; simultaneous jobs need joblib unless another launcher is chosen."""
+        from hydra_plugins.snnexp_optuna._compose import composing_once
         from hydra_plugins.snnexp_optuna._job import Work
 
         launcher = config.hydra.launcher
@@ -88,9 +89,9 @@ class StudySweeper(Sweeper):
             isolate = launcher._target_ == JOBLIB or (study and launcher._target_ == BASIC)
         self.settings["outlives"] = launcher._target_ != BASIC  # its jobs may outlive this process
         work = Work(task_function, isolate, self.settings["outlives"])
-        self.hydra_context, self.config = hydra_context, config
+        self.hydra_context, self.config = composing_once(hydra_context), config
         self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=work, config=config
+            hydra_context=self.hydra_context, task_function=work, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
