@@ -66,7 +66,7 @@ class Work:
             finally:  # no outcome after an exit or an interrupt
                 if outcome:
                     with exclusive(job.trial.storage):
-                        open_trial(job.trial).set_user_attr(OUTCOME, outcome)
+                        open_trial(job.trial).set_user_attr(job.trial.outcome, outcome)
 
     def _call(self, config: DictConfig) -> Any:
         if not self.isolate:

@@ -11,13 +11,16 @@ from typing import Any
 import optuna
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
 from hydra_plugins.snnexp_optuna._owner import JOB, Owner
+from hydra_plugins.snnexp_optuna._seeds import averaged, kept, seed_folder
 from hydra_plugins.snnexp_optuna._space import Space
 from snnexp.errors import UserError
 from snnexp.sweep.parent import Parent
+from snnexp.tracking import SWEEP_TAG
 from snnexp.trial.job import Address, Job
 from snnexp.trial.storage import exclusive
 
@@ -42,6 +45,7 @@ class Loop:
     owner: Owner
     parent: Parent
     objective: str | list[str]
+    seeds: Sequence[int] = ()  # of each trial; none: a trial is one job
     begun: float = field(default_factory=time.monotonic)
     recovered: float = 0.0
     failures: int = 0
@@ -83,26 +87,63 @@ class Loop:
         return trial
 
     def run_trial(self, trial: optuna.Trial) -> Outcome:
-        """Run the job of the trial; return its outcome, as far as the launcher knows it."""
-        pruner = self.settings["pruner"]
-        address = Address(self.url, self.study.study_name, trial._trial_id, pruner, self.objective)
-        varied = [d.key.lstrip("+") for d in self.space.dimensions]
-        name = f"{trial.number}: {self.space.shown(trial.params)}"
-        tags = {"study": self.study.study_name, "trial": str(trial.number)}
-        job = Job(self.parent.run_id, varied, name, tags, self.settings["parallel"] > 1, address)
-        overrides = [*self.fixed, *self.space.overrides(trial.params), job.override]
+        """Run the job of the trial, or its jobs; return the outcome, as far as it is known here."""
+        return averaged(self, trial) if self.seeds else self.run_job(trial)
+
+    def run_job(self, trial: optuna.Trial, seed: int | None = None, run_id: str | None = None) -> Outcome:
+        """Run one job of the trial, in the run `run_id` if it is that of one seed; return its outcome."""
+        address = self._address(trial, seed)
+        varied = [d.key.lstrip("+") for d in self.space.dimensions] + ["seed"] * (seed is not None)
+        name = self.named(trial) if seed is None else f"seed={seed}"
+        tags = self.tags(trial) | ({SWEEP_TAG: self.parent.run_id} if run_id and self.parent.run_id else {})
+        job = Job(run_id or self.parent.run_id, varied, name, tags, self.settings["parallel"] > 1, address)
+        overrides = [*self.fixed, *self.space.overrides(trial.params), *self._of_seed(trial, seed), job.override]
+        outcome: Outcome = {"state": "FAIL", "reason": "the job ended without an answer", "again": True}
         try:
             (done,) = self.launcher.launch([overrides], initial_job_idx=trial.number)
         except Exception as error:  # e.g. a worker of the launcher died, or the cluster refused the job
-            reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:500]
-            return {"state": "FAIL", "reason": reason, "again": True}
-        if self.settings["outlives"]:
-            return {"state": "FAIL", "reason": "the job ended without an answer", "again": True}
-        return completed(done.return_value) if done.status == JobStatus.COMPLETED else failed(done._return_value)
+            outcome |= {"reason": f"{type(error).__name__}: {error}".split("\n", 1)[0][:500]}
+        else:
+            if not self.settings["outlives"]:
+                ended = done.status == JobStatus.COMPLETED
+                outcome = completed(done.return_value) if ended else failed(done._return_value)
+        return self._noted(trial, address.outcome, outcome)
+
+    def named(self, trial: optuna.Trial) -> str:
+        """Return the name of the trial's run."""
+        return f"{trial.number}: {self.space.shown(trial.params)}"
+
+    def tags(self, trial: optuna.Trial) -> dict[str, str]:
+        """Return the tags of the trial's runs."""
+        return {"study": self.study.study_name, "trial": str(trial.number)}
+
+    def _address(self, trial: optuna.Trial, seed: int | None) -> Address:
+        reports = seed is None or seed == self.seeds[0]  # the pruner compares epochs of the same seed
+        outcome = OUTCOME if seed is None else f"{OUTCOME} seed={seed}"
+        pruner = self.settings["pruner"]
+        return Address(self.url, self.study.study_name, trial._trial_id, pruner, self.objective, outcome, reports)
+
+    def _of_seed(self, trial: optuna.Trial, seed: int | None) -> list[str]:
+        """Return the overrides of a seed's job. Its folder, inside that of the trial, is marked as ours."""
+        if seed is None:
+            return []
+        mark = self.owner.mark(trial.number)
+        trial.set_user_attr(JOB, mark | {"folder": str(seed_folder(Path(mark["folder"]), seed))})
+        subdir = OmegaConf.to_container(self.launcher.config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
+        return [f"seed={seed}", f"hydra.sweep.subdir='{seed_folder(Path(subdir), seed)}'"]
+
+    def _noted(self, trial: optuna.Trial, name: str, outcome: Outcome) -> Outcome:
+        """Return the outcome that the job wrote to the study, or else the given one, which for a seed is written."""
+        if name != OUTCOME:
+            with exclusive(self.url):
+                if (known := self.frozen(trial._trial_id).user_attrs.get(name)) is None:
+                    trial.set_user_attr(name, known := dict(outcome))
+            return known  # type: ignore[no-any-return]
+        return outcome
 
     def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
         """Record the outcome that the job wrote to the study, or else the given one."""
-        frozen = self._frozen(trial._trial_id)
+        frozen = self.frozen(trial._trial_id)
         if self._finish(frozen, frozen.user_attrs.get(OUTCOME, outcome)):
             self._close(frozen)
 
@@ -144,7 +185,7 @@ class Loop:
             outcome = {"state": "FAIL", "reason": reason, "again": False}
         state, replaced = TrialState[outcome["state"]], False
         with exclusive(self.url):
-            if self._frozen(trial._trial_id).state != TrialState.RUNNING:
+            if self.frozen(trial._trial_id).state != TrialState.RUNNING:
                 return False  # another parent was faster
             if state == TrialState.FAIL:
                 self.study._storage.set_trial_user_attr(trial._trial_id, OUTCOME, dict(outcome))
@@ -180,7 +221,7 @@ class Loop:
         if params and trial.number not in repeated:
             # like study.enqueue_trial, but with the place in the grid that a GridSampler needs
             place = {name: trial.system_attrs[name] for name in GRID if name in trial.system_attrs}
-            attrs = {RETRY_OF: trial.number, ATTEMPT: attempt}
+            attrs = kept(trial) | {RETRY_OF: trial.number, ATTEMPT: attempt}
             place["fixed_params"] = params
             self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attrs, system_attrs=place))
         return True
@@ -200,13 +241,18 @@ class Loop:
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
-    def _frozen(self, trial_id: int) -> FrozenTrial:
+    def frozen(self, trial_id: int) -> FrozenTrial:
+        """Return the trial as the storage knows it now."""
         return self.study._storage.get_trial(trial_id)
 
     def _say(self, trial: FrozenTrial, outcome: Outcome) -> None:
         words = {
             "COMPLETE": lambda: ", ".join(f"{value:.4g}" for value in outcome["values"]),
-            "PRUNED": lambda: f"pruned after {len(self._frozen(trial._trial_id).intermediate_values)} epochs",
+            "PRUNED": lambda: (
+                f"pruned: {outcome['reason']}"
+                if "reason" in outcome
+                else f"pruned after {len(self.frozen(trial._trial_id).intermediate_values)} epochs"
+            ),
             "FAIL": lambda: f"failed: {outcome['reason']}",
         }[outcome["state"]]()
         log.info("trial %d   %s   %s", trial.number, self.space.shown(trial.params), words)

@@ -15,6 +15,7 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
 from hydra_plugins.snnexp_optuna._loop import Loop
+from hydra_plugins.snnexp_optuna._seeds import ERROR
 from snnexp.config import listed
 from snnexp.files import replace, replace_by
 from snnexp.rundir import write_csv
@@ -81,13 +82,16 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def _values(trial: FrozenTrial, names: Sequence[str]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, trial.values, strict=True))
+    errors = trial.user_attrs.get(ERROR, [])
+    shown = [f"{name} {value:.4g}" for name, value in zip(names, trial.values, strict=True)]
+    return ", ".join(f"{text} ± {error:.2g}" for text, error in zip(shown, errors, strict=True)) if errors else ", ".join(shown)
 
 
 def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
     values = trial.values or [None] * len(names)
     seconds = trial.duration.total_seconds() if trial.duration else None
     outcome = {"trial": trial.number, "state": trial.state.name, **dict(zip(names, values, strict=True))}
+    outcome |= {f"{name} {ERROR}": error for name, error in zip(names, trial.user_attrs.get(ERROR, []), strict=False)}
     return outcome | trial.params | {"epochs": len(trial.intermediate_values) or None, "seconds": seconds}
 
 

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hydra_plugins.snnexp_optuna._loop import Loop
 from hydra_plugins.snnexp_optuna._owner import Owner
 from hydra_plugins.snnexp_optuna._report import report_study
+from hydra_plugins.snnexp_optuna._seeds import seeds_of
 from hydra_plugins.snnexp_optuna._space import Space, space
 from snnexp.address import sqlite
 from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, folder_of, listed, without_hydra
@@ -46,7 +47,11 @@ def sweep(
     searched, fixed = _space(settings["space"], config, loader, arguments)
     settings["parallel"] = _parallel(settings["parallel"], config)
     pruner = _pruner(settings["pruner"], objective)
+    seeds = seeds_of(settings["seeds"], int(config.seed))
+    if seeds and any(d.key == "seed" for d in searched.dimensions):
+        raise UserError("seed is in the search space, and hydra.sweeper.seeds averages over seeds: leave one of them out")
     identity = {"space": searched.described(), "objective": objective, "direction": directions} | _base(config)
+    identity |= {"seeds": list(seeds)} if seeds else {}
     name = settings["study"] or _name(config, identity)
     url = settings["storage"] or sqlite(folder_of(config, "outputs_dir") / "optuna.db")
     study = _open_study(url, name, directions, identity)
@@ -60,7 +65,7 @@ def sweep(
         Owner(study, url, folder) as owner,
     ):
         study.sampler = _sampler(settings["sampler"], int(config.seed), owner.rank, searched)
-        loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective)
+        loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective, seeds)
         try:
             loop.run()
         finally:  # after Ctrl-C as well

@@ -34,6 +34,8 @@ class StudyConf:
     space: dict[str, Any] = field(default_factory=dict)
     # maximize or minimize; a list of these for several objectives
     direction: Any = "maximize"
+    # number of seeds (from the config's seed on), or a list of them: a trial is the mean over these; null: one job each
+    seeds: Any = None
     # name of the study; null: the sweep's name and a digest of everything that must not change within a study
     study: str | None = None
     # sqlite:///FILE, journal:FILE, postgresql://...; null: optuna.db in outputs_dir
@@ -101,6 +103,8 @@ class StudySweeper(Sweeper):
                 raise UserError(
                     "a range needs a study that samples it: give the number of trials with hydra.sweeper.n_trials=N"
                 )
+            if self.settings["seeds"] is not None:
+                raise UserError("hydra.sweeper.seeds is for a study (hydra.sweeper.n_trials=N): in a grid, write seed=0,1,2")
             return self._grid(arguments)
         from hydra_plugins.snnexp_optuna._study import sweep
 

@@ -19,6 +19,8 @@ log = logging.getLogger("snnexp.sweep")
 class Parent:
     """The parent run of a sweep, as a context manager; closed as FAILED or KILLED if its block raises.
 
+    The runs of a trial's seeds have such a parent as well, which is nested in the run `under`.
+
     An interrupted and resumed sweep, and several processes that share a sweep, have the same `key` and so are one run.
     Raises UserError if results could not be sent.
     """
@@ -31,8 +33,10 @@ class Parent:
         params: Mapping[str, object],
         tags: Mapping[str, str],
         key: str | None = None,
+        under: str | None = None,
     ) -> None:
         self.config, self.folder, self.name, self.params, self.tags, self.key = config, folder, name, params, tags, key
+        self.under = under
         self.tracker: Tracker = build("tracking", config)
         self._held: RunDir | None = None
 
@@ -44,7 +48,7 @@ class Parent:
             raise UserError(f"hydra.sweep.dir={self.folder} is in use by another sweep")
         if self.key:
             Journal(self.folder).note(key=self.key)
-        self.tracker.start(self.folder, self.name, self.params, self.tags)
+        self.tracker.start(self.folder, self.name, self.params, self.tags, self.under)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:

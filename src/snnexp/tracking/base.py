@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED", "PRUNED"]
 KEY_TAG, STATUS_TAG, PARENT_TAG = "snnexp.key", "status", "mlflow.parentRunId"
+SWEEP_TAG = "snnexp.sweep"  # of a run that is nested in that of a trial: the run id of the sweep
 WEIGHTS = "best.pt"
 
 

@@ -41,7 +41,7 @@ def prune(history: Sequence[Mapping[str, float]]) -> bool:
     """Return whether the trial of this process should stop, given its `history` (a dict per epoch) so far."""
     global _reporter
     job = Job.current()
-    if job is None or job.trial is None:
+    if job is None or job.trial is None or not job.trial.reports:
         return False
     if _reporter is None or _reporter.address != job.trial:
         _reporter = Reporter(job.trial)
