@@ -48,16 +48,22 @@ hydra: {output_subdir: null, run: {dir: "out/${now:%f}"}}
     "experiment/e.yaml": "# @package _global_\ndefaults:\n  - override /net: b\nseed: 7\ntrain: {epochs: 9}\n",
 }
 # pieces of override lists: choices, values, additions, deletions, containers, what Hydra refuses
-SMALL_PIECES = """net=a net=b opt@train.opt=y deep/inner=two experiment=e ~experiment ~deep/inner +opt@other=x ~opt@train.opt
-seed=1 seed=null seed='a,b' seed=${train.epochs} train.epochs=5 train.rate=1e-3 train.rate=true text='x,y' net.width=3
+SMALL_PIECES = """
+net=a net=b opt@train.opt=y deep/inner=two experiment=e ~experiment ~deep/inner +opt@other=x
+~opt@train.opt seed=1 seed=null seed='a,b' seed=${train.epochs} train.epochs=5 train.rate=1e-3 train.rate=true text='x,y'
+net.width=3
 net.keep.p=2 deep.inner.value=3 train.opt.lr=0.2 list=[3] list=[] train={epochs:4} net.keep={q:2} net={width:9} +new=1
 +train.new=[1,2] ++seed=5 ++train.more.depth={a:1} ~train.note ~train.rate ~net.keep ~list nosuch=1 net=nosuch
 train.nosuch=2 +seed=1 ~nosuch train.opt=1 ++net=b hydra.job.name=mine hydra.verbose=true
-hydra.job.config.override_dirname.exclude_keys=[seed] hydra.job.env_copy=[HOME] hydra.sweep.subdir=${seed}""".split()
-REAL_PIECES = """neuron=plif neuron=if surrogate=sine surrogate=power model=mlp optimizer=sgd task=convert ~experiment
+hydra.job.config.override_dirname.exclude_keys=[seed] hydra.job.env_copy=[HOME] hydra.sweep.subdir=${seed}
+"""
+REAL_PIECES = """
+neuron=plif neuron=if surrogate=sine surrogate=power model=mlp optimizer=sgd task=convert ~experiment
 experiment=nmnist_two_layer +sweep=surrogate_alpha neuron.threshold=0.75 surrogate.alpha=3.5 seed=4 trainer.epochs=2
-objective=[val/loss,val/accuracy] timesteps=[2,4] checkpoint=null optimizer.lr=1e-3 trainer={epochs:3} +optimizer.extra=2
-++model.hidden=16 ~trainer.threads dataset.nosuch=1 tracking=none dataset.root='a,b' outputs_dir=elsewhere""".split()
+objective=[val/loss,val/accuracy] timesteps=[2,4] checkpoint=null optimizer.lr=1e-3 trainer={epochs:3}
++optimizer.extra=2 ++model.hidden=16 ~trainer.threads dataset.nosuch=1 tracking=none dataset.root='a,b'
+outputs_dir=elsewhere
+"""
 
 
 @pytest.fixture
@@ -105,17 +111,14 @@ def nodes(node: Any, name: str = "") -> Iterator[tuple[Any, ...]]:
         yield from nodes(child, f"{name}.{key}")
 
 
-def lists(pieces: list[str], count: int, seed: int) -> list[list[str]]:
+def lists(pieces: str, count: int, seed: int) -> list[list[str]]:
     draw = random.Random(seed)
-    return [draw.sample(pieces, draw.randint(0, 5)) for _ in range(count)]
+    return [draw.sample(pieces.split(), draw.randint(0, 5)) for _ in range(count)]
 
 
 def test_two_hundred_lists_of_overrides_compose_as_hydra_does(small: str) -> None:
     refused = set()
-    for folder, made in (
-        (small, lists(SMALL_PIECES, 170, 1)),
-        (str(ROOT / "conf"), lists(REAL_PIECES, 30, 2)),
-    ):
+    for folder, made in ((small, lists(SMALL_PIECES, 170, 1)), (str(ROOT / "conf"), lists(REAL_PIECES, 30, 2))):
         plain, ours, master = loaders(folder)
         for number, overrides in enumerate(made):
             trial = Job("parent", ["seed"], str(number), trial=Address("sqlite:///x.db", "s", number, None, "val/a"))

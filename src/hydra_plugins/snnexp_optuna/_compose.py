@@ -3,6 +3,7 @@
 import copy
 import os
 from functools import lru_cache
+from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import CachingConfigRepository
@@ -49,14 +50,14 @@ class Composer(ConfigLoaderImpl):
     def _repository(self, config_name: str | None, settings: list[Override]) -> CachingConfigRepository:
         """Return the files on Hydra's search path, to which the settings of Hydra may add folders."""
         paths = [str(o.input_line) for o in settings if o.get_key_element() == "hydra.searchpath"]
-        key = (os.getcwd(), str(self.config_search_path), config_name, *paths)
+        key = (str(Path.cwd()), str(self.config_search_path), config_name, *paths)
         if key not in _files:
             _files[key] = self._parse_overrides_and_create_caching_repo(config_name, paths)[1]
         return _files[key]
 
     def _base(self, config_name: str | None, chosen: list[str]) -> DictConfig:
         """Return a new copy of the config without the values of the job."""
-        key = (os.getcwd(), str(self.config_search_path), config_name, *chosen)
+        key = (str(Path.cwd()), str(self.config_search_path), config_name, *chosen)
         if key not in _bases:
             _bases[key] = super()._load_configuration_impl(config_name, chosen, RunMode.RUN)
         return copy.deepcopy(_bases[key])

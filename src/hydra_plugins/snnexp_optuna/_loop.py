@@ -11,13 +11,13 @@ from typing import Any
 import optuna
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
 from hydra_plugins.snnexp_optuna._owner import JOB, Owner
-from hydra_plugins.snnexp_optuna._seeds import averaged, kept, seed_folder
+from hydra_plugins.snnexp_optuna._seeds import RUN, averaged, kept, seed_folder
 from hydra_plugins.snnexp_optuna._space import Space
+from hydra_plugins.snnexp_optuna._stop import Stop
 from snnexp.errors import UserError
 from snnexp.sweep.parent import Parent
 from snnexp.tracking import SWEEP_TAG
@@ -45,11 +45,13 @@ class Loop:
     owner: Owner
     parent: Parent
     objective: str | list[str]
+    stop: Stop
     seeds: Sequence[int] = ()  # of each trial; none: a trial is one job
     begun: float = field(default_factory=time.monotonic)
     recovered: float = 0.0
     failures: int = 0
     last_reason: str = ""
+    ended: str = ""  # why the study ends early
 
     def run(self) -> None:
         """Run trials until nothing is left to do. After Ctrl-C, running trials stay open, to be resumed later."""
@@ -77,6 +79,10 @@ class Loop:
             return None
         with exclusive(self.url):
             trials = self._trials()
+            if why := self.stop.reason(trials):
+                self.ended = why
+                log.info("no further trial begins: %s", why)
+                return None
             waiting = any(t.state == TrialState.WAITING for t in trials)
             full = sum(REPLACED not in t.user_attrs for t in trials) >= self.settings["n_trials"]
             if not waiting and (full or self.study.user_attrs.get(EXHAUSTED) == self.sampler):
@@ -98,7 +104,7 @@ class Loop:
         tags = self.tags(trial) | ({SWEEP_TAG: self.parent.run_id} if run_id and self.parent.run_id else {})
         job = Job(run_id or self.parent.run_id, varied, name, tags, self.settings["parallel"] > 1, address)
         overrides = [*self.fixed, *self.space.overrides(trial.params), *self._of_seed(trial, seed), job.override]
-        outcome: Outcome = {"state": "FAIL", "reason": "the job ended without an answer", "again": True}
+        outcome: dict[str, Any] = {"state": "FAIL", "reason": "the job ended without an answer", "again": True}
         try:
             (done,) = self.launcher.launch([overrides], initial_job_idx=trial.number)
         except Exception as error:  # e.g. a worker of the launcher died, or the cluster refused the job
@@ -129,8 +135,7 @@ class Loop:
             return []
         mark = self.owner.mark(trial.number)
         trial.set_user_attr(JOB, mark | {"folder": str(seed_folder(Path(mark["folder"]), seed))})
-        subdir = OmegaConf.to_container(self.launcher.config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
-        return [f"seed={seed}", f"hydra.sweep.subdir='{seed_folder(Path(subdir), seed)}'"]
+        return [f"seed={seed}", f"hydra.sweep.subdir='{seed_folder(Path(self.settings['subdir']), seed)}'"]
 
     def _noted(self, trial: optuna.Trial, name: str, outcome: Outcome) -> Outcome:
         """Return the outcome that the job wrote to the study, or else the given one, which for a seed is written."""
@@ -138,7 +143,7 @@ class Loop:
             with exclusive(self.url):
                 if (known := self.frozen(trial._trial_id).user_attrs.get(name)) is None:
                     trial.set_user_attr(name, known := dict(outcome))
-            return known  # type: ignore[no-any-return]
+            return known
         return outcome
 
     def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
@@ -205,6 +210,8 @@ class Loop:
     def _close(self, trial: FrozenTrial) -> None:
         folder = trial.user_attrs.get(JOB, {}).get("folder")
         self.parent.close_child(Path(folder) if folder else None)
+        if folder and trial.user_attrs.get(RUN) and Path(folder).name.startswith("seed="):
+            self.parent.close_child(Path(folder).parent)
 
     def _retry(self, trial: FrozenTrial, again: bool, blame: bool) -> bool:
         """Enqueue the values of the trial again if it may be repeated; return whether it may.
@@ -233,7 +240,7 @@ class Loop:
     def _stopped(self) -> bool:
         timeout = self.settings["timeout"]
         late: bool = timeout is not None and time.monotonic() - self.begun > timeout
-        return late or bool(self.failures >= self.settings["max_failures"])
+        return late or bool(self.ended) or bool(self.failures >= self.settings["max_failures"])
 
     def _waits_for_others(self) -> bool:
         return not self._stopped() and bool(self._trials(TrialState.RUNNING))

@@ -60,6 +60,7 @@ def _text(loop: Loop, trials: Sequence[FrozenTrial], chosen: Sequence[FrozenTria
     study = loop.study
     counts = ", ".join(f"{count} {state}" for state, count in _counts(trials).items())
     lines = [f"**{study.study_name}**: {len(trials)} trials ({counts})", ""]
+    lines += [f"ended early: {loop.ended}", ""] if loop.ended else []
     if len(names) > 1 and chosen:
         lines += ["Pareto front:", "", summary.markdown([_row(trial, names) for trial in chosen])]
     elif chosen:
@@ -84,7 +85,11 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 def _values(trial: FrozenTrial, names: Sequence[str]) -> str:
     errors = trial.user_attrs.get(ERROR, [])
     shown = [f"{name} {value:.4g}" for name, value in zip(names, trial.values, strict=True)]
-    return ", ".join(f"{text} ± {error:.2g}" for text, error in zip(shown, errors, strict=True)) if errors else ", ".join(shown)
+    return (
+        ", ".join(f"{text} ± {error:.2g}" for text, error in zip(shown, errors, strict=True))
+        if errors
+        else ", ".join(shown)
+    )
 
 
 def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:

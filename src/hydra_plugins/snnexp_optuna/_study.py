@@ -22,6 +22,7 @@ from hydra_plugins.snnexp_optuna._owner import Owner
 from hydra_plugins.snnexp_optuna._report import report_study
 from hydra_plugins.snnexp_optuna._seeds import seeds_of
 from hydra_plugins.snnexp_optuna._space import Space, space
+from hydra_plugins.snnexp_optuna._stop import stop_of
 from snnexp.address import sqlite
 from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, folder_of, listed, without_hydra
 from snnexp.errors import UserError, integer, number
@@ -46,16 +47,19 @@ def sweep(
     objective, directions = _objective(config, settings)
     searched, fixed = _space(settings["space"], config, loader, arguments)
     settings["parallel"] = _parallel(settings["parallel"], config)
+    settings["subdir"] = OmegaConf.to_container(config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
     pruner = _pruner(settings["pruner"], objective)
     seeds = seeds_of(settings["seeds"], int(config.seed))
     if seeds and any(d.key == "seed" for d in searched.dimensions):
-        raise UserError("seed is in the search space, and hydra.sweeper.seeds averages over seeds: leave one of them out")
+        raise UserError(
+            "seed is in the search space, and hydra.sweeper.seeds averages over seeds: leave one of them out"
+        )
     identity = {"space": searched.described(), "objective": objective, "direction": directions} | _base(config)
     identity |= {"seeds": list(seeds)} if seeds else {}
     name = settings["study"] or _name(config, identity)
     url = settings["storage"] or sqlite(folder_of(config, "outputs_dir") / "optuna.db")
     study = _open_study(url, name, directions, identity)
-    study.pruner = pruner
+    study.pruner, stop = pruner, stop_of(settings, study.directions)
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     plain = without_hydra(config, resolve=True)
     tags = {"task": "sweep", "sweep": "study", "study": name}
@@ -65,7 +69,7 @@ def sweep(
         Owner(study, url, folder) as owner,
     ):
         study.sampler = _sampler(settings["sampler"], int(config.seed), owner.rank, searched)
-        loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective, seeds)
+        loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective, stop, seeds)
         try:
             loop.run()
         finally:  # after Ctrl-C as well

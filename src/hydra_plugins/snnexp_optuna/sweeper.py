@@ -48,6 +48,12 @@ class StudyConf:
     parallel: int | None = None
     # seconds after which no new trial begins
     timeout: float | None = None
+    # no new trial begins once a trial has reached this value of the objective (a list for several; null: any value)
+    target: Any = None
+    # no new trial begins after this number of trials in a row without a better one; null: no limit
+    patience: int | None = None
+    # no new trial begins once the study's trials have taken this number of hours together; null: no limit
+    hours: float | None = None
     # how often a trial is repeated if its job dies
     retries: int = 2
     # stop after this number of consecutive failed trials
@@ -104,7 +110,9 @@ class StudySweeper(Sweeper):
                     "a range needs a study that samples it: give the number of trials with hydra.sweeper.n_trials=N"
                 )
             if self.settings["seeds"] is not None:
-                raise UserError("hydra.sweeper.seeds is for a study (hydra.sweeper.n_trials=N): in a grid, write seed=0,1,2")
+                raise UserError(
+                    "hydra.sweeper.seeds is for a study (hydra.sweeper.n_trials=N): in a grid, write seed=0,1,2"
+                )
             return self._grid(arguments)
         from hydra_plugins.snnexp_optuna._study import sweep
 

@@ -17,7 +17,7 @@ from snnexp.report.document import Figure, Link, Section
 from snnexp.session import Session
 from snnexp.task.base import Task
 from snnexp.task.ui import checked_port
-from snnexp.tracking import PARENT_TAG, Store, Stored
+from snnexp.tracking import Store, Stored
 from snnexp.training import Metrics
 
 NAME = r"[\w.+-]+"  # of a file

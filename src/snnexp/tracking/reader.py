@@ -7,7 +7,7 @@ from typing import Any
 
 from snnexp.address import database
 from snnexp.errors import InvalidValue, UserError
-from snnexp.tracking.base import PARENT_TAG, SWEEP_TAG, STATUS_TAG, Tracker
+from snnexp.tracking.base import PARENT_TAG, STATUS_TAG, SWEEP_TAG, Tracker
 from snnexp.tracking.client import connect, reason, relocated, unreachable
 from snnexp.tracking.writer import MLflow
 

@@ -1,0 +1,100 @@
+"""When a study ends before it has all its trials, what its progress says, and pruning by several objectives."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from conftest import ROOT  # noqa: F401  # Hydra finds its plugins
+from hydra_plugins.snnexp_optuna._stop import Stop
+from test_sweeps import GRID, INTERVAL, app, calls, states, study
+
+UP, DOWN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+BEGAN = datetime(2026, 1, 1)
+
+
+def trials(*values: float | list[float] | TrialState, hours: float = 1.0) -> list[FrozenTrial]:
+    """Trials that ended one after the other; a state in place of a value is that of a trial without one."""
+    made = []
+    for number, value in enumerate(values):
+        state = value if isinstance(value, TrialState) else TrialState.COMPLETE
+        given = None if isinstance(value, TrialState) else value if isinstance(value, list) else [value]
+        trial = create_trial(state=state, values=given)
+        trial.number, trial.datetime_start = number, BEGAN + number * timedelta(hours=hours)
+        trial.datetime_complete = BEGAN + (number + 1) * timedelta(hours=hours)
+        made.append(trial)
+    return made
+
+
+def test_a_target_is_reached_in_the_direction_of_the_objective() -> None:
+    up, down = Stop([0.9], None, None, [UP]), Stop([0.1], None, None, [DOWN])
+    assert up.reason(trials(0.5, 0.8)) is None
+    assert up.reason(trials(0.5, 0.9)) == "trial 1 has reached hydra.sweeper.target=0.9 with 0.9"
+    assert down.reason(trials(0.5)) is None
+    assert down.reason(trials(0.5, 0.05)) == "trial 1 has reached hydra.sweeper.target=0.1 with 0.05"
+    both = Stop([0.9, None], None, None, [UP, DOWN])
+    assert both.reason(trials([0.8, 1.0])) is None
+    assert both.reason(trials([0.95, 7.0])) == "trial 0 has reached hydra.sweeper.target=[0.9,null] with 0.95, 7"
+
+
+def test_patience_counts_the_trials_after_the_best_one() -> None:
+    stop, pruned, failed = Stop(None, 2, None, [UP]), TrialState.PRUNED, TrialState.FAIL
+    assert stop.reason(trials(pruned, pruned, 0.1, 0.2, 0.15)) is None, "before the first one, nothing is better"
+    assert stop.reason(trials(0.2, failed, 0.2)) is None, "a failed trial says nothing of the space"
+    said = "none of 2 trials was better than trial 1 (hydra.sweeper.patience=2)"
+    assert stop.reason(trials(0.1, 0.2, 0.2, pruned)) == said
+    front = Stop(None, 2, None, [UP, DOWN])
+    assert front.reason(trials([1.0, 1.0], [0.5, 2.0], [0.9, 0.5])) is None, "a new point of the Pareto front"
+    assert front.reason(trials([1.0, 1.0], [0.5, 2.0], [0.9, 1.5])) is not None
+
+
+def test_a_budget_of_hours_is_that_of_all_trials_together() -> None:
+    stop = Stop(None, None, 3.0, [UP])
+    assert stop.reason(trials(0.1, 0.2, hours=1.4)) is None
+    assert stop.reason(trials(0.1, TrialState.PRUNED, hours=1.5)) is not None
+    assert stop.reason(trials(0.1, TrialState.FAIL, hours=1.5)) is None
+    (running,) = trials(TrialState.RUNNING)
+    running.datetime_start, running.datetime_complete = datetime.now() - timedelta(hours=4), None
+    assert stop.reason([running]) == "the trials have taken 4 hours together (hydra.sweeper.hours=3)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ran", "words"),
+    [
+        (["x=range(0,5)", "hydra.sweeper.target=-0.5"], None, "has reached hydra.sweeper.target=-0.5 with 0"),
+        (["x=choice(2,1,3,0)", "kind=plain,other", "hydra.sweeper.patience=2"], None, "none of 2 trials was better"),
+        (["x=range(0,5)", "hydra.sweeper.hours=1e-9"], 1, "(hydra.sweeper.hours=1e-09)"),
+    ],
+)
+def test_a_study_that_has_what_it_wanted_ends_and_stays_ended(
+    tmp_path: Path, arguments: list[str], ran: int | None, words: str
+) -> None:
+    for _ in range(2):  # the second time, nothing is run
+        done = app(tmp_path, *arguments, "hydra.sweeper.n_trials=100", GRID)
+        found = study(tmp_path).trials
+        ran = ran or len(found)
+        assert states(found) == {"COMPLETE": ran}
+        assert ran < 5
+        assert len(calls(tmp_path)) == ran
+        assert words in done.out
+        assert "ended early: " in done.out
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("patience=0", "hydra.sweeper.patience=0 is not allowed: it must be an integer >= 1"),
+        ("hours=-1", "hydra.sweeper.hours=-1.0 is not allowed: it must be a number of hours > 0, or null"),
+        ("target=high", "hydra.sweeper.target='high' is not allowed: it must be a value of the objective"),
+        ("target=[1,2]", "hydra.sweeper.target=[1,2] is not allowed: it must be a value for each of the 1 objectives"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path: Path, setting: str, words: str) -> None:
+    done = app(tmp_path, INTERVAL, "hydra.sweeper.n_trials=2", f"hydra.sweeper.{setting}", check=False)
+    assert done.code == 1
+    assert words in done.err
+    assert not calls(tmp_path)
