@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import optuna
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from rich.console import Console
 
 from conftest import ROOT  # noqa: F401  # Hydra finds its plugins
+from hydra_plugins.snnexp_optuna._progress import Progress, duration
 from hydra_plugins.snnexp_optuna._stop import Stop
 from test_sweeps import GRID, INTERVAL, app, calls, states, study
 
@@ -82,6 +88,57 @@ def test_a_study_that_has_what_it_wanted_ends_and_stays_ended(
         assert len(calls(tmp_path)) == ran
         assert words in done.out
         assert "ended early: " in done.out
+
+
+def progress(found: list[FrozenTrial], wanted: int, console: Console | None = None, **more: Any) -> Progress:
+    made = Progress(optuna.create_study(**more), wanted, lambda params: f"x={params['x']}" if params else "", console)
+    made.update(found)
+    return made
+
+
+def test_progress_counts_names_the_best_and_says_what_is_left() -> None:
+    assert progress([], 4, direction="maximize").line == "0 of 4 trials"
+    found = trials(0.1, 0.3, TrialState.PRUNED, TrialState.FAIL, hours=0.5)
+    found[1].params, found[3].user_attrs = {"x": 7}, {"replaced": True}
+    said = "3 of 8 trials (1 pruned, 1 failed); best 0.3: x=7 (trial 1); about 2 h 30 min left"
+    assert progress(found, 8, direction="maximize").line == said
+    assert progress(found, 8, direction="minimize").line.split("; ")[1] == "best 0.1:  (trial 0)"
+    assert progress(found[:2], 2, direction="maximize").line == "2 of 2 trials; best 0.3: x=7 (trial 1)"
+    assert [duration(s) for s in (0.4, 75, 18600)] == ["0 s", "1 min 15 s", "5 h 10 min"]
+
+
+def test_simultaneous_trials_share_the_time_that_is_left() -> None:
+    found = trials(0.1, TrialState.RUNNING, TrialState.RUNNING, hours=1.0)
+    for trial in found[1:]:
+        trial.datetime_start, trial.datetime_complete = datetime.now() - timedelta(minutes=30), None
+    # two half-done trials, and four more of an hour: 5 hours of two at a time
+    assert progress(found, 7, direction="maximize").line.endswith(
+        "(2 running); best 0.1:  (trial 0); about 2 h 30 min left"
+    )
+
+
+def test_on_a_terminal_the_line_renews_itself_below_other_output() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=60)
+    shown = progress(trials(0.1), 3, console, direction="maximize")
+    with shown:
+        shown.update(trials(0.1, 0.2))
+        console.print("something else")
+    first, second = "1 of 3 trials; best 0.1:  (trial 0); about 2 h 0 min left", "2 of 3 trials; best 0.2:  (trial 1)"
+    text = screen.getvalue()
+    assert text.index(first) < text.index(second) < text.index("something else\n")
+    assert "\x1b[2K" in text[text.index(first) : text.index(second)], "the old line is erased"
+    assert text.count(second) >= 2, "it is drawn again below"
+    assert text.endswith("\x1b[2K"), "nothing is left of it"
+
+
+def test_where_there_is_no_terminal_each_trial_has_its_lines(tmp_path: Path) -> None:
+    grid = "hydra.sweeper.sampler={_target_:optuna.samplers.BruteForceSampler,seed:0}"
+    done = app(tmp_path, "x=choice(1,2)", "y=choice(0,1,2)", "hydra.sweeper.n_trials=100", grid)
+    lines = re.findall(r"\d of 6 trials.*", done.out)
+    assert [line[0] for line in lines] == ["1", "2", "3", "4", "5", "6"], "a brute-force study knows its end"
+    assert re.fullmatch(r"6 of 6 trials; best 0: x=2 y=0 \(trial \d\)", lines[-1])
+    assert "\r" not in done.out + done.err
 
 
 @pytest.mark.parametrize(
