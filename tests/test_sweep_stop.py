@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
-from conftest import ROOT  # noqa: F401  # Hydra finds its plugins
+from conftest import Done  # before plugins, which Hydra finds in it
+from hydra_plugins.snnexp_optuna import _report
 from hydra_plugins.snnexp_optuna._progress import Progress, duration
 from hydra_plugins.snnexp_optuna._stop import Stop
-from test_sweeps import GRID, INTERVAL, app, calls, states, study
+from snnexp.trial.dominated import Dominated, dominates
+from test_sweeps import GRID, INTERVAL, TINY, app, calls, states, study
 
 UP, DOWN = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 BEGAN = datetime(2026, 1, 1)
@@ -155,3 +159,84 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, setting: str, words
     assert done.code == 1
     assert words in done.err
     assert not calls(tmp_path)
+
+
+def test_a_point_dominates_if_it_is_better_somewhere_and_worse_nowhere() -> None:
+    directions = [UP, DOWN]
+    assert dominates([2, 1], [1, 1], directions)
+    assert dominates([2, 0], [1, 1], directions)
+    assert not dominates([1, 1], [1, 1], directions)
+    assert not dominates([2, 2], [1, 1], directions)
+    assert dominates([1, 1], [math.nan, 1], directions)
+
+
+def test_a_trial_that_enough_others_dominate_at_the_same_epoch_is_pruned() -> None:
+    made = optuna.create_study(directions=["maximize", "minimize"])
+    for values in ([0.5, 10.0], [0.6, 9.0], [0.9, 99.0]):
+        attrs = {"epoch 1": values, "epoch 2": [values[0] / 10, values[1]]}
+        made.add_trial(create_trial(values=values, user_attrs=attrs))
+
+    def pruned(by: int, *epochs: list[float], warmup: int = 0) -> bool:
+        trial = create_trial(
+            state=TrialState.RUNNING, user_attrs={f"epoch {n}": values for n, values in enumerate(epochs, 1)}
+        )
+        trial.number = 3
+        return Dominated(by, warmup).prune(made, trial)
+
+    assert pruned(2, [0.4, 11.0])
+    assert not pruned(3, [0.4, 11.0]), "the third has more spikes"
+    assert not pruned(1, [0.4, 8.0])
+    assert not pruned(1, [0.4, 11.0], [0.4, 11.0]), "only the same epoch counts"
+    assert not pruned(1, [0.4, 11.0], warmup=1)
+    assert not pruned(1), "nothing was reported"
+
+
+def test_several_objectives_prune(tmp_path: Path) -> None:
+    done = app(
+        tmp_path,
+        "x=range(2,6)",
+        "epochs=3",
+        "objective=[val/value,val/other]",
+        "hydra.sweeper.direction=[maximize,minimize]",
+        "hydra.sweeper.n_trials=4",
+        "hydra.sweeper.pruner={_target_:snnexp.trial.dominated.Dominated,by:1,warmup:1}",
+        GRID.replace("seed:0", "seed:1"),
+    )
+    found = study(tmp_path).trials
+    tried = [t.params["x"] for t in found]  # a smaller x is better in both
+    worse = [any(other < x for other in tried[:i]) for i, x in enumerate(tried)]
+    assert [t.state.name for t in found] == ["PRUNED" if is_worse else "COMPLETE" for is_worse in worse]
+    assert any(worse)
+    assert all(("epoch 3" in t.user_attrs) is not is_worse for t, is_worse in zip(found, worse, strict=True))
+    assert "pruned after 2 epochs" in done.out
+
+
+def test_a_pruner_of_one_objective_is_refused_for_several(tmp_path: Path) -> None:
+    several = ("objective=[val/value,val/other]", "hydra.sweeper.direction=[maximize,minimize]")
+    median = "hydra.sweeper.pruner={_target_:optuna.pruners.MedianPruner}"
+    done = app(tmp_path, INTERVAL, *several, median, "hydra.sweeper.n_trials=2", check=False)
+    assert done.code == 1
+    assert "hydra.sweeper.pruner=MedianPruner is not allowed" in done.err
+    assert "{_target_:snnexp.trial.dominated.Dominated,by:3}" in done.err
+
+
+def test_spikes_are_known_after_each_epoch_if_a_pruner_compares_them(
+    snnexp: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_report, "_figures", lambda study, names, folder: None)
+    done = snnexp(
+        "-m",
+        *TINY,
+        "trainer.epochs=2",
+        "tracking=none",
+        "objective=[val/accuracy,val/spikes_per_sample]",
+        "hydra.sweeper.direction=[maximize,minimize]",
+        "neuron.threshold=choice(0.5,1.0)",
+        "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.pruner={_target_:snnexp.trial.dominated.Dominated,by:9}",
+        GRID,
+    )
+    assert done.code == 0, done.err
+    for trial in study(done.outputs.parent).trials:
+        epochs = [trial.user_attrs["epoch 1"], trial.user_attrs["epoch 2"]]
+        assert trial.values in epochs, "the values of a trial are those of its best epoch"

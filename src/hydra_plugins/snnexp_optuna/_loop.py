@@ -22,6 +22,7 @@ from hydra_plugins.snnexp_optuna._stop import Stop
 from snnexp.errors import UserError
 from snnexp.sweep.parent import Parent
 from snnexp.tracking import SWEEP_TAG
+from snnexp.trial.dominated import by_epoch
 from snnexp.trial.job import Address, Job
 from snnexp.trial.storage import exclusive
 
@@ -271,7 +272,7 @@ class Loop:
             "PRUNED": lambda: (
                 f"pruned: {outcome['reason']}"
                 if "reason" in outcome
-                else f"pruned after {len(self.frozen(trial._trial_id).intermediate_values)} epochs"
+                else f"pruned after {len(by_epoch(self.frozen(trial._trial_id)))} epochs"
             ),
             "FAIL": lambda: f"failed: {outcome['reason']}",
         }[outcome["state"]]()
