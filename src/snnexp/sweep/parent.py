@@ -22,7 +22,7 @@ class Parent:
     The runs of a trial's seeds have such a parent as well, which is nested in the run `under`.
 
     An interrupted and resumed sweep, and several processes that share a sweep, have the same `key` and so are one run.
-    Raises UserError if results could not be sent.
+    It begins without the store if that is unavailable. Raises UserError if the store refuses it.
     """
 
     def __init__(
@@ -63,7 +63,10 @@ class Parent:
 
     @property
     def run_id(self) -> str | None:
-        return self.tracker.run_id
+        """The link to this run for runs that are nested in it."""
+        if self._held and self.tracker.run_id is None:
+            self.tracker.flush()  # the store may be available again
+        return self.tracker.link
 
     def publish(self, text: str, *files: str) -> None:
         """Print `text`, write it to summary.md, and log it with the folder's experiments, figures and `files`."""
