@@ -61,7 +61,7 @@ def app(config: DictConfig) -> float | list[float]:
     value = -((config.x - 2) ** 2) - config.y + config.noise * config.seed
     history: list[dict[str, float]] = []
     for epoch in range(config.epochs):
-        history.append({"val/value": value + epoch})
+        history.append({"val/value": value + epoch, "val/other": config.x})
         if prune(history):
             raise Pruned
     until(lambda: calls(outputs) >= config.meet, "other calls")

@@ -50,7 +50,8 @@ hydra: {output_subdir: null, run: {dir: "out/${now:%f}"}}
 # pieces of override lists: choices, values, additions, deletions, containers, what Hydra refuses
 SMALL_PIECES = """
 net=a net=b opt@train.opt=y deep/inner=two experiment=e ~experiment ~deep/inner +opt@other=x
-~opt@train.opt seed=1 seed=null seed='a,b' seed=${train.epochs} train.epochs=5 train.rate=1e-3 train.rate=true text='x,y'
+~opt@train.opt seed=1 seed=null seed='a,b' seed=${train.epochs} train.epochs=5 train.rate=1e-3 train.rate=true
+text='x,y'
 net.width=3
 net.keep.p=2 deep.inner.value=3 train.opt.lr=0.2 list=[3] list=[] train={epochs:4} net.keep={q:2} net={width:9} +new=1
 +train.new=[1,2] ++seed=5 ++train.more.depth={a:1} ~train.note ~train.rate ~net.keep ~list nosuch=1 net=nosuch

@@ -16,12 +16,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
 from hydra_plugins.snnexp_optuna._owner import JOB, Owner
 from hydra_plugins.snnexp_optuna._pause import Pause
+from hydra_plugins.snnexp_optuna._progress import Progress, live
 from hydra_plugins.snnexp_optuna._seeds import RUN, averaged, kept, seed_folder
 from hydra_plugins.snnexp_optuna._space import Space
 from hydra_plugins.snnexp_optuna._stop import Stop
 from snnexp.errors import UserError
 from snnexp.sweep.parent import Parent
 from snnexp.tracking import SWEEP_TAG
+from snnexp.trial.dominated import by_epoch
 from snnexp.trial.job import Address, Job
 from snnexp.trial.storage import exclusive
 
@@ -55,8 +57,18 @@ class Loop:
     last_reason: str = ""
     ended: str = ""  # why the study ends early
 
+    def __post_init__(self) -> None:
+        wanted = self.settings["n_trials"]
+        if self.sampler == "BruteForceSampler":  # it ends when it has tried all points
+            wanted = min(wanted, self.space.size())
+        self.progress = Progress(self.study, wanted, self.space.shown)
+
     def run(self) -> None:
         """Run trials until nothing is left to do. After Ctrl-C, running trials stay open, to be resumed later."""
+        with self.progress:
+            self._run()
+
+    def _run(self) -> None:
         running: dict[Future[Outcome], optuna.Trial] = {}
         self.recover()
         pool = self._pool()
@@ -92,6 +104,7 @@ class Loop:
             trial = self.study.ask()
             self.space.suggest(trial)
             trial.set_user_attr(JOB, self.owner.mark(trial.number))
+        self.progress.update(self._trials())
         return trial
 
     def run_trial(self, trial: optuna.Trial) -> Outcome:
@@ -104,7 +117,8 @@ class Loop:
         varied = [d.key.lstrip("+") for d in self.space.dimensions] + ["seed"] * (seed is not None)
         name = self.named(trial) if seed is None else f"seed={seed}"
         tags = self.tags(trial) | ({SWEEP_TAG: self.parent.run_id} if run_id and self.parent.run_id else {})
-        job = Job(run_id or self.parent.run_id, varied, name, tags, self.settings["parallel"] > 1, address)
+        quiet = self.settings["parallel"] > 1 or live()
+        job = Job(run_id or self.parent.run_id, varied, name, tags, quiet, address)
         overrides = [*self.fixed, *self.space.overrides(trial.params), *self._of_seed(trial, seed), job.override]
         outcome: dict[str, Any] = {"state": "FAIL", "reason": "the job ended without an answer", "again": True}
         try:
@@ -263,11 +277,14 @@ class Loop:
             "PRUNED": lambda: (
                 f"pruned: {outcome['reason']}"
                 if "reason" in outcome
-                else f"pruned after {len(self.frozen(trial._trial_id).intermediate_values)} epochs"
+                else f"pruned after {len(by_epoch(self.frozen(trial._trial_id)))} epochs"
             ),
             "FAIL": lambda: f"failed: {outcome['reason']}",
         }[outcome["state"]]()
+        self.progress.update(self._trials())
         log.info("trial %d   %s   %s", trial.number, self.space.shown(trial.params), words)
+        if not live():
+            log.info("  %s", self.progress.line)
 
 
 class _Here(Executor):

@@ -20,6 +20,7 @@ from snnexp.config import listed
 from snnexp.files import replace, replace_by
 from snnexp.rundir import write_csv
 from snnexp.sweep import summary
+from snnexp.trial.dominated import by_epoch
 
 log = logging.getLogger("snnexp.sweep")
 COMPLETE = [TrialState.COMPLETE]
@@ -97,7 +98,7 @@ def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
     seconds = trial.duration.total_seconds() if trial.duration else None
     outcome = {"trial": trial.number, "state": trial.state.name, **dict(zip(names, values, strict=True))}
     outcome |= {f"{name} {ERROR}": error for name, error in zip(names, trial.user_attrs.get(ERROR, []), strict=False)}
-    return outcome | trial.params | {"epochs": len(trial.intermediate_values) or None, "seconds": seconds}
+    return outcome | trial.params | {"epochs": len(by_epoch(trial)) or None, "seconds": seconds}
 
 
 def _as_json(study: optuna.Study, trials: Sequence[FrozenTrial], names: Sequence[str]) -> dict[str, Any]:

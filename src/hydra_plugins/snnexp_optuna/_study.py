@@ -29,6 +29,7 @@ from snnexp.address import sqlite
 from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, folder_of, listed, without_hydra
 from snnexp.errors import UserError, integer, number
 from snnexp.sweep.parent import Parent
+from snnexp.trial.dominated import Dominated
 from snnexp.trial.outage import allow, impatient
 from snnexp.trial.storage import exclusive, open_storage
 
@@ -159,9 +160,13 @@ def _parallel(given: int | None, config: DictConfig) -> int:
 def _pruner(given: Mapping[str, Any] | None, objective: str | list[str]) -> optuna.pruners.BasePruner:
     if given is None:
         return optuna.pruners.NopPruner()
-    if not isinstance(objective, str):
-        raise UserError("Optuna cannot prune by several objectives: set hydra.sweeper.pruner=null")
-    return _made("pruner", given, optuna.pruners.BasePruner)  # type: ignore[no-any-return]
+    made = _made("pruner", given, optuna.pruners.BasePruner)
+    if not isinstance(objective, str) and not isinstance(made, Dominated):
+        raise UserError(
+            f"hydra.sweeper.pruner={type(made).__name__} is not allowed: Optuna's pruners know one objective. "
+            "With several, it must be {_target_:snnexp.trial.dominated.Dominated,by:3}, or null"
+        )
+    return made  # type: ignore[no-any-return]
 
 
 def _sampler(given: Mapping[str, Any] | None, seed: int, rank: int, searched: Space) -> optuna.samplers.BaseSampler:
