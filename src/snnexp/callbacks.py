@@ -126,13 +126,15 @@ class Grid(Callback):
         rows = summary.table(found, names)
         write_csv(folder / "summary.csv", rows)
         text = summary.markdown(rows)
-        if (winner := summary.best(found, names[0])) is not None:
+        if group := summary.best(found, names[0]):
+            winner, (mean, error) = group[0], summary.mean(group, names[0])
             comment = f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}"
             write_experiment(folder, "best", experiment(self.loader, self.config, winner.overrides, comment))
-            text += f"\nbest: {winner.name}, {names[0]} {winner.metrics[names[0]]:.4g}; run it with "
+            over = f" (mean of {len(group)} seeds {mean:.4g} ± {error:.2g}, the best of all)" if len(group) > 1 else ""
+            text += f"\nbest: {comment}{over}; run it with "
             text += f"`{experiment_command(self.config, folder, 'best')}`\n"
             tracker.tags({"best": winner.name, "best.run_id": winner.run_id or ""})
-            tracker.metrics({f"best/{names[0]}": winner.metrics[names[0]]}, step=len(found))
+            tracker.metrics({f"best/{names[0]}": mean}, step=len(found))
             (folder / "figures").mkdir(exist_ok=True)
             for name in (n for n in dict.fromkeys([*names, "test/accuracy"]) if any(n in c.metrics for c in found)):
                 draw = partial(summary.figure(found, name).savefig, format="png", dpi=120)

@@ -19,6 +19,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from snnexp.config import defaults
 from snnexp.errors import Pruned, UserError
 from snnexp.lock import Held, locked
 from snnexp.signals import handled
@@ -65,7 +66,7 @@ class Work:
             finally:  # no outcome after an exit or an interrupt
                 if outcome:
                     with exclusive(job.trial.storage):
-                        open_trial(job.trial).set_user_attr(OUTCOME, outcome)
+                        open_trial(job.trial).set_user_attr(job.trial.outcome, outcome)
 
     def _call(self, config: DictConfig) -> Any:
         if not self.isolate:
@@ -161,12 +162,13 @@ def _death(code: int | None) -> str:
 
 
 def _preload(config: DictConfig) -> None:
-    """Import the modules that jobs need, once, before forking. These imports start no threads and touch no GPU."""
+    """Import and compose what jobs need, once, before forking. The imports start no threads and touch no GPU."""
     if "task" not in config:  # not a task of snnexp
         return
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import snnexp.task.train  # noqa: F401
     from snnexp import tracking
 
+    defaults()
     if config.get("tracking", {}).get("_target_") == "snnexp.tracking.MLflow":
         tracking.preload()

@@ -20,11 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 from hydra_plugins.snnexp_optuna._loop import Loop
 from hydra_plugins.snnexp_optuna._owner import Owner
 from hydra_plugins.snnexp_optuna._report import report_study
+from hydra_plugins.snnexp_optuna._seeds import seeds_of
 from hydra_plugins.snnexp_optuna._space import Space, space
+from hydra_plugins.snnexp_optuna._stop import stop_of
 from snnexp.address import sqlite
 from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, folder_of, listed, without_hydra
 from snnexp.errors import UserError, integer, number
 from snnexp.sweep.parent import Parent
+from snnexp.trial.dominated import Dominated
 from snnexp.trial.storage import exclusive, open_storage
 
 Direction = Literal["maximize", "minimize"]
@@ -45,12 +48,19 @@ def sweep(
     objective, directions = _objective(config, settings)
     searched, fixed = _space(settings["space"], config, loader, arguments)
     settings["parallel"] = _parallel(settings["parallel"], config)
+    settings["subdir"] = OmegaConf.to_container(config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
     pruner = _pruner(settings["pruner"], objective)
+    seeds = seeds_of(settings["seeds"], int(config.seed))
+    if seeds and any(d.key == "seed" for d in searched.dimensions):
+        raise UserError(
+            "seed is in the search space, and hydra.sweeper.seeds averages over seeds: leave one of them out"
+        )
     identity = {"space": searched.described(), "objective": objective, "direction": directions} | _base(config)
+    identity |= {"seeds": list(seeds)} if seeds else {}
     name = settings["study"] or _name(config, identity)
     url = settings["storage"] or sqlite(folder_of(config, "outputs_dir") / "optuna.db")
     study = _open_study(url, name, directions, identity)
-    study.pruner = pruner
+    study.pruner, stop = pruner, stop_of(settings, study.directions)
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     plain = without_hydra(config, resolve=True)
     tags = {"task": "sweep", "sweep": "study", "study": name}
@@ -60,7 +70,7 @@ def sweep(
         Owner(study, url, folder) as owner,
     ):
         study.sampler = _sampler(settings["sampler"], int(config.seed), owner.rank, searched)
-        loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective)
+        loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective, stop, seeds)
         try:
             loop.run()
         finally:  # after Ctrl-C as well
@@ -141,9 +151,13 @@ def _parallel(given: int | None, config: DictConfig) -> int:
 def _pruner(given: Mapping[str, Any] | None, objective: str | list[str]) -> optuna.pruners.BasePruner:
     if given is None:
         return optuna.pruners.NopPruner()
-    if not isinstance(objective, str):
-        raise UserError("Optuna cannot prune by several objectives: set hydra.sweeper.pruner=null")
-    return _made("pruner", given, optuna.pruners.BasePruner)  # type: ignore[no-any-return]
+    made = _made("pruner", given, optuna.pruners.BasePruner)
+    if not isinstance(objective, str) and not isinstance(made, Dominated):
+        raise UserError(
+            f"hydra.sweeper.pruner={type(made).__name__} is not allowed: Optuna's pruners know one objective. "
+            "With several, it must be {_target_:snnexp.trial.dominated.Dominated,by:3}, or null"
+        )
+    return made  # type: ignore[no-any-return]
 
 
 def _sampler(given: Mapping[str, Any] | None, seed: int, rank: int, searched: Space) -> optuna.samplers.BaseSampler:

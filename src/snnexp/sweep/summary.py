@@ -54,11 +54,24 @@ def _child(folder: Path) -> Child:
     return Child(number, job["name"], job["varied"], result, job["overrides"], state.get("run_id"))
 
 
-def best(found: Sequence[Child], metric: str) -> Child | None:
-    """Return the finished job with the best `metric`; None if there is none."""
-    finished = [child for child in found if metric in child.metrics and not math.isnan(child.metrics[metric])]
+def best(found: Sequence[Child], metric: str) -> list[Child]:
+    """Return the finished jobs of the setting with the best mean of `metric` over its seeds, the best job first.
+
+    Settings with fewer finished jobs than another are passed over: the mean of one seed may be luck.
+    """
     sign = -1 if minimized(metric) else 1
-    return max(finished, key=lambda child: sign * child.metrics[metric], default=None)
+    finished = [child for child in found if not math.isnan(child.metrics.get(metric, math.nan))]
+    settings = seeds.grouped(finished)
+    whole = [group for group in settings if len(group) == max(map(len, settings))]
+    chosen = max(whole, key=lambda group: sign * mean(group, metric)[0], default=[])
+    return sorted(chosen, key=lambda child: -sign * child.metrics[metric])
+
+
+def mean(group: Sequence[Child], metric: str) -> tuple[float, float]:
+    """Return the mean of `metric` over the jobs, and its standard error (nan for one job)."""
+    values = [child.metrics[metric] for child in group]
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), error
 
 
 def table(found: Sequence[Child], objective: Sequence[str]) -> list[dict[str, Any]]:

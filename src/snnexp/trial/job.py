@@ -17,13 +17,19 @@ VARIABLE = "SNNEXP_SWEEP"
 
 @dataclass(frozen=True)
 class Address:
-    """The place of a trial (storage, study, and id in that storage), its pruner, and the metrics of its objective."""
+    """The place of a trial (storage, study, and id in that storage), its pruner, and the metrics of its objective.
+
+    `outcome` is the attribute of the trial that receives the outcome of this job; if the job `reports`, the pruner sees
+    its epochs. Both matter for a trial of several seeds, which has a job for each.
+    """
 
     storage: str
     study: str
     id: int
     pruner: Mapping[str, Any] | None
     objective: str | list[str]
+    outcome: str = "outcome"
+    reports: bool = True
 
 
 @dataclass(frozen=True)
