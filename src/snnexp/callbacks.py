@@ -64,7 +64,9 @@ class Grid(Callback):
             _refuse(str(error))
         basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
         parallel = not basic or (settings.get("parallel") or 1) > 1
-        config.hydra.overrides.hydra.append(Job(self.parent.run_id, varied, quiet=parallel).override)
+        config.hydra.overrides.hydra.append(
+            Job(self.parent.run_id, varied, quiet=parallel, sweep=str(self.parent.folder)).override
+        )
         Grid.open = self
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
