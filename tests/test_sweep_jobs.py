@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from conftest import Done
+from snnexp.callbacks import Grid
 from snnexp.lock import is_locked
-from test_sweeps import INTERVAL, TINY, begin, calls, states, study, until_called
+from test_sweeps import INTERVAL, TINY, begin, calls, runs, states, study, until_called
 from waiting import until
 
 NESTED = "hydra.sweep.subdir='jobs/${hydra.job.override_dirname}'"
@@ -55,3 +56,21 @@ def test_refused_and_diverged_jobs_stand_in_the_table_with_their_reasons(snnexp:
     assert rows[0][-1] == "failed"
     assert [row[:2] for row in rows[1:]] == [["1", "2"], ["-1", "0"]]
     assert "seed 0: neuron.threshold=-1 is not allowed" in (folder / "summary.csv").read_text()
+
+
+@pytest.mark.usefixtures("store")
+def test_a_grid_that_was_killed_is_one_run_with_all_its_jobs(
+    snnexp: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Grid, "close", lambda *_: setattr(Grid, "open", None))  # a killed parent closes nothing
+        assert snnexp("-m", *TINY, "seed=0,1", "resume=true").code == 0
+    done = snnexp("-m", *TINY, "seed=0,1,2", "resume=true")
+    assert done.code == 0, done.err
+    (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs(done) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(run.info.run_name for run in children) == ["seed=0", "seed=1", "seed=2"]
+    assert parent.info.status == "FINISHED"
+    last = max(done.outputs.glob("multirun/*/*/summary.csv"), key=lambda path: path.stat().st_mtime)
+    assert last.read_text().splitlines()[1].startswith("3,")
