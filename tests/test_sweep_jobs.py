@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Done
+from hydra_plugins.snnexp_optuna import _report
 from snnexp.callbacks import Grid
 from snnexp.lock import is_locked
 from test_sweeps import INTERVAL, TINY, begin, calls, runs, states, study, until_called
@@ -74,3 +75,17 @@ def test_a_grid_that_was_killed_is_one_run_with_all_its_jobs(
     assert parent.info.status == "FINISHED"
     last = max(done.outputs.glob("multirun/*/*/summary.csv"), key=lambda path: path.stat().st_mtime)
     assert last.read_text().splitlines()[1].startswith("3,")
+
+
+@pytest.mark.usefixtures("store")
+def test_a_trial_is_not_pruned_after_its_last_epoch_and_an_extended_study_shows_its_new_number(
+    snnexp: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_report, "_figures", lambda study, names, folder: None)
+    pruner = "hydra.sweeper.pruner={_target_:optuna.pruners.ThresholdPruner,lower:2}"  # prunes whatever it is asked
+    for n in (1, 2):
+        done = snnexp("-m", *TINY, "neuron.threshold=interval(0.5,2)", pruner, f"hydra.sweeper.n_trials={n}")
+        assert done.code == 0, done.err
+    assert states(study(done.outputs.parent).trials) == {"COMPLETE": 2}
+    (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.data.tags["n_trials"] == "2"
