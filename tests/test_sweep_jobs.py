@@ -11,7 +11,7 @@ from conftest import Done
 from hydra_plugins.snnexp_optuna import _report
 from snnexp.callbacks import Grid
 from snnexp.lock import is_locked
-from test_sweeps import INTERVAL, TINY, begin, calls, runs, states, study, until_called
+from test_sweeps import INTERVAL, TINY, app, begin, calls, runs, states, study, until_called
 from waiting import until
 
 NESTED = "hydra.sweep.subdir='jobs/${hydra.job.override_dirname}'"
@@ -89,3 +89,20 @@ def test_a_trial_is_not_pruned_after_its_last_epoch_and_an_extended_study_shows_
     assert states(study(done.outputs.parent).trials) == {"COMPLETE": 2}
     (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]
     assert parent.data.tags["n_trials"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "told"),
+    [
+        (
+            "GridSampler,search_space:{y:[1]}",
+            "sampler=GridSampler cannot be used with this space: The parameter name, x,",
+        ),
+        ("CmaEsSampler,x0:{y:1}", "sampler=CmaEsSampler cannot be used with this space: "),
+    ],
+)
+def test_what_a_sampler_refuses_is_told_before_the_first_trial(tmp_path: Path, sampler: str, told: str) -> None:
+    given = f"hydra.sweeper.sampler={{_target_:optuna.samplers.{sampler}}}"
+    done = app(tmp_path, INTERVAL, given, "hydra.sweeper.n_trials=9", check=False)
+    assert (done.code, told in done.err, "Traceback" in done.err) == (1, True, False), done.err
+    assert not (tmp_path / "outputs" / "optuna.db").exists()

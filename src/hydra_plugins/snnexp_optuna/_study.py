@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from hydra_plugins.snnexp_optuna._loop import Loop
 from hydra_plugins.snnexp_optuna._owner import Owner
 from hydra_plugins.snnexp_optuna._pause import Pause
+from hydra_plugins.snnexp_optuna._rehearse import rehearse
 from hydra_plugins.snnexp_optuna._report import report_study
 from hydra_plugins.snnexp_optuna._seeds import seeds_of
 from hydra_plugins.snnexp_optuna._space import Space, space
@@ -58,6 +59,7 @@ def sweep(
         raise UserError(
             "seed is in the search space, and hydra.sweeper.seeds averages over seeds: leave one of them out"
         )
+    rehearse(_sampler(settings["sampler"], int(config.seed), 0, searched), pruner, searched, directions)
     identity = {"space": searched.described(), "objective": objective, "direction": directions} | _base(config)
     identity |= {"seeds": list(seeds)} if seeds else {}
     name = settings["study"] or _name(config, identity)
