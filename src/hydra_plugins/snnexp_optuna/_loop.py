@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
 from hydra_plugins.snnexp_optuna._owner import JOB, Owner
+from hydra_plugins.snnexp_optuna._pause import Pause
 from hydra_plugins.snnexp_optuna._progress import Progress, live
 from hydra_plugins.snnexp_optuna._seeds import RUN, averaged, kept, seed_folder
 from hydra_plugins.snnexp_optuna._space import Space
@@ -24,6 +25,7 @@ from snnexp.sweep.parent import Parent
 from snnexp.tracking import SWEEP_TAG
 from snnexp.trial.dominated import by_epoch
 from snnexp.trial.job import Address, Job
+from snnexp.trial.place import told
 from snnexp.trial.storage import exclusive
 
 log = logging.getLogger("snnexp.sweep")
@@ -48,6 +50,7 @@ class Loop:
     parent: Parent
     objective: str | list[str]
     stop: Stop
+    pause: Pause
     seeds: Sequence[int] = ()  # of each trial; none: a trial is one job
     begun: float = field(default_factory=time.monotonic)
     recovered: float = 0.0
@@ -87,7 +90,7 @@ class Loop:
 
     def ask(self) -> optuna.Trial | None:
         """Return the next trial, a waiting retry or a new one; None if none can begin now."""
-        if self._stopped():
+        if self._stopped() or self.pause.on:
             return None
         with exclusive(self.url):
             trials = self._trials()
@@ -116,7 +119,7 @@ class Loop:
         name = self.named(trial) if seed is None else f"seed={seed}"
         tags = self.tags(trial) | ({SWEEP_TAG: self.parent.run_id} if run_id and self.parent.run_id else {})
         quiet = self.settings["parallel"] > 1 or live()
-        job = Job(run_id or self.parent.run_id, varied, name, tags, quiet, address)
+        job = Job(run_id or self.parent.run_id, varied, name, tags, quiet, address, str(self.owner.folder))
         overrides = [*self.fixed, *self.space.overrides(trial.params), *self._of_seed(trial, seed), job.override]
         outcome: dict[str, Any] = {"state": "FAIL", "reason": "the job ended without an answer", "again": True}
         try:
@@ -141,14 +144,13 @@ class Loop:
         reports = seed is None or seed == self.seeds[0]  # the pruner compares epochs of the same seed
         outcome = OUTCOME if seed is None else f"{OUTCOME} seed={seed}"
         pruner = self.settings["pruner"]
-        return Address(self.url, self.study.study_name, trial._trial_id, pruner, self.objective, outcome, reports)
+        where = self.url, self.study.study_name, trial._trial_id
+        return Address(*where, pruner, self.objective, outcome, reports, self.settings["wait"])
 
     def _of_seed(self, trial: optuna.Trial, seed: int | None) -> list[str]:
-        """Return the overrides of a seed's job. Its folder, inside that of the trial, is marked as ours."""
+        """Return the overrides of a seed's job, whose folder lies inside that of the trial."""
         if seed is None:
             return []
-        mark = self.owner.mark(trial.number)
-        trial.set_user_attr(JOB, mark | {"folder": str(seed_folder(Path(mark["folder"]), seed))})
         return [f"seed={seed}", f"hydra.sweep.subdir='{seed_folder(Path(self.settings['subdir']), seed)}'"]
 
     def _noted(self, trial: optuna.Trial, name: str, outcome: Outcome) -> Outcome:
@@ -181,6 +183,7 @@ class Loop:
 
     def check(self) -> None:
         """Raise UserError if no trial was completed or too many failed."""
+        self.pause.check()
         reason = f"; the last reason: {self.last_reason}"
         if self.failures >= self.settings["max_failures"]:
             raise UserError(f"gave up after {self.failures} failed trials in a row{reason}")
@@ -208,7 +211,7 @@ class Loop:
                 return False  # another parent was faster
             if state == TrialState.FAIL:
                 self.study._storage.set_trial_user_attr(trial._trial_id, OUTCOME, dict(outcome))
-                replaced = self._retry(trial, bool(outcome["again"]), blame)
+                replaced = self._retry(trial, bool(outcome["again"]), blame and not outcome.get("outage"))
             try:
                 self.study.tell(trial.number, outcome.get("values"), state, skip_if_finished=True)
             except RuntimeError as error:  # a sampler without further points calls study.stop()
@@ -219,13 +222,14 @@ class Loop:
             self.failures = 0 if state != TrialState.FAIL else self.failures + (not replaced)
             self.last_reason = outcome.get("reason", "")
             self._say(trial, outcome)
+            self.pause.note(outcome)
         return state == TrialState.FAIL
 
     def _close(self, trial: FrozenTrial) -> None:
-        folder = trial.user_attrs.get(JOB, {}).get("folder")
-        self.parent.close_child(Path(folder) if folder else None)
-        if folder and trial.user_attrs.get(RUN) and Path(folder).name.startswith("seed="):
-            self.parent.close_child(Path(folder).parent)
+        folder = told(Path(trial.user_attrs.get(JOB, {}).get("lock", "/nowhere/of")))
+        self.parent.close_child(folder)
+        if folder and trial.user_attrs.get(RUN) and folder.name.startswith("seed="):
+            self.parent.close_child(folder.parent)
 
     def _retry(self, trial: FrozenTrial, again: bool, blame: bool) -> bool:
         """Enqueue the values of the trial again if it may be repeated; return whether it may.
@@ -254,10 +258,10 @@ class Loop:
     def _stopped(self) -> bool:
         timeout = self.settings["timeout"]
         late: bool = timeout is not None and time.monotonic() - self.begun > timeout
-        return late or bool(self.ended) or bool(self.failures >= self.settings["max_failures"])
+        return late or bool(self.ended) or self.pause.over or bool(self.failures >= self.settings["max_failures"])
 
     def _waits_for_others(self) -> bool:
-        return not self._stopped() and bool(self._trials(TrialState.RUNNING))
+        return not self._stopped() and (self.pause.on or bool(self._trials(TrialState.RUNNING)))
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)
