@@ -11,7 +11,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from snnexp.errors import Pruned
+from snnexp.errors import Pruned, explained
 from snnexp.run import leave
 from snnexp.trial.reporter import prune
 from waiting import until
@@ -56,6 +56,8 @@ def app(config: DictConfig) -> float | list[float]:
         os.kill(os.getpid(), signal.SIGKILL)
     if config.kind == "raise":
         raise RuntimeError("broken")
+    if config.kind == "full" and not (outputs / "room").exists():
+        raise explained(OSError(28, "No space left on device")) or AssertionError
     value = -((config.x - 2) ** 2) - config.y + config.noise * config.seed
     history: list[dict[str, float]] = []
     for epoch in range(config.epochs):

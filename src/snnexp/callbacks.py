@@ -100,10 +100,11 @@ class Grid(Callback):
             fixed = [o for o in overrides if not o.is_sweep_override() and not o.is_delete()]
             first = {o.get_key_element(): o.get_value_element_as_str() for o in fixed}
             first |= {o.get_key_element(): next(o.sweep_string_iterator()) for o in swept}
+            deleted = [str(o.input_line) for o in overrides if o.is_delete()]
             for o in swept:
                 for value in o.sweep_string_iterator():
                     job = first | {o.get_key_element(): value}
-                    self.loader.load_sweep_config(self.config, [f"{k}={v}" for k, v in job.items()])
+                    self.loader.load_sweep_config(self.config, [*deleted, *(f"{k}={v}" for k, v in job.items())])
         except Exception:
             return None
         self.ranges = {o.key_or_group: str(o.input_line).split("=", 1)[1] for o in swept}
@@ -114,6 +115,8 @@ class Grid(Callback):
         from snnexp.files import replace_by
         from snnexp.rundir import write_csv
         from snnexp.sweep import summary
+        from snnexp.sweep.command import experiment_command
+        from snnexp.sweep.experiment import experiment, write_experiment
 
         names = listed(self.config.objective)
         folder, tracker = self.parent.folder, self.parent.tracker
@@ -126,11 +129,10 @@ class Grid(Callback):
         if group := summary.best(found, names[0]):
             winner, (mean, error) = group[0], summary.mean(group, names[0])
             comment = f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}"
-            made = summary.experiment(self.loader, self.config, winner.overrides, comment)
-            summary.write_experiment(folder, "best", made)
+            write_experiment(folder, "best", experiment(self.loader, self.config, winner.overrides, comment))
             over = f" (mean of {len(group)} seeds {mean:.4g} ± {error:.2g}, the best of all)" if len(group) > 1 else ""
             text += f"\nbest: {comment}{over}; run it with "
-            text += f"`snnexp --config-dir '{folder}' experiment=best`\n"
+            text += f"`{experiment_command(self.config, folder, 'best')}`\n"
             tracker.tags({"best": winner.name, "best.run_id": winner.run_id or ""})
             tracker.metrics({f"best/{names[0]}": mean}, step=len(found))
             (folder / "figures").mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, TAGS, flatten
-from snnexp.errors import FULL, Pruned, UserError
+from snnexp.errors import FULL, Outage, Pruned, UserError
 from snnexp.files import replace, replace_by
 from snnexp.masking import masked
 from snnexp.rundir import RunDir, write_csv, write_json
@@ -110,7 +110,7 @@ class Record:
             if error.errno not in FULL:
                 raise
             advice = "make room, then go on with resume=true"
-            raise UserError(f"cannot write to {error.filename or self.folder}: {error.strerror}; {advice}") from error
+            raise Outage(f"cannot write to {error.filename or self.folder}: {error.strerror}; {advice}") from error
         finally:
             with held():  # an impatient second Ctrl-C would leave the run open
                 with suppress(OSError):  # these fail as well on a full disk, and the first error is the one to report

@@ -20,8 +20,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from snnexp.config import defaults
-from snnexp.errors import Pruned, UserError
-from snnexp.lock import Held, locked
+from snnexp.errors import Outage, Pruned, UserError
+from snnexp.lock import locked
 from snnexp.signals import handled
 from snnexp.trial.job import Job
 
@@ -47,7 +47,10 @@ class Work:
         job = Job.current()
         if job is None or job.trial is None or not self.outlives:
             return self._call(config)
-        from snnexp.trial.storage import exclusive, open_trial  # late: optuna
+        from snnexp.trial.outage import allow  # late: optuna
+        from snnexp.trial.storage import exclusive, open_trial
+
+        allow(job.trial.storage, job.trial.wait)
 
         with _held(Path(HydraConfig.get().runtime.output_dir)):
             with exclusive(job.trial.storage):
@@ -89,7 +92,10 @@ def completed(value: Any) -> dict[str, Any]:
 
 
 def failed(error: Exception) -> dict[str, Any]:
-    """Return the outcome of a job that raised `error`. It is worth another attempt unless the user must act first."""
+    """Return the outcome of a job that raised `error`. It is worth another attempt unless the user must act first.
+
+    After an `outage` of the surroundings, which says nothing about the values, that attempt does not count.
+    """
     if isinstance(error, Pruned) or type(error).__name__ == "TrialPruned":
         return {"state": "PRUNED"}
     if not isinstance(error, UserError | Died):
@@ -98,7 +104,8 @@ def failed(error: Exception) -> dict[str, Any]:
     return {
         "state": "FAIL",
         "reason": reason[:500],
-        "again": isinstance(error, Held) or not isinstance(error, UserError),
+        "again": isinstance(error, Outage) or not isinstance(error, UserError),
+        "outage": isinstance(error, Outage),
     }
 
 

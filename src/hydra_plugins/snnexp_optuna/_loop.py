@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
 from hydra_plugins.snnexp_optuna._owner import JOB, Owner
+from hydra_plugins.snnexp_optuna._pause import Pause
 from hydra_plugins.snnexp_optuna._progress import Progress, live
 from hydra_plugins.snnexp_optuna._seeds import RUN, averaged, kept, seed_folder
 from hydra_plugins.snnexp_optuna._space import Space
@@ -48,6 +49,7 @@ class Loop:
     parent: Parent
     objective: str | list[str]
     stop: Stop
+    pause: Pause
     seeds: Sequence[int] = ()  # of each trial; none: a trial is one job
     begun: float = field(default_factory=time.monotonic)
     recovered: float = 0.0
@@ -87,7 +89,7 @@ class Loop:
 
     def ask(self) -> optuna.Trial | None:
         """Return the next trial, a waiting retry or a new one; None if none can begin now."""
-        if self._stopped():
+        if self._stopped() or self.pause.on:
             return None
         with exclusive(self.url):
             trials = self._trials()
@@ -141,7 +143,8 @@ class Loop:
         reports = seed is None or seed == self.seeds[0]  # the pruner compares epochs of the same seed
         outcome = OUTCOME if seed is None else f"{OUTCOME} seed={seed}"
         pruner = self.settings["pruner"]
-        return Address(self.url, self.study.study_name, trial._trial_id, pruner, self.objective, outcome, reports)
+        where = self.url, self.study.study_name, trial._trial_id
+        return Address(*where, pruner, self.objective, outcome, reports, self.settings["wait"])
 
     def _of_seed(self, trial: optuna.Trial, seed: int | None) -> list[str]:
         """Return the overrides of a seed's job. Its folder, inside that of the trial, is marked as ours."""
@@ -181,6 +184,7 @@ class Loop:
 
     def check(self) -> None:
         """Raise UserError if no trial was completed or too many failed."""
+        self.pause.check()
         reason = f"; the last reason: {self.last_reason}"
         if self.failures >= self.settings["max_failures"]:
             raise UserError(f"gave up after {self.failures} failed trials in a row{reason}")
@@ -208,7 +212,7 @@ class Loop:
                 return False  # another parent was faster
             if state == TrialState.FAIL:
                 self.study._storage.set_trial_user_attr(trial._trial_id, OUTCOME, dict(outcome))
-                replaced = self._retry(trial, bool(outcome["again"]), blame)
+                replaced = self._retry(trial, bool(outcome["again"]), blame and not outcome.get("outage"))
             try:
                 self.study.tell(trial.number, outcome.get("values"), state, skip_if_finished=True)
             except RuntimeError as error:  # a sampler without further points calls study.stop()
@@ -219,6 +223,7 @@ class Loop:
             self.failures = 0 if state != TrialState.FAIL else self.failures + (not replaced)
             self.last_reason = outcome.get("reason", "")
             self._say(trial, outcome)
+            self.pause.note(outcome)
         return state == TrialState.FAIL
 
     def _close(self, trial: FrozenTrial) -> None:
@@ -254,10 +259,10 @@ class Loop:
     def _stopped(self) -> bool:
         timeout = self.settings["timeout"]
         late: bool = timeout is not None and time.monotonic() - self.begun > timeout
-        return late or bool(self.ended) or bool(self.failures >= self.settings["max_failures"])
+        return late or bool(self.ended) or self.pause.over or bool(self.failures >= self.settings["max_failures"])
 
     def _waits_for_others(self) -> bool:
-        return not self._stopped() and bool(self._trials(TrialState.RUNNING))
+        return not self._stopped() and (self.pause.on or bool(self._trials(TrialState.RUNNING)))
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from hydra_plugins.snnexp_optuna._job import TRIAL_LOCK
 from snnexp.files import LOCK
 from snnexp.lock import is_locked
+from snnexp.trial.outage import impatient
 from snnexp.trial.storage import exclusive
 
 log = logging.getLogger("snnexp.sweep")
@@ -78,7 +79,7 @@ class Owner:
     def _keep_beating(self) -> None:
         while not self._end.wait(self.interval):
             try:
-                with exclusive(self.url):
+                with impatient(), exclusive(self.url):
                     self._say()
             except Exception as error:  # a short failure of the storage must not end the sweep
                 log.debug("no heartbeat: %s", error)

@@ -20,6 +20,8 @@ from snnexp.config import listed
 from snnexp.files import replace, replace_by
 from snnexp.rundir import write_csv
 from snnexp.sweep import summary
+from snnexp.sweep.command import experiment_command
+from snnexp.sweep.experiment import experiment, write_experiment
 from snnexp.trial.dominated import by_epoch
 
 log = logging.getLogger("snnexp.sweep")
@@ -39,13 +41,13 @@ def report_study(loop: Loop, config: DictConfig, loader: ConfigLoader) -> None:
         name = "best" if len(names) == 1 else f"best_{trial.number}"
         overrides = [*loop.fixed, *loop.space.overrides(trial.params)]
         comment = f"trial {trial.number} of {study.study_name}: {_values(trial, names)}"
-        summary.write_experiment(folder, name, summary.experiment(loader, config, overrides, comment))
+        write_experiment(folder, name, experiment(loader, config, overrides, comment))
     _figures(study, names, folder / "figures")
     tracker.tags({f"trials.{state}": str(count) for state, count in _counts(trials).items()})
     if len(names) == 1 and chosen:
         tracker.metrics({f"best/{names[0]}": chosen[0].values[0]}, step=len(trials))
         tracker.tags({"best": f"trial {chosen[0].number}"})
-    loop.parent.publish(_text(loop, trials, chosen, names), "study.json", "trials.csv")
+    loop.parent.publish(_text(loop, config, trials, chosen, names), "study.json", "trials.csv")
 
 
 def _best(study: optuna.Study) -> list[FrozenTrial]:
@@ -57,7 +59,9 @@ def _best(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(study.best_trials, key=lambda trial: trial.values)
 
 
-def _text(loop: Loop, trials: Sequence[FrozenTrial], chosen: Sequence[FrozenTrial], names: Sequence[str]) -> str:
+def _text(
+    loop: Loop, config: DictConfig, trials: Sequence[FrozenTrial], chosen: Sequence[FrozenTrial], names: Sequence[str]
+) -> str:
     study = loop.study
     counts = ", ".join(f"{count} {state}" for state, count in _counts(trials).items())
     lines = [f"**{study.study_name}**: {len(trials)} trials ({counts})", ""]
@@ -74,7 +78,7 @@ def _text(loop: Loop, trials: Sequence[FrozenTrial], chosen: Sequence[FrozenTria
         lines += [summary.markdown([_row(trial, names) for trial in ranked[:5]])]
     if chosen:
         file = "best" if len(names) == 1 else f"best_{chosen[0].number}"
-        lines += [f"run it with `snnexp --config-dir '{loop.parent.folder}' experiment={file}`"]
+        lines += [f"run it with `{experiment_command(config, loop.parent.folder, file)}`"]
     return "\n".join(lines)
 
 

@@ -132,6 +132,9 @@ def space(
         key = _bare(o.get_key_element())
         if o.is_sweep_override():
             ranges[key] = (o.get_key_element(), o)
+        elif o.is_delete():  # under its own name: the key may be added again
+            ranges.pop(key, None)
+            fixed[f"~{key}"] = str(o.input_line)
         else:
             ranges.pop(key, None)
             fixed[key] = str(o.input_line)

@@ -5,6 +5,7 @@ import json
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.snnexp_optuna._loop import Loop
 from hydra_plugins.snnexp_optuna._owner import Owner
+from hydra_plugins.snnexp_optuna._pause import Pause
 from hydra_plugins.snnexp_optuna._report import report_study
 from hydra_plugins.snnexp_optuna._seeds import seeds_of
 from hydra_plugins.snnexp_optuna._space import Space, space
@@ -28,6 +30,7 @@ from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, folder_o
 from snnexp.errors import UserError, integer, number
 from snnexp.sweep.parent import Parent
 from snnexp.trial.dominated import Dominated
+from snnexp.trial.outage import allow, impatient
 from snnexp.trial.storage import exclusive, open_storage
 
 Direction = Literal["maximize", "minimize"]
@@ -69,12 +72,17 @@ def sweep(
         Parent(plain, folder, _title(config, name), parameters, tags, key=study.user_attrs["key"]) as parent,
         Owner(study, url, folder) as owner,
     ):
+        allow(url, settings["wait"])
+        pause = Pause(settings["wait"])
         study.sampler = _sampler(settings["sampler"], int(config.seed), owner.rank, searched)
-        loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective, stop, seeds)
+        loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective, stop, pause, seeds)
         try:
             loop.run()
-        finally:  # after Ctrl-C as well
-            report_study(loop, config, loader)
+        except (Exception, KeyboardInterrupt):
+            with impatient(), suppress(Exception):  # the storage may be away
+                report_study(loop, config, loader)
+            raise
+        report_study(loop, config, loader)
         loop.check()
     return study
 
@@ -100,6 +108,7 @@ def _objective(config: DictConfig, settings: Mapping[str, Any]) -> tuple[str | l
         "max_failures": lambda n, v: integer(n, v, at_least=1),
         "parallel": lambda n, v: v is None or integer(n, v, at_least=1),
         "timeout": lambda n, v: v is None or number(n, v, "a number of seconds > 0, or null", above=0),
+        "wait": lambda n, v: number(n, v, "a number of seconds >= 0", at_least=0),
         "silence": lambda n, v: number(n, v, "a number of seconds >= 1", at_least=1),
     }
     for name, check in checks.items():

@@ -58,6 +58,8 @@ class StudyConf:
     retries: int = 2
     # stop after this number of consecutive failed trials
     max_failures: int = 5
+    # seconds to wait for a storage or disk that fails, before the sweep stops; the same command goes on from there
+    wait: float = 600.0
     # run each job in a process of its own, so that its death affects no other; null: unless the launcher does that
     isolate: bool | None = None
     # seconds without a heartbeat after which a parent on another machine counts as dead

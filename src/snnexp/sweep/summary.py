@@ -1,4 +1,4 @@
-"""Summary of a sweep: a table with mean and spread over seeds, the best job as an experiment file, figures."""
+"""Summary of a sweep: a table with mean and spread over seeds, the best job, figures."""
 
 from __future__ import annotations
 
@@ -8,21 +8,13 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from hydra.core.config_loader import ConfigLoader
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
 from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED, minimized
-from snnexp.config import flatten, without_hydra
 from snnexp.errors import UserError
-from snnexp.files import read_json, replace
-from snnexp.masking import masked
+from snnexp.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,38 +86,6 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [[re.sub(r"\s+", " ", cell.replace("|", r"\|")) for cell in line] for line in cells]
     lines.insert(1, ["---"] * len(columns))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str], comment: str) -> str:
-    """Return a job as the text of an experiment file: its options, and the values that differ from their defaults.
-
-    `config` is the config of the multirun. Run the job with `snnexp --config-dir FOLDER experiment=NAME`, where
-    FOLDER/experiment/NAME.yaml has this text.
-    """
-    job = loader.load_sweep_config(config, list(overrides))
-    groups = {key.split("@")[0]: value for key, value in job.hydra.runtime.choices.items()}
-    own = [group for group in groups if not group.startswith("hydra/") and group not in ("sweep", "experiment")]
-    options = {group: str(groups[group]) for group in own if groups[group] is not None}
-    chosen = [f"{group}={option}" for group, option in options.items()]
-    plain = loader.load_configuration(
-        config_name=str(config.hydra.job.config_name), overrides=chosen, run_mode=RunMode.RUN, from_shell=False
-    )
-    there, wanted = (flatten(without_hydra(made, resolve=False)) for made in (plain, job))
-    values: dict[str, Any] = {}
-    for key, value in wanted.items():
-        if key not in there or there[key] != value:
-            *path, last = key.split(".")
-            reduce(lambda node, part: node.setdefault(part, {}), path, values)[last] = value
-    defaults = {"defaults": [{f"override /{group}": option} for group, option in options.items()]}
-    text = yaml.safe_dump(defaults, sort_keys=False)
-    text += yaml.safe_dump(masked(values), sort_keys=False) if values else ""
-    return f"# @package _global_\n# {comment}\n{text}"
-
-
-def write_experiment(folder: Path, name: str, text: str) -> None:
-    """Write an experiment file where `--config-dir FOLDER` finds it."""
-    (folder / "experiment").mkdir(exist_ok=True)
-    replace(folder / "experiment" / f"{name}.yaml", text)
 
 
 def figure(found: Sequence[Child], metric: str) -> Figure:

@@ -20,7 +20,8 @@ class Address:
     """The place of a trial (storage, study, and id in that storage), its pruner, and the metrics of its objective.
 
     `outcome` is the attribute of the trial that receives the outcome of this job; if the job `reports`, the pruner sees
-    its epochs. Both matter for a trial of several seeds, which has a job for each.
+    its epochs. Both matter for a trial of several seeds, which has a job for each. `wait` is the longest time in
+    seconds to wait for the storage.
     """
 
     storage: str
@@ -30,6 +31,7 @@ class Address:
     objective: str | list[str]
     outcome: str = "outcome"
     reports: bool = True
+    wait: float = 0.0
 
 
 @dataclass(frozen=True)
