@@ -109,7 +109,7 @@ def test_seeds_are_runs_nested_in_that_of_their_trial(
     assert sorted(run.data.tags["trial"] for run in trials) == ["0", "1"]
     for trial in trials:
         seeds = [run for run in found if run.data.tags.get("mlflow.parentRunId") == trial.info.run_id]
-        assert sorted(run.info.run_name for run in seeds) == ["seed=3", "seed=5"]
+        assert sorted(run.info.run_name for run in seeds) == ["seed=3", "seed=5"], done.err
         values = [run.data.metrics["val/accuracy"] for run in seeds]
         assert trial.data.metrics["val/accuracy"] == pytest.approx(sum(values) / 2)
         assert trial.data.metrics["val/accuracy standard error"] == pytest.approx(abs(values[0] - values[1]) / 2)
