@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import uuid
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -64,7 +65,9 @@ class Grid(Callback):
             _refuse(str(error))
         basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
         parallel = not basic or (settings.get("parallel") or 1) > 1
-        config.hydra.overrides.hydra.append(Job(self.parent.run_id, varied, quiet=parallel).override)
+        config.hydra.overrides.hydra.append(
+            Job(self.parent.run_id, varied, quiet=parallel, sweep=str(self.parent.folder)).override
+        )
         Grid.open = self
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -84,12 +87,18 @@ class Grid(Callback):
     def _start(self, varied: list[str]) -> None:
         from snnexp.config import absolute, without_hydra
         from snnexp.sweep.parent import Parent
+        from snnexp.sweep.starts import digest_of, key_of, note, starts
 
         absolute(self.config)
         plain = without_hydra(self.config, resolve=True)
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
-        self.parent: Parent = Parent(plain, folder, " x ".join(varied), self.ranges, {"task": "sweep", "sweep": "grid"})
+        digest = digest_of(plain, varied)
+        before = starts(Path(str(self.config.outputs_dir)), digest) if plain["resume"] else []
+        self.starts = [*(start for start in before if start != folder), folder]
+        tags, key = {"task": "sweep", "sweep": "grid"}, key_of(self.starts) or uuid.uuid4().hex
+        self.parent: Parent = Parent(plain, folder, " x ".join(varied), self.ranges, tags, key)
         self.parent.__enter__()
+        note(folder, digest)
 
     def _varied(self) -> list[str] | None:
         """Return the keys that vary; None if the grid cannot be composed."""
@@ -117,10 +126,11 @@ class Grid(Callback):
         from snnexp.sweep import summary
         from snnexp.sweep.command import experiment_command
         from snnexp.sweep.experiment import experiment, write_experiment
+        from snnexp.sweep.starts import jobs
 
         names = listed(self.config.objective)
         folder, tracker = self.parent.folder, self.parent.tracker
-        found = summary.children(folder)
+        found = jobs(self.starts)
         if not found:
             return
         rows = summary.table(found, names)

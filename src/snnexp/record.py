@@ -75,7 +75,7 @@ class Record:
         data = self.session.prepared
         if self.job and data:
             setting = {"dataset": self.config["dataset"], "task": self.config["task"]["_target_"]}
-            check_data(self.job, self.new_folder.parent, setting, data)
+            check_data(self.job, Path(self.job.sweep or self.new_folder.parent), setting, data)
         with RunDir.open(self.folder, self.config, data) as opened:
             self.folder = opened.path
             if self.job:

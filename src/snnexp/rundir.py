@@ -124,7 +124,7 @@ class RunDir:
         """Return the best run to resume, among those with the same data if there are any. Runs that cannot be read or
         locked are skipped, with a warning."""
         same, broken = [], []
-        for path in [*outputs.glob("runs/*/*/run.json"), *outputs.glob("multirun/*/*/*/run.json")]:
+        for path in outputs.rglob("run.json"):
             try:
                 if (r := _run(path)) and r["fingerprint"] == digest:
                     same.append((not other_data(r.get("data"), data), r["status"] != "FINISHED", r["created"], path))

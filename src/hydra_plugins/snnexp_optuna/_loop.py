@@ -25,6 +25,7 @@ from snnexp.sweep.parent import Parent
 from snnexp.tracking import SWEEP_TAG
 from snnexp.trial.dominated import by_epoch
 from snnexp.trial.job import Address, Job
+from snnexp.trial.place import told
 from snnexp.trial.storage import exclusive
 
 log = logging.getLogger("snnexp.sweep")
@@ -118,7 +119,7 @@ class Loop:
         name = self.named(trial) if seed is None else f"seed={seed}"
         tags = self.tags(trial) | ({SWEEP_TAG: self.parent.run_id} if run_id and self.parent.run_id else {})
         quiet = self.settings["parallel"] > 1 or live()
-        job = Job(run_id or self.parent.run_id, varied, name, tags, quiet, address)
+        job = Job(run_id or self.parent.run_id, varied, name, tags, quiet, address, str(self.owner.folder))
         overrides = [*self.fixed, *self.space.overrides(trial.params), *self._of_seed(trial, seed), job.override]
         outcome: dict[str, Any] = {"state": "FAIL", "reason": "the job ended without an answer", "again": True}
         try:
@@ -147,11 +148,9 @@ class Loop:
         return Address(*where, pruner, self.objective, outcome, reports, self.settings["wait"])
 
     def _of_seed(self, trial: optuna.Trial, seed: int | None) -> list[str]:
-        """Return the overrides of a seed's job. Its folder, inside that of the trial, is marked as ours."""
+        """Return the overrides of a seed's job, whose folder lies inside that of the trial."""
         if seed is None:
             return []
-        mark = self.owner.mark(trial.number)
-        trial.set_user_attr(JOB, mark | {"folder": str(seed_folder(Path(mark["folder"]), seed))})
         return [f"seed={seed}", f"hydra.sweep.subdir='{seed_folder(Path(self.settings['subdir']), seed)}'"]
 
     def _noted(self, trial: optuna.Trial, name: str, outcome: Outcome) -> Outcome:
@@ -227,10 +226,10 @@ class Loop:
         return state == TrialState.FAIL
 
     def _close(self, trial: FrozenTrial) -> None:
-        folder = trial.user_attrs.get(JOB, {}).get("folder")
-        self.parent.close_child(Path(folder) if folder else None)
-        if folder and trial.user_attrs.get(RUN) and Path(folder).name.startswith("seed="):
-            self.parent.close_child(Path(folder).parent)
+        folder = told(Path(trial.user_attrs.get(JOB, {}).get("lock", "/nowhere/of")))
+        self.parent.close_child(folder)
+        if folder and trial.user_attrs.get(RUN) and folder.name.startswith("seed="):
+            self.parent.close_child(folder.parent)
 
     def _retry(self, trial: FrozenTrial, again: bool, blame: bool) -> bool:
         """Enqueue the values of the trial again if it may be repeated; return whether it may.

@@ -66,8 +66,9 @@ def sweep(
     study.pruner, stop = pruner, stop_of(settings, study.directions)
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     plain = without_hydra(config, resolve=True)
-    tags = {"task": "sweep", "sweep": "study", "study": name}
-    parameters = {"n_trials": settings["n_trials"], **{f"space.{k}": v for k, v in searched.described().items()}}
+    # n_trials is a tag, because MLflow does not let a parameter change, and a study can be extended
+    tags = {"task": "sweep", "sweep": "study", "study": name, "n_trials": str(settings["n_trials"])}
+    parameters = {f"space.{k}": v for k, v in searched.described().items()}
     with (
         Parent(plain, folder, _title(config, name), parameters, tags, key=study.user_attrs["key"]) as parent,
         Owner(study, url, folder) as owner,

@@ -15,6 +15,8 @@ from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED, minimized
 from snnexp.errors import UserError
 from snnexp.files import read_json
+from snnexp.trial.job import Job
+from snnexp.trial.place import told_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +27,7 @@ ALSO = ("val/accuracy", "test/accuracy", "test/spikes_per_sample", "epochs", "se
 
 @dataclass(frozen=True)
 class Child:
-    """A finished or failed job: its values of the varied keys, and its final metrics."""
+    """A finished or failed job: its values of the varied keys, its final metrics, and the reason of a failure."""
 
     number: int
     name: str
@@ -33,25 +35,31 @@ class Child:
     metrics: Mapping[str, float]
     overrides: Sequence[str]
     run_id: str | None = None
+    reason: str = ""
 
 
 def children(folder: Path) -> list[Child]:
-    """Return the jobs whose folders are in `folder`, sorted by number; log a warning for those that cannot be read."""
+    """Return the jobs of the sweep in `folder`, sorted by number; log a warning for those that cannot be read."""
     found = []
-    for path in folder.glob("*/job.json"):
+    for job, told in told_all(folder):
         try:
-            found.append(_child(path.parent))
+            if "reason" in told or (job / "job.json").exists():
+                found.append(_child(job, told))
         except (UserError, KeyError, TypeError) as error:
-            said = error if isinstance(error, UserError) else f"{path} cannot be read: it describes no job"
+            said = error if isinstance(error, UserError) else f"{job / 'job.json'} cannot be read: it describes no job"
             log.warning("left out of the summary: %s", said)
     return sorted(found, key=lambda child: child.number)
 
 
-def _child(folder: Path) -> Child:
-    job, number = read_json(folder / "job.json") or {}, int(folder.name) if folder.name.isdigit() else 0
+def _child(folder: Path, told: Mapping[str, Any]) -> Child:
+    if (job := read_json(folder / "job.json")) is None:  # it was refused before it had a record
+        varied = Job(varied=told["varied"]).variation(told["overrides"])
+        name = " ".join(f"{key}={value}" for key, value in varied.items())
+        return Child(told["number"], name, varied, {}, told["overrides"], reason=told["reason"])
     folder = folder / job["folder"]  # with resume=true, it may be the folder of a job of an earlier sweep
     result, state = (read_json(folder / name) or {} for name in ("result.json", "tracking.json"))
-    return Child(number, job["name"], job["varied"], result, job["overrides"], state.get("run_id"))
+    run = job["name"], job["varied"], result, job["overrides"], state.get("run_id")
+    return Child(told["number"], *run, told.get("reason", ""))
 
 
 def best(found: Sequence[Child], metric: str) -> list[Child]:
@@ -76,7 +84,17 @@ def mean(group: Sequence[Child], metric: str) -> tuple[float, float]:
 
 def table(found: Sequence[Child], objective: Sequence[str]) -> list[dict[str, Any]]:
     """Return a row per setting with mean and spread over its seeds, sorted by the first objective, best first."""
-    return seeds.table(found, list(dict.fromkeys([*objective, *ALSO])))
+    rows = seeds.table(found, list(dict.fromkeys([*objective, *ALSO])))
+    for group in seeds.grouped(found):
+        setting = seeds.setting(group[0])
+        if reasons := [_failure(child) for child in group if child.reason]:
+            row = next(row for row in rows if {key: row.get(key) for key in setting} == setting)
+            row["failed"] = "; ".join(dict.fromkeys(reasons))
+    return rows
+
+
+def _failure(child: Child) -> str:
+    return f"seed {child.varied[SEED]}: {child.reason}" if SEED in child.varied else child.reason
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

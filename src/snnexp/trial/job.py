@@ -37,7 +37,7 @@ class Address:
 @dataclass(frozen=True)
 class Job:
     """A job: `parent` is the MLflow run of its sweep, `varied` are the keys in which jobs differ, `quiet` is true if
-    several jobs share a terminal, and `trial` is set in a study.
+    several jobs share a terminal, `trial` is set in a study, and `sweep` is the folder of the sweep.
     """
 
     parent: str | None = None
@@ -46,6 +46,7 @@ class Job:
     tags: Mapping[str, str] = field(default_factory=dict)
     quiet: bool = False
     trial: Address | None = None
+    sweep: str | None = None
 
     @classmethod
     def current(cls) -> Self | None:
