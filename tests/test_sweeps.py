@@ -273,7 +273,6 @@ REFUSED = [
     ([INTERVAL, "objective=test/accuracy"], ["objective=test/accuracy"]),
     (["x=1"], ["no search space"]),
     ([INTERVAL, "objective=null"], ["objective=None", "validation metric"]),
-    ([INTERVAL, "hydra.sweeper.direction=null"], ["direction has 0"]),
     ([INTERVAL, "hydra.sweeper.sampler=foo"], ["hydra.sweeper.sampler=foo", "_target_"]),
     ([INTERVAL, "hydra.sweeper.pruner={a:1}"], ["hydra.sweeper.pruner=", "_target_"]),
     ([INTERVAL, "hydra.sweeper.storage='sqlite://'"], ["hydra.sweeper.storage=sqlite://"]),

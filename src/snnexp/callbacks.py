@@ -60,6 +60,9 @@ class Grid(Callback):
         if settings.get("n_trials") is not None or (varied := self._varied()) is None:
             return
         try:
+            from snnexp.sweep.direction import directions
+
+            self.lower = "minimize" in directions(config.objective, settings.get("direction"))[:1]
             self._start(varied)
         except UserError as error:
             _refuse(str(error))
@@ -133,10 +136,10 @@ class Grid(Callback):
         found = jobs(self.starts)
         if not found:
             return
-        rows = summary.table(found, names)
+        rows = summary.table(found, names, self.lower)
         write_csv(folder / "summary.csv", rows)
         text = summary.markdown(rows)
-        if group := summary.best(found, names[0]):
+        if group := summary.best(found, names[0], self.lower):
             winner, (mean, error) = group[0], summary.mean(group, names[0])
             comment = f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}"
             write_experiment(folder, "best", experiment(self.loader, self.config, winner.overrides, comment))

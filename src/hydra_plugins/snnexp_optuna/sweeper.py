@@ -32,8 +32,8 @@ class StudyConf:
     n_trials: int | None = None
     # the search space: {key: range in Hydra's grammar, or {other key: {its value: range}}}
     space: dict[str, Any] = field(default_factory=dict)
-    # maximize or minimize; a list of these for several objectives
-    direction: Any = "maximize"
+    # maximize or minimize; a list of these for several objectives; null: by the metric's kind (val/loss: minimize)
+    direction: Any = None
     # number of seeds (from the config's seed on), or a list of them: a trial is the mean over these; null: one job each
     seeds: Any = None
     # name of the study; null: the sweep's name and a digest of everything that must not change within a study

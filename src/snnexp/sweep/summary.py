@@ -62,12 +62,14 @@ def _child(folder: Path, told: Mapping[str, Any]) -> Child:
     return Child(told["number"], *run, told.get("reason", ""))
 
 
-def best(found: Sequence[Child], metric: str) -> list[Child]:
+def best(found: Sequence[Child], metric: str, lower: bool | None = None) -> list[Child]:
     """Return the finished jobs of the setting with the best mean of `metric` over its seeds, the best job first.
+
+    `lower`: whether lower values are better (None: by the metric's kind).
 
     Settings with fewer finished jobs than another are passed over: the mean of one seed may be luck.
     """
-    sign = -1 if minimized(metric) else 1
+    sign = -1 if (minimized(metric) if lower is None else lower) else 1
     finished = [child for child in found if not math.isnan(child.metrics.get(metric, math.nan))]
     settings = seeds.grouped(finished)
     whole = [group for group in settings if len(group) == max(map(len, settings))]
@@ -82,9 +84,9 @@ def mean(group: Sequence[Child], metric: str) -> tuple[float, float]:
     return statistics.fmean(values), error
 
 
-def table(found: Sequence[Child], objective: Sequence[str]) -> list[dict[str, Any]]:
+def table(found: Sequence[Child], objective: Sequence[str], lower: bool | None = None) -> list[dict[str, Any]]:
     """Return a row per setting with mean and spread over its seeds, sorted by the first objective, best first."""
-    rows = seeds.table(found, list(dict.fromkeys([*objective, *ALSO])))
+    rows = seeds.table(found, list(dict.fromkeys([*objective, *ALSO])), lower)
     for group in seeds.grouped(found):
         setting = seeds.setting(group[0])
         if reasons := [_failure(child) for child in group if child.reason]:
