@@ -59,7 +59,7 @@ def sweep(
         raise UserError(
             "seed is in the search space, and hydra.sweeper.seeds averages over seeds: leave one of them out"
         )
-    rehearse(_sampler(settings["sampler"], int(config.seed), 0, searched), pruner, searched, directions)
+    rehearse(_sampler(settings["sampler"], int(config.seed), 0, searched), pruner, searched, chosen)
     identity = {"space": searched.described(), "objective": objective, "direction": chosen} | _base(config)
     identity |= {"seeds": list(seeds)} if seeds else {}
     name = settings["study"] or _name(config, identity)
