@@ -40,6 +40,8 @@ SECRET = "hunter2"
         ("http://host?access_token=hunter2#a", "http://host?access_token=***"),
         ("['uri=http://h?password=hunter2', 'b=1']", "['uri=http://h?password=***', 'b=1']"),
         ("['uri=http://me:hunter2@h', 'b=1']", "['uri=http://me:***@h', 'b=1']"),
+        ("http://hunter2@host:5000/x", "http://***@host:5000/x"),
+        ("https://hun@ter2@host/x", "https://***@host/x"),
         ("postgresql://me@host/db", "postgresql://me@host/db"),
         ("http://[::1]:5000/#/runs", "http://[::1]:5000/#/runs"),
         ("sqlite:////home/me@work/x:y.db", "sqlite:////home/me@work/x:y.db"),

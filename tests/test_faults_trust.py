@@ -9,8 +9,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pytest
 import torch
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -21,7 +24,7 @@ from snnexp.report.document import Link, Name, Paragraph, Section, Table
 from snnexp.report.lab import Lab, lab
 from snnexp.sweep import summary
 from snnexp.task.compare_surrogates import _settings
-from snnexp.trust import PACKAGES, allowed, check_targets
+from snnexp.trust import allowed, check_targets, guard
 
 BAD = 'a|b ` [x](http://evil) <img src=x onerror=alert(1)> &lt;b&gt; $x$ ~~y~~ "q"\n\n# head\n- item'
 SHOWN = " ".join(BAD.split())
@@ -115,7 +118,7 @@ def test_a_run_of_somebody_else_names_known_surrogates_only(case: str, tmp_path:
     surrogate, message = HOSTILE[case]
     sweep = sweep_of(tmp_path, surrogate)
     with pytest.raises(UserError, match=rf"{sweep}/0/config\.yaml") as refused:
-        _settings(sweep, [])
+        _settings(sweep)
     assert message in str(refused.value)
 
 
@@ -124,7 +127,7 @@ def test_the_refusal_reaches_the_user(snnexp: Callable[..., Done], tmp_path: Pat
     done = snnexp(*SMALL, "task=compare_surrogates", f"task.sweep={sweep}", "tracking=none")
     assert (done.code, done.runs()) == (1, [])
     assert "names joblib.load, which is not allowed: it must be a SurrogateFunctionBase class of snnexp" in done.err
-    assert "add it to task.trusted_packages" in done.err
+    assert "If you trust joblib with your account, set SNNEXP_TRUSTED=joblib" in done.err
     assert "Traceback" not in done.err
 
 
@@ -132,9 +135,117 @@ class Mine(nn.Module):
     """A class of the user's own package."""
 
 
-def test_the_user_may_trust_more_packages() -> None:
-    config = {"_target_": "test_faults_trust.Mine", "alpha": 1.0}
-    with pytest.raises(UserError, match=r"names test_faults_trust.Mine.*add it to task.trusted_packages"):
-        check_targets(config, nn.Module, "config.yaml", PACKAGES, "task.trusted_packages")
-    check_targets(config, nn.Module, "config.yaml", (*PACKAGES, "test_faults_trust"), "task.trusted_packages")
-    assert allowed("torch.nn.ReLU", nn.Module, "config.yaml", PACKAGES, "") is nn.ReLU
+def test_own_code_may_be_named_and_installed_packages_with_trust(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert allowed("torch.nn.ReLU", nn.Module, "config.yaml") is nn.ReLU
+    check_targets({"_target_": "test_faults_trust.Mine", "alpha": 1.0}, nn.Module, "config.yaml")
+    for name in ("test_faults_trust.nn.ReLU", "test_faults_trust.load_it", "test_faults_trust.Callable"):
+        with pytest.raises(UserError, match=f"names {name}, which is not allowed"):
+            allowed(name, nn.Module, "config.yaml")
+    flow = "lightning_fabric.wrappers._FabricModule"
+    with pytest.raises(UserError, match="set SNNEXP_TRUSTED=lightning_fabric "):
+        allowed(flow, nn.Module, "config.yaml")
+    monkeypatch.setenv("SNNEXP_TRUSTED", "lightning_fabric, numpy")
+    assert issubclass(allowed(flow, nn.Module, "config.yaml"), nn.Module)
+
+
+load_it = joblib.load
+JOBLIB = "names joblib.load, which is not allowed"
+REFUSED: dict[str, tuple[str, str, str]] = {
+    "an experiment": ("experiment/x", "model: {_target_: joblib.load, filename: x}", JOBLIB),
+    "another group": ("optimizer/x", "_target_: pandas.read_pickle", "names pandas.read_pickle"),
+    "nested in a list": ("experiment/x", "model: {a: [1, {_target_: joblib.load}]}", JOBLIB),
+    "a function of torch": ("experiment/x", "model: {_target_: torch.load, f: x}", "names torch.load"),
+    "a function of torch in own code": ("experiment/x", "model: {_target_: test_faults_trust.load_it}", "load_it"),
+    "a private part": ("experiment/x", "model: {_target_: torch._dynamo.OptimizedModule}", "names torch._dynamo"),
+    "the standard library": ("experiment/x", "model: {_target_: subprocess.run, args: [id]}", "names subprocess.run"),
+    "a reference": ("experiment/x", "a: joblib.load\nmodel: {_target_: '${a}'}", r"names ${a}"),
+    "a dictionary in a text": ("experiment/x", 'model: "${oc.select:b,{_target_: joblib.load}}"', "alone"),
+    "a decoded text": ("experiment/x", "model: \"${oc.decode:'{a: b}'}\"", "stand under the key _target_ alone"),
+    "a value of a sweep": (
+        "sweep/x",
+        "# @package _global_\nhydra: {sweeper: {params: {model._target_: joblib.load}}}",
+        JOBLIB,
+    ),
+    "a value of a sweep in a text": (
+        "sweep/x",
+        "# @package _global_\nhydra: {sweeper: {params: {model: 'choice({_target_:joblib.load})'}}}",
+        "stand under the key _target_ alone",
+    ),
+    "a key of Hydra in a sweep": (
+        "sweep/x",
+        "# @package _global_\nhydra: {sweeper: {params: {hydra.job.env_set.A: 'a,b'}}}",
+        "keys of Hydra stand in the section hydra alone",
+    ),
+    "a callback": ("experiment/x", "# @package _global_\nhydra: {callbacks: {a: {b: c}}}", "sets hydra.callbacks"),
+    "the environment": ("experiment/x", "# @package _global_\nhydra: {job: {env_set: {A: b}}}", "sets hydra.job"),
+    "a logger": ("experiment/x", "# @package hydra.job_logging\nhandlers: {a: {class: a.b}}", "sets a part of hydra"),
+    "an option of Hydra": ("hydra/job_logging/x", "handlers: {a: {class: a.b}}", "sets a part of hydra"),
+    "a package in the defaults": (
+        "experiment/x",
+        "defaults:\n  - /optimizer@hydra.callbacks.a: adam",
+        "keys of Hydra stand in the section hydra alone",
+    ),
+    "a tracking server": (
+        "experiment/x",
+        "# @package _global_\ntracking: {uri: http://evil}",
+        "tracking.uri=http://evil is",
+    ),
+    "a database": (
+        "sweep/x",
+        "# @package _global_\nhydra: {sweeper: {storage: 'postgresql://evil/db'}}",
+        "storage=postgresql://evil/db is not allowed: name a server on the command line",
+    ),
+}
+
+
+def loaded(folder: Path, name: str, text: str) -> ConfigResult:
+    """What Hydra reads from an option of a folder of somebody else."""
+    guard()
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text(text)
+    return FileConfigSource("command-line", str(folder)).load_config(name)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_configuration_file_of_somebody_else_runs_no_code(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, text, message = REFUSED[case]
+    with pytest.raises(UserError, match=re.escape(message)) as refused:
+        loaded(tmp_path, name, text)
+    assert f"{tmp_path}/{name}" in str(refused.value)
+    monkeypatch.setenv("SNNEXP_TRUSTED", str(tmp_path))
+    assert loaded(tmp_path, name, text)
+
+
+ALLOWED = {
+    "own code": "neuron: {_target_: test_faults_trust.Mine}",
+    "snnexp's own": "model: {_target_: snnexp.model.mlp.MLP, hidden: [1]}",
+    "a module of torch": "neuron: {_target_: torch.nn.Hardtanh}",
+    "an optimiser": "optimizer: {_target_: torch.optim.RAdam}",
+    "a schedule": "scheduler: {_target_: torch.optim.lr_scheduler.StepLR}",
+    "a network of torchvision": "model: {_target_: torchvision.models.resnet18}",
+    "a sampler": "hydra: {sweeper: {sampler: {_target_: optuna.samplers.QMCSampler}, params: {seed: '1,2'}}}",
+    "a pruner and a folder": "hydra: {sweep: {dir: x}, sweeper: {pruner: {_target_: optuna.pruners.HyperbandPruner}}}",
+    "references": "a: {root: '${data_dir}/x', seed: '${seed}'}",
+    "a file as the store": "hydra: {sweeper: {storage: 'sqlite:///${hydra.sweep.dir}/a.db'}}",
+    "Hydra's own options": "defaults: [{override /hydra/sweeper: basic}, _self_]\nseed: 1",
+    "a missing name": "model: {_target_: '???'}",
+    "what is not there": "model: {_target_: no_such_package.A}",
+}
+
+
+@pytest.mark.parametrize("case", ALLOWED)
+def test_a_configuration_file_of_somebody_else_may_use_known_classes(case: str, tmp_path: Path) -> None:
+    assert loaded(tmp_path, "experiment/x", f"# @package _global_\n{ALLOWED[case]}").config
+
+
+def test_the_command_refuses_a_file_but_not_its_own_line(snnexp: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "x.yaml").write_text("_target_: joblib.load\nfilename: x\n")
+    done = snnexp("--config-dir", str(tmp_path), *SMALL, "model=x", "tracking=none")
+    assert (done.code, done.runs()) == (1, [])
+    assert JOBLIB in done.err
+    assert "Traceback" not in done.err
+    done = snnexp("dataset=digits", "timesteps=2", "model=custom", "model._target_=joblib.load", "tracking=none")
+    assert "model (joblib.load) cannot be made" in done.err

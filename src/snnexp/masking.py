@@ -10,6 +10,7 @@ from typing import Any, TextIO, TypeVar
 
 HIDDEN = "***"
 USER = re.compile(r"(://[^\s:/]*:)\S*@")  # up to the last @, because a password may contain one
+TOKEN = re.compile(r"(https?://)[^\s:/]+@")  # a user without a password is a token
 # A quotation mark ends a value only where it closes a quotation: a password may contain one.
 QUERY = re.compile(
     r"""([?&]\w*(?:password|passwd|pwd|token|secret|api_?key)\w*=)(?:(?!['"]+(?:[\s,)\]}]|$))[^\s&])+""", re.IGNORECASE
@@ -21,7 +22,7 @@ def masked(value: Value) -> Value:
     """Return a text with the password of each address replaced by ***, or a container with all of its texts masked."""
     made: Any = value
     if isinstance(value, str):
-        made = QUERY.sub(rf"\1{HIDDEN}", USER.sub(rf"\1{HIDDEN}@", value))
+        made = QUERY.sub(rf"\1{HIDDEN}", TOKEN.sub(rf"\1{HIDDEN}@", USER.sub(rf"\1{HIDDEN}@", value)))
     elif isinstance(value, Mapping):
         made = {key: masked(item) for key, item in value.items()}
     elif isinstance(value, list | tuple):
@@ -31,7 +32,7 @@ def masked(value: Value) -> Value:
 
 def is_masked(address: str) -> bool:
     """Return whether the password of an address was replaced by ***."""
-    return f":{HIDDEN}@" in address or f"={HIDDEN}" in address
+    return f"{HIDDEN}@" in address or f"={HIDDEN}" in address
 
 
 @contextmanager

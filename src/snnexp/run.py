@@ -16,6 +16,9 @@ from snnexp.config import check_objective, checked_config, conf_dir, listed
 from snnexp.errors import explained
 from snnexp.masking import masking_errors
 from snnexp.signals import held, ignored, interrupting
+from snnexp.trust import guard
+
+guard()
 
 
 @hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")

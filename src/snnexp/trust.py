@@ -1,63 +1,206 @@
-"""Check the names in files of other people: only classes of known packages are allowed, never functions.
+"""Check the names in files of other people: a config's `_target_` runs whatever it names.
 
-A config's `_target_` runs whatever it names. So a config that comes with a run, and a stored network, may only name
-classes of the expected kind, from PACKAGES and from packages that the user adds.
+Three kinds of files are checked: configuration files from outside snnexp (`guard`), configs that come with runs
+(`check_targets`), and stored networks (`allowed`). They may name classes of known packages and the user's own code:
+what Python finds but no installer put there, such as a folder on PYTHONPATH. The environment variable SNNEXP_TRUSTED
+adds installed packages, and folders whose configuration files are not checked (docs/security.md).
 """
 
 from __future__ import annotations
 
 import inspect
+import os
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, wraps
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import OmegaConf
+
+from snnexp.config import conf_dir
 from snnexp.errors import UserError
 
 PACKAGES = ("snnexp", "torch", "torchvision", "spikingjelly", "optuna")
+TRUSTED = "SNNEXP_TRUSTED"
+# Configuration files of others may name subclasses of these in PACKAGES; constructors of other classes may do anything.
+KINDS = {
+    "torch.nn.modules.module.Module",
+    "torch.optim.optimizer.Optimizer",
+    "torch.optim.lr_scheduler.LRScheduler",
+    "optuna.samplers._base.BaseSampler",
+    "optuna.pruners._base.BasePruner",
+}
+HYDRA = ("mode", "run", "sweep", "sweeper")  # Hydra's other keys can set environment variables or name classes
+ADDRESSES = ("uri", "storage")
+TARGET = re.compile(r"(.*\.)?_target_")
 
 
-def check_targets(config: Any, kind: type, source: str, packages: Sequence[str], key: str) -> None:
+def guard() -> None:
+    """Check each configuration file that Hydra loads from outside snnexp's own folder.
+
+    Loading one raises UserError if it names code that is not trusted, sets keys of Hydra that can run code, or names
+    the server of a store, which would be sent the user's credentials.
+    """
+    load = FileConfigSource.load_config
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @wraps(load)
+    def checked(self: FileConfigSource, config_path: str) -> ConfigResult:
+        result = load(self, config_path)
+        folder = Path(self.path).resolve()
+        if not any(folder.is_relative_to(known) for known in (Path(conf_dir()).resolve(), *_trusted()[1])):
+            _check_file(folder, Path(config_path).with_suffix(".yaml"), result)
+        return result
+
+    FileConfigSource.load_config = checked  # type: ignore[method-assign]
+
+
+def check_targets(config: Any, kind: type, source: str) -> None:
     """Raise UserError unless `config` (plain containers) of the file `source` may be instantiated.
 
     Each `_target_` in it must be allowed (see `allowed`), and no text may be an interpolation, which could resolve to
     one.
     """
-    for name, value in _entries(config):
+    for path, key, value in _entries(config):
         if isinstance(value, str) and "${" in value:
-            raise UserError(f"{source}: {name}={value} is not allowed: configs of runs have plain values only")
-        if name == "_target_":
-            allowed(value, kind, source, packages, key)
+            raise UserError(f"{source}: {path}={value} is not allowed: configs of runs have plain values only")
+        if key == "_target_":
+            allowed(value, kind, source)
 
 
-def allowed(target: object, kind: type, source: str, packages: Sequence[str], key: str) -> type:
+def allowed(target: object, kind: type, source: str, known: Sequence[str] = PACKAGES) -> type:
     """Return the class that `target`, a dotted name in the file `source`, names.
 
-    Raises UserError unless it is a subclass of `kind` in one of `packages`; the config key `key` adds packages.
+    Raises UserError unless it is a subclass of `kind` in one of the packages `known` or in code that the user trusts.
     """
-    *path, name = str(target).split(".")
-    module = ".".join(path)
-    known = any(f"{module}.".startswith(f"{package}.") for package in packages)
-    made = _attribute(module, name) if known and not any(part.startswith("_") for part in path) else None
-    if not (inspect.isclass(made) and issubclass(made, kind)):
-        raise UserError(
-            f"{source} names {target}, which is not allowed: it must be a {kind.__name__} class of "
-            f"{', '.join(packages)}. If you trust another package with your account, add it to {key} "
-            "(docs/security.md)"
-        )
+    top = str(target).split(".")[0]
+    strange = top in PACKAGES and not str(target).startswith(tuple(f"{name}." for name in known))
+    made = _attribute(str(target)) if _may_be_named(str(target)) and not strange else None
+    if not (inspect.isclass(made) and issubclass(made, kind) and _belongs(made, top)):
+        raise _refusal(target, source, f"a {kind.__name__} class of {', '.join(known)}")
     return made
 
 
-def _entries(config: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) for all values in nested mappings and lists."""
-    pairs = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
-    for key, value in pairs:
-        yield str(key), value
-        yield from _entries(value)
+def _check_file(folder: Path, name: Path, result: ConfigResult) -> None:
+    """Raise UserError if the file `name` in the folder of somebody else could run code that is not trusted."""
+    config: Any = OmegaConf.to_container(result.config)
+    section = config.get("hydra") if isinstance(config, dict) else None
+    strange = sorted(str(key) for key in section if key not in HYDRA) if isinstance(section, dict) else []
+    package = str(result.header.get("package") or "")
+    if strange or "hydra" in package or "hydra" in name.with_suffix("").parts:
+        which = f"hydra.{strange[0]}" if strange else "a part of hydra"
+        raise UserError(
+            f"{folder / name} sets {which}, which is not allowed in a configuration file from outside snnexp: it may "
+            f"set {', '.join(f'hydra.{key}' for key in HYDRA)}. {_way_out(folder)}"
+        )
+    for path, key, value in _entries(config):
+        if TARGET.fullmatch(key) and value != "???" and not _may_be_made(str(value)):
+            expected = "one that snnexp's own files name, or a network, optimiser, sampler or the like of "
+            raise _refusal(value, f"{folder / name}", expected + ", ".join(PACKAGES))
+        if why := _hidden(path, key, value if isinstance(value, str) else ""):
+            raise UserError(f"{folder / name}: {path}={value} is not allowed: {why}. {_way_out(folder)}")
 
 
-def _attribute(module: str, name: str) -> Any:
-    """Return attribute `name` of `module`; None if there is none."""
+def _hidden(path: str, key: str, text: str) -> str:
+    """Return why an entry could hide what it does; "" if it could not."""
+    if "_target_" in text or re.search(r"\$\{\s*oc\.(create|decode)", text):
+        return "names of code stand under the key _target_ alone"
+    if re.search(r"\bhydra\b", key) and path != "hydra" and not re.match(r"override /?hydra/", key):
+        return "keys of Hydra stand in the section hydra alone"
+    if key in ADDRESSES and ("${" in text or ":" in text) and not text.startswith("sqlite:///"):
+        return "name a server on the command line, so that no file of others decides who gets your password"
+    return ""
+
+
+@lru_cache(maxsize=256)
+def _may_be_made(target: str) -> bool:
+    """Return whether a configuration file of others may have this `_target_`.
+
+    A name that leads nowhere is left to Hydra, which reports it.
+    """
+    if target in _own_targets():
+        return True
+    top = target.split(".")[0]
+    if not _may_be_named(target):
+        return re.fullmatch(r"\w+(\.\w+)*", target) is not None and find_spec(top) is None
+    made = _attribute(target)
+    if made is None or top not in PACKAGES:
+        return made is None or _belongs(made, top)
+    kinds = {f"{base.__module__}.{base.__qualname__}" for base in getattr(made, "__mro__", ())}
+    return bool(kinds & KINDS) or str(made.__module__).startswith("torchvision.models.")
+
+
+@lru_cache(maxsize=1)
+def _own_targets() -> set[str]:
+    """Return what snnexp's own configuration files name."""
+    folders = os.walk(conf_dir(), followlinks=True)  # conf/sweep is a link
+    files = [Path(folder) / name for folder, _, names in folders for name in names if name.endswith(".yaml")]
+    return {name for file in files for name in re.findall(r"_target_: *([\w.]+)", file.read_text())}
+
+
+def _attribute(target: str) -> Any:
+    """Return what a dotted name stands for; None if there is no such thing."""
+    module, _, name = target.rpartition(".")
     try:
         return getattr(import_module(module), name, None)
     except Exception:  # an import may raise anything
         return None
+
+
+def _belongs(made: object, package: str) -> bool:
+    """Return whether a class or function was written in `package`, and not only imported there."""
+    return str(getattr(made, "__module__", None)).split(".")[0] == package
+
+
+def _may_be_named(target: str) -> bool:
+    """Return whether the package of a dotted name is known, the user's own, or trusted."""
+    top, *rest = target.split(".")
+    if top in PACKAGES:
+        return not any(part.startswith("_") for part in rest)
+    return top in _trusted()[0] or _is_own(top)
+
+
+@lru_cache(maxsize=64)
+def _is_own(package: str) -> bool:
+    """Return whether a top-level package is there and neither Python's own nor put there by an installer."""
+    try:
+        spec = find_spec(package) if package.isidentifier() and package not in sys.stdlib_module_names else None
+    except ValueError:  # of __main__
+        return False
+    if spec is None:
+        return False
+    places = [Path(place).parent for place in spec.submodule_search_locations or filter(None, [spec.origin])]
+    return bool(places) and not any(next(place.glob("*.dist-info"), None) for place in places)
+
+
+def _trusted() -> tuple[list[str], list[Path]]:
+    """Return the packages and the folders of SNNEXP_TRUSTED, which are separated by commas."""
+    items = [item.strip() for item in os.environ.get(TRUSTED, "").split(",") if item.strip()]
+    folders = [Path(item).expanduser().resolve() for item in items if "/" in item]
+    return [item for item in items if "/" not in item], folders
+
+
+def _refusal(target: object, source: str, expected: str) -> UserError:
+    return UserError(
+        f"{source} names {target}, which is not allowed: it must be {expected}, or your own code on PYTHONPATH. "
+        + _way_out(str(target).split(".")[0])
+    )
+
+
+def _way_out(trusted: object) -> str:
+    return f"If you trust {trusted} with your account, set {TRUSTED}={trusted} (docs/security.md)"
+
+
+def _entries(config: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield (full key, key, value) for all values in nested mappings and lists."""
+    pairs = config.items() if isinstance(config, Mapping) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in pairs:
+        yield f"{prefix}{key}", str(key), value
+        yield from _entries(value, f"{prefix}{key}.")

@@ -45,7 +45,7 @@ def tried() -> Iterator[Callable[[str, int, int], None]]:
     assert not wrong, f"went wrong: {', '.join(sorted(set(wrong)))}"
 
 
-def pytest_sessionfinish() -> None:
+def pytest_sessionfinish(exitstatus: int) -> None:
     if not rows:
         return
     lines = [
@@ -53,8 +53,9 @@ def pytest_sessionfinish() -> None:
         "| --- | --- | --- |",
         *(f"| {k} | {n:,} | {b} |" for k, (n, b) in rows.items()),
     ]
-    print("\n" + "\n".join(lines) + f"\nseed {SEED}")
-    if TABLE:
+    lines += ["", f"Seed {SEED}; the numbers are kills, runs and files that were tried."]
+    print("\n" + "\n".join(lines))
+    if TABLE and exitstatus == 0:
         page = Path(TABLE)
         head, _, rest = page.read_text().partition(MARK)
         page.write_text(f"{head}{MARK}\n" + "\n".join(lines) + f"\n{MARK}" + rest.partition(MARK)[2])

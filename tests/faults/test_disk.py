@@ -62,3 +62,19 @@ def test_full_disk(
         tried("full disk, then room: no word, no resumption, or other bits", 1, int(not (refused and same)))
         assert ended, again
         subprocess.run(["umount", str(room)], check=True)
+
+
+def test_full_temporary_folder(
+    environment: dict[str, str], tmp_path: Path, disk: Callable[[int], Path], tried: Callable[..., None]
+) -> None:
+    """A run either needs no temporary folder, or says that there is no room in it."""
+    folder = disk(64)
+    (folder / "full").write_bytes(bytes(60 << 10))
+    outputs = {"SNNEXP_OUTPUTS": str(tmp_path / "outputs"), "TMPDIR": str(folder)}
+    process = start(environment | outputs, *SMALL, "resume=true")
+    _, err = process.communicate()
+    said = process.returncode == 1 and "Traceback" not in err and "space" in err
+    tried("full temporary folder: neither a result nor a word", 1, int(not (process.returncode == 0 or said)))
+    process = start(environment | {"SNNEXP_OUTPUTS": str(tmp_path / "outputs")}, *SMALL, "resume=true")
+    _, err = process.communicate()
+    assert process.returncode == 0, err

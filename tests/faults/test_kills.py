@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from faults.conftest import TIMES
 from test_resume import assert_one_complete_run, digest, only_run
 
 pytestmark = pytest.mark.faults
-TRAINING = (*SMALL, "trainer.epochs=60", "trainer.batch_size=16", "trainer.checkpoint_every_s=0.2")
+TRAINING = (*SMALL, "trainer.epochs=40", "trainer.batch_size=16", "trainer.checkpoint_every_s=0.2")
 CONVERSION = (
     *("task=calibrate", "model=convnet", "neuron=relu", "dataset=digits", "loss=cross_entropy", "calibration=light"),
     *("conversion=adaptive_threshold", "timesteps=[4,8]", "trainer.epochs=3", "trainer.threads=1"),
@@ -27,90 +29,113 @@ CONVERSION = (
 GRID = ("-m", *SMALL, "trainer.epochs=1", "surrogate=atan,sine", "seed=0,1")
 
 
-def finished(environment: dict[str, str], *arguments: str) -> float:
-    """Run the command to its end; return the seconds it took."""
-    begun = time.monotonic()
-    process = start(environment, *arguments)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    return time.monotonic() - begun
+@dataclass
+class Kills:
+    """Kills of one command. Each has folders of its own, which the straight run does not share."""
 
+    environment: dict[str, str]
+    folder: Path
+    moments: random.Random
+    command: tuple[str, ...]
+    begun: str  # a pattern of files in `place`; the first says that the work to be killed has begun
 
-def killed(environment: dict[str, str], moments: random.Random, length: float, n: int, *arguments: str) -> int:
-    """Run the command `n` times and kill it within `length` seconds; return how many kills met a live process."""
-    met = 0
-    for _ in range(n):
-        process = start(environment, *arguments, start_new_session=True)
-        try:
-            process.wait(timeout=moments.uniform(0.0, length))
-        except subprocess.TimeoutExpired:
+    def place(self, name: str) -> Path:
+        """The folder of one attempt, which holds its outputs, its cache and its sweep."""
+        return self.folder / name
+
+    def started(self, name: str) -> subprocess.Popen[str]:
+        """Start the command and wait until its work has begun, or it has ended."""
+        place = self.place(name)
+        places = {"SNNEXP_OUTPUTS": f"{place}/outputs", "SNNEXP_CACHE": f"{place}/cache"}
+        command = (*self.command, f"hydra.sweep.dir={place}/sweep")
+        process = start(self.environment | places, *command, start_new_session=True)
+        while process.poll() is None and not next(place.glob(self.begun), None):
+            time.sleep(0.01)
+        return process
+
+    def finished(self, name: str) -> float:
+        """Run the command to its end; return the seconds since its work had begun."""
+        process = self.started(name)
+        seen = time.monotonic()
+        _, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        return time.monotonic() - seen
+
+    def counted(self, n: int, tried: Callable[..., None], what: str, same: Callable[[Path, Path], bool]) -> None:
+        """Kill `n` live processes, each at a random moment of its work; count those whose repetition differs."""
+        length, attempt, met = self.finished("straight"), 0, 0
+        while met < n:
+            attempt += 1
+            assert attempt <= 5 * n, "the command ends before it is killed"
+            process = self.started(f"killed-{attempt}")
+            try:
+                process.wait(timeout=self.moments.uniform(0.0, length))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            if process.returncode != -signal.SIGKILL:
+                continue
             met += 1
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    return met
+            bad = True
+            try:
+                self.finished(f"killed-{attempt}")
+                bad = not same(self.place("straight"), self.place(f"killed-{attempt}"))
+            finally:
+                tried(what, 1, int(bad))
 
 
-def both(environment: dict[str, str], tmp_path: Path, *, cache: bool = False) -> tuple[dict[str, str], dict[str, str]]:
-    """Two environments that differ in where outputs go, and the cache if asked."""
-    made = []
-    for name in ("straight", "killed"):
-        places = {"SNNEXP_OUTPUTS": str(tmp_path / name)}
-        made.append(environment | places | ({"SNNEXP_CACHE": str(tmp_path / f"{name}-cache")} if cache else {}))
-    return made[0], made[1]
+@pytest.fixture
+def kills(environment: dict[str, str], tmp_path: Path, moments: random.Random) -> Callable[..., Kills]:
+    return lambda begun, *command: Kills(environment, tmp_path, moments, command, begun)
 
 
-def test_training(
-    environment: dict[str, str], tmp_path: Path, moments: random.Random, tried: Callable[..., None]
-) -> None:
-    straight, other = both(environment, tmp_path)
-    length = finished(straight, *TRAINING)
-    met = killed(other, moments, length, 6 * TIMES, *TRAINING, "resume=true")
-    finished(other, *TRAINING, "resume=true")
-    same = digest(only_run(tmp_path / "straight")) == digest(only_run(tmp_path / "killed"))
-    tried("SIGKILL during training, then resumed: other bits", met, met * (not same))
-    assert_one_complete_run(tmp_path / "killed", tmp_path / "straight")
+def test_training(kills: Callable[..., Kills], tried: Callable[..., None]) -> None:
+    def same(straight: Path, killed: Path) -> bool:
+        assert_one_complete_run(killed / "outputs", straight / "outputs")
+        return digest(only_run(straight / "outputs")) == digest(only_run(killed / "outputs"))
+
+    what = "SIGKILL during training, then resumed: other bits or metrics"
+    kills("outputs/runs/*/*/last.pt", *TRAINING, "resume=true").counted(4 * TIMES, tried, what, same)
 
 
-def test_preparation(
-    environment: dict[str, str], tmp_path: Path, moments: random.Random, tried: Callable[..., None]
-) -> None:
-    straight, other = both(environment, tmp_path, cache=True)
+def test_preparation(kills: Callable[..., Kills], tried: Callable[..., None]) -> None:
+    def same(straight: Path, killed: Path) -> bool:
+        frames = [
+            {path.relative_to(place): np.load(path).tobytes() for path in sorted(place.glob("cache/**/*.npy"))}
+            for place in (straight, killed)
+        ]
+        assert frames[0]
+        return [*frames[0].values()] == [*frames[1].values()]
+
+    what = "SIGKILL during preparation, then again: other data"
     command = (*SMALL, "trainer.epochs=1", "tracking=none")
-    length = finished(straight, *command)
-    met = killed(other, moments, length, 4 * TIMES, *command)
-    finished(other, *command)
-    frames = [
-        {path.relative_to(cache): np.load(path).tobytes() for path in sorted(cache.rglob("*.npy"))}
-        for cache in (tmp_path / "straight-cache", tmp_path / "killed-cache")
-    ]
-    assert frames[0]
-    tried("SIGKILL during preparation, then again: other data", met, met * (frames[0] != frames[1]))
+    kills("cache/*", *command).counted(3 * TIMES, tried, what, same)
 
 
-def test_conversion(
-    environment: dict[str, str], tmp_path: Path, moments: random.Random, tried: Callable[..., None]
-) -> None:
-    straight, other = both(environment, tmp_path, cache=True)
-    length = finished(straight, *CONVERSION)
-    met = killed(other, moments, length, 4 * TIMES, *CONVERSION, "resume=true")
-    finished(other, *CONVERSION, "resume=true")
-    results = [json.loads((only_run(tmp_path / n) / "result.json").read_text()) for n in ("straight", "killed")]
-    tried("SIGKILL during calibration, then resumed: other results", met, met * (results[0] != results[1]))
-    assert_one_complete_run(tmp_path / "killed", tmp_path / "straight")
+def test_conversion(kills: Callable[..., Kills], tried: Callable[..., None]) -> None:
+    def same(straight: Path, killed: Path) -> bool:
+        assert_one_complete_run(killed / "outputs", straight / "outputs")
+        results = [
+            json.loads((only_run(place / "outputs") / "result.json").read_text()) for place in (straight, killed)
+        ]
+        return bool(results[0] == results[1])
+
+    what = "SIGKILL during calibration, then resumed: other results"
+    kills("outputs/runs/*/*/run.json", *CONVERSION, "resume=true").counted(3 * TIMES, tried, what, same)
 
 
-def test_sweep(environment: dict[str, str], tmp_path: Path, moments: random.Random, tried: Callable[..., None]) -> None:
-    straight, other = both(environment, tmp_path)
-    length = finished(straight, *GRID, f"hydra.sweep.dir={tmp_path / 'a'}", "tracking=none")
-    again = (*GRID, f"hydra.sweep.dir={tmp_path / 'b'}", "tracking=none", "resume=true")
-    met = killed(other, moments, length, 3 * TIMES, *again)
-    finished(other, *again)
-    found = []
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        runs = {}
-        for path in folder.glob("*/job.json"):
+def test_sweep(kills: Callable[..., Kills], tried: Callable[..., None]) -> None:
+    def results(place: Path) -> dict[str, dict[str, float]]:
+        found = {}
+        for path in place.glob("sweep/*/job.json"):
             job = json.loads(path.read_text())
-            runs[job["name"]] = json.loads((path.parent / job["folder"] / "result.json").read_text())
-        found.append({name: {k: v for k, v in run.items() if k != "seconds"} for name, run in runs.items()})
-    assert len(found[0]) == 4
-    tried("SIGKILL during a grid, then resumed: other results", met, met * (found[0] != found[1]))
+            result = json.loads((path.parent / job["folder"] / "result.json").read_text())
+            found[job["name"]] = {key: value for key, value in result.items() if key != "seconds"}
+        return found
+
+    def same(straight: Path, killed: Path) -> bool:
+        assert len(results(straight)) == 4
+        return results(straight) == results(killed)
+
+    what = "SIGKILL during a grid, then resumed: other results"
+    kills("sweep/*/job.json", *GRID, "tracking=none", "resume=true").counted(3 * TIMES, tried, what, same)

@@ -56,17 +56,17 @@ def save_network(snn: Converted, path: str | Path) -> None:
     replace_by(Path(path), partial(torch.save, described))
 
 
-def load_network(path: str | Path, trusted: Sequence[str] = ()) -> Converted:
+def load_network(path: str | Path) -> Converted:
     """Return the network that `save_network` wrote to `path`, on the CPU, in evaluation mode.
 
-    No code of the file is run. `trusted`: further packages whose modules it may name. Raises UserError for any other
-    file, and if the file names anything else.
+    No code of the file is run. Raises UserError for any other file, and if the file names a module that is not of
+    torch.nn, snnexp or code that the user trusts (see `snnexp.trust`).
     """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
         if found["format"] != FORMAT:
             raise ValueError(f"it has format {found['format']}, and this version reads {FORMAT}")
-        return _Loader(str(path), (*PACKAGES, *trusted)).network(found)
+        return _Loader(str(path)).network(found)
     except (UserError, FileNotFoundError):
         raise
     except Exception as error:  # anything may be in the file
@@ -131,8 +131,8 @@ def _encoded(value: Any, place: str) -> Any:
 class _Loader:
     """The way back from a description: every name in it is checked before it is used."""
 
-    def __init__(self, path: str, packages: Sequence[str]) -> None:
-        self.path, self.packages = path, packages
+    def __init__(self, path: str) -> None:
+        self.path = path
         self.nodes: dict[str, fx.Node] = {}
 
     def network(self, found: Mapping[str, Any]) -> Converted:
@@ -147,7 +147,7 @@ class _Loader:
 
     def made(self, described: Mapping[str, Any], kind: type) -> Any:
         """Return the object that is described, made without calling its constructor."""
-        named: Any = allowed(described["class"], kind, self.path, self.packages, "load_network(..., trusted=)")
+        named: Any = allowed(described["class"], kind, self.path, PACKAGES)
         made = named.__new__(named)
         if isinstance(made, nn.Module):
             nn.Module.__init__(made)

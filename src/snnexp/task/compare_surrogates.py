@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from snnexp.analysis import comparison, figures
 from snnexp.analysis.comparison import VAL, Setting
 from snnexp.build import build
-from snnexp.config import experiment_of, listed
+from snnexp.config import experiment_of
 from snnexp.errors import UserError
 from snnexp.files import read_json
 from snnexp.record import Record
@@ -19,31 +19,30 @@ from snnexp.session import Session
 from snnexp.task.base import Task
 from snnexp.training import Metrics, load_checkpoint
 from snnexp.trial.place import told_all
-from snnexp.trust import PACKAGES, check_targets
+from snnexp.trust import check_targets
 
 
 class CompareSurrogates(Task):
     """Compare the finished runs in the folder `sweep`. Writes figures and the tables settings, ranking and correlation;
     also sparsity if it was measured, and same_peak if surrogates have equal peaks. The configs of the runs may name
-    surrogates of `trusted_packages` besides those of `trust.PACKAGES`. `run` raises UserError if there are no such
-    runs.
+    surrogates that `trust.allowed` allows. `run` raises UserError if there are no such runs.
     """
 
     groups = ("model", "dataset", "neuron", "surrogate")
 
-    def __init__(self, sweep: str, trusted_packages: Sequence[str] = ()) -> None:
-        self.sweep, self.trusted = Path(sweep).expanduser(), listed(trusted_packages)
+    def __init__(self, sweep: str) -> None:
+        self.sweep = Path(sweep).expanduser()
 
     def objectives(self, session: Session) -> list[str]:
         return [VAL]
 
     def run(self, session: Session, record: Record) -> Metrics:
         session.check()
-        found = _settings(self.sweep, self.trusted)
+        found = _settings(self.sweep)
         return record.tracked(lambda: _compared(record, found))
 
 
-def _settings(folder: Path, trusted: Sequence[str]) -> list[Setting]:
+def _settings(folder: Path) -> list[Setting]:
     from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
 
     groups: dict[str, list[tuple[dict[str, Any], Path]]] = {}
@@ -51,8 +50,7 @@ def _settings(folder: Path, trusted: Sequence[str]) -> list[Setting]:
         run = job / (read_json(job / "job.json") or {"folder": "."})["folder"]
         if (run / "result.json").exists() and (run / "last.pt").exists():
             config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-            source, packages = str(run / "config.yaml"), (*PACKAGES, *trusted)
-            check_targets(config["surrogate"], SurrogateFunctionBase, source, packages, "task.trusted_packages")
+            check_targets(config["surrogate"], SurrogateFunctionBase, str(run / "config.yaml"))
             groups.setdefault(json.dumps(config["surrogate"]), []).append((config, run))
     if not groups:
         raise UserError(f"task.sweep={folder}: there are no finished trainings in that folder")
