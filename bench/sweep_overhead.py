@@ -15,6 +15,7 @@
 
 The sides take turns, each in a fresh process. The time of a trial is the time from its start to the start of the next.
 Reported are the medians of the wall time and of the processor time, which other programs on the machine disturb less.
+The aims are 90 ms of the processor for snnexp, and 150 ms of wall time with a process each, on a quiet machine.
 --peer is the folder of the other sweeper's environment, which pip creates if it does not exist.
 """
 

@@ -11,7 +11,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from snnexp.errors import Pruned
+from snnexp.errors import Pruned, explained
 from snnexp.run import leave
 from snnexp.trial.reporter import prune
 from waiting import until
@@ -25,6 +25,7 @@ ConfigStore.instance().store(
         "kind": "plain",
         "text": None,
         "seed": 0,
+        "noise": 0.0,  # how much the value grows with the seed
         "meet": 0,  # each call waits until there have been so many
         "hold": None,  # the number of the first call that waits until there is a file "go"
         "epochs": 0,
@@ -55,10 +56,12 @@ def app(config: DictConfig) -> float | list[float]:
         os.kill(os.getpid(), signal.SIGKILL)
     if config.kind == "raise":
         raise RuntimeError("broken")
-    value = -((config.x - 2) ** 2) - config.y
+    if config.kind == "full" and not (outputs / "room").exists():
+        raise explained(OSError(28, "No space left on device")) or AssertionError
+    value = -((config.x - 2) ** 2) - config.y + config.noise * config.seed
     history: list[dict[str, float]] = []
     for epoch in range(config.epochs):
-        history.append({"val/value": value + epoch})
+        history.append({"val/value": value + epoch, "val/other": config.x})
         if prune(history):
             raise Pruned
     until(lambda: calls(outputs) >= config.meet, "other calls")

@@ -84,7 +84,6 @@ EARLY = [
     "objective=val/x",
     "trainer.monitor=val/x",
     "optimizer.lr=-1",
-    "tracking.uri=http://127.0.0.1:9",
 ]
 
 

@@ -178,7 +178,7 @@ def test_the_folder_of_submitit_which_keeps_the_config_is_the_users_alone(
     ("arguments", "told"),
     [
         (["tracking.url=http://me:hunter2@host"], "tracking.url"),  # Hydra's own errors
-        (["tracking.uri=http://me:hunter2@127.0.0.1:9"], "@127.0.0.1:9 cannot be reached"),
+        (["task=report", "tracking.uri=http://me:hunter2@127.0.0.1:9"], "@127.0.0.1:9 cannot be reached"),
         (["tracking.uri=http://me:hunter2@host", "seed=("], "seed=("),
         (["-m", "+sweep=learning_rate", "hydra.sweeper.storage=postgresql://me:hunter2@127.0.0.1:9/x"], "storage="),
     ],

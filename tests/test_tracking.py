@@ -333,14 +333,36 @@ def test_a_wrong_uri_is_refused(uri: str) -> None:
         MLflow(uri)
 
 
-def test_a_store_that_is_away_at_the_start_is_the_users_to_mend(outputs: Path) -> None:
-    tracker = MLflow(f"http://me:secret@127.0.0.1:{free_port()}", outputs=outputs)
-    with pytest.raises(UserError) as told:
-        begin(tracker, run_dir(outputs))
-    message = r"tracking\.uri=http://me:\*\*\*@127.* cannot be reached: .*refused\n.*tracking=none"
-    assert re.search(message, str(told.value))
-    tracker.finish("FAILED")
-    assert send_kept(outputs, None, MLflow(outputs=outputs)) == {"runs": 0, "records": 0}
+def test_a_run_begins_without_the_store_and_is_sent_later(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri = f"http://me:secret@127.0.0.1:{free_port()}"
+    tracker = MLflow(uri, outputs=outputs)
+    begin(tracker, run_dir(outputs))
+    message = r"MLflow is unavailable \(.*refused\)\. The run continues; results are kept in .*a and sent to "
+    assert re.search(message + r"http://me:\*\*\*@127", caplog.text)
+    assert (tracker.run_id, "not sent yet" in tracker.place) == (None, True)
+    tracker.metrics({"x": 1.0}, step=1)
+    tracker.finish("FINISHED")
+    assert caplog.text.count("is unavailable") == 1
+    assert "snnexp task=sync" in caplog.text
+    with pytest.raises(UserError, match=r"http://me:\*\*\*@127.* cannot be reached: .*refused\n"):
+        send_kept(outputs, None, MLflow(uri, outputs=outputs))
+    store = database(outputs)
+    assert send_kept(outputs, None, MLflow(store, outputs=outputs)) == {"runs": 1, "records": 3}
+    (run,) = stored(store)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"x": 1.0})
+
+
+def test_runs_that_begin_without_the_store_are_nested_all_the_same(outputs: Path) -> None:
+    uri, store = f"http://127.0.0.1:{free_port()}", database(outputs)
+    parent, child = MLflow(uri, outputs=outputs), MLflow(uri, outputs=outputs)
+    begin(parent, run_dir(outputs, "z"))  # whose folder comes after that of its child
+    begin(child, run_dir(outputs, "a"), parent=parent.link)
+    for tracker in (child, parent):
+        tracker.finish("FINISHED")
+    assert send_kept(outputs, None, MLflow(store, outputs=outputs))["runs"] == 2
+    runs = {run.data.tags.get("mlflow.parentRunId"): run.info.run_id for run in stored(store)}
+    assert len(runs) == 2
+    assert runs[None] in runs
 
 
 def test_tracking_none_writes_nothing(outputs: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,8 +161,9 @@ def advisory(engine: Engine, uri: str, purpose: str) -> Iterator[None]:
         try:
             yield
         finally:
-            connection.exec_driver_sql(give.format(number))
-            connection.rollback()
+            with suppress(DBAPIError):  # a server that is away has released it
+                connection.exec_driver_sql(give.format(number))
+                connection.rollback()
 
 
 @contextmanager

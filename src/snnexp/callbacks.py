@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import uuid
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -59,12 +60,17 @@ class Grid(Callback):
         if settings.get("n_trials") is not None or (varied := self._varied()) is None:
             return
         try:
+            from snnexp.sweep.direction import directions
+
+            self.lower = "minimize" in directions(config.objective, settings.get("direction"))[:1]
             self._start(varied)
         except UserError as error:
             _refuse(str(error))
         basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
         parallel = not basic or (settings.get("parallel") or 1) > 1
-        config.hydra.overrides.hydra.append(Job(self.parent.run_id, varied, quiet=parallel).override)
+        config.hydra.overrides.hydra.append(
+            Job(self.parent.run_id, varied, quiet=parallel, sweep=str(self.parent.folder)).override
+        )
         Grid.open = self
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -84,12 +90,18 @@ class Grid(Callback):
     def _start(self, varied: list[str]) -> None:
         from snnexp.config import absolute, without_hydra
         from snnexp.sweep.parent import Parent
+        from snnexp.sweep.starts import digest_of, key_of, note, starts
 
         absolute(self.config)
         plain = without_hydra(self.config, resolve=True)
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
-        self.parent: Parent = Parent(plain, folder, " x ".join(varied), self.ranges, {"task": "sweep", "sweep": "grid"})
+        digest = digest_of(plain, varied)
+        before = starts(Path(str(self.config.outputs_dir)), digest) if plain["resume"] else []
+        self.starts = [*(start for start in before if start != folder), folder]
+        tags, key = {"task": "sweep", "sweep": "grid"}, key_of(self.starts) or uuid.uuid4().hex
+        self.parent: Parent = Parent(plain, folder, " x ".join(varied), self.ranges, tags, key)
         self.parent.__enter__()
+        note(folder, digest)
 
     def _varied(self) -> list[str] | None:
         """Return the keys that vary; None if the grid cannot be composed."""
@@ -100,10 +112,11 @@ class Grid(Callback):
             fixed = [o for o in overrides if not o.is_sweep_override() and not o.is_delete()]
             first = {o.get_key_element(): o.get_value_element_as_str() for o in fixed}
             first |= {o.get_key_element(): next(o.sweep_string_iterator()) for o in swept}
+            deleted = [str(o.input_line) for o in overrides if o.is_delete()]
             for o in swept:
                 for value in o.sweep_string_iterator():
                     job = first | {o.get_key_element(): value}
-                    self.loader.load_sweep_config(self.config, [f"{k}={v}" for k, v in job.items()])
+                    self.loader.load_sweep_config(self.config, [*deleted, *(f"{k}={v}" for k, v in job.items())])
         except Exception:
             return None
         self.ranges = {o.key_or_group: str(o.input_line).split("=", 1)[1] for o in swept}
@@ -114,23 +127,27 @@ class Grid(Callback):
         from snnexp.files import replace_by
         from snnexp.rundir import write_csv
         from snnexp.sweep import summary
+        from snnexp.sweep.command import experiment_command
+        from snnexp.sweep.experiment import experiment, write_experiment
+        from snnexp.sweep.starts import jobs
 
         names = listed(self.config.objective)
         folder, tracker = self.parent.folder, self.parent.tracker
-        found = summary.children(folder)
+        found = jobs(self.starts)
         if not found:
             return
-        rows = summary.table(found, names)
+        rows = summary.table(found, names, self.lower)
         write_csv(folder / "summary.csv", rows)
         text = summary.markdown(rows)
-        if (winner := summary.best(found, names[0])) is not None:
+        if group := summary.best(found, names[0], self.lower):
+            winner, (mean, error) = group[0], summary.mean(group, names[0])
             comment = f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}"
-            made = summary.experiment(self.loader, self.config, winner.overrides, comment)
-            summary.write_experiment(folder, "best", made)
-            text += f"\nbest: {winner.name}, {names[0]} {winner.metrics[names[0]]:.4g}; run it with "
-            text += f"`snnexp --config-dir '{folder}' experiment=best`\n"
+            write_experiment(folder, "best", experiment(self.loader, self.config, winner.overrides, comment))
+            over = f" (mean of {len(group)} seeds {mean:.4g} ± {error:.2g}, the best of all)" if len(group) > 1 else ""
+            text += f"\nbest: {comment}{over}; run it with "
+            text += f"`{experiment_command(self.config, folder, 'best')}`\n"
             tracker.tags({"best": winner.name, "best.run_id": winner.run_id or ""})
-            tracker.metrics({f"best/{names[0]}": winner.metrics[names[0]]}, step=len(found))
+            tracker.metrics({f"best/{names[0]}": mean}, step=len(found))
             (folder / "figures").mkdir(exist_ok=True)
             for name in (n for n in dict.fromkeys([*names, "test/accuracy"]) if any(n in c.metrics for c in found)):
                 draw = partial(summary.figure(found, name).savefig, format="png", dpi=120)

@@ -167,21 +167,27 @@ def _check_complete(cfg: DictConfig) -> None:
 
 
 def _check_types(cfg: DictConfig) -> None:
-    """Check types by example: an overridden value must have the type of the default that it replaces.
-
-    If a value was overridden, the defaults are composed again, with only the command line's choices of groups.
-    """
-    hydra = HydraConfig.get()
-    groups = set(hydra.runtime.choices)
-    chosen = [o for o in hydra.overrides.task if o.split("=", 1)[0].lstrip("+~").split("@")[0] in groups]
-    if len(chosen) == len(hydra.overrides.task):
+    """Check types by example: an overridden value must have the type of the default that it replaces."""
+    if (example := defaults()) is None:
         return
-    example = _example(GlobalHydra.instance().config_loader(), str(hydra.job.config_name), tuple(chosen))
     for key, default, value in _pairs(example, cfg):
         if key not in ("resume", "checkpoint", "objective", *FOLDERS) and not _same_type(default, value):
             hint = "; as text: quote it twice, \"'...'\"" if isinstance(default, str) and value is not None else ""
             kind = _kind(default)
             raise UserError(f"{key}={_shown(value)} is not allowed: it must be {kind} (default {default}){hint}")
+
+
+def defaults() -> DictConfig | None:
+    """Return the config of this job with only the command line's choices of groups; None if nothing else was set.
+
+    It is composed once for each choice of groups, and a fork of this process finds it.
+    """
+    hydra = HydraConfig.get()
+    groups = set(hydra.runtime.choices)
+    chosen = [o for o in hydra.overrides.task if o.split("=", 1)[0].lstrip("+~").split("@")[0] in groups]
+    if len(chosen) == len(hydra.overrides.task):
+        return None
+    return _example(GlobalHydra.instance().config_loader(), str(hydra.job.config_name), tuple(chosen))
 
 
 @lru_cache(maxsize=32)  # the jobs of a sweep share few choices of groups

@@ -12,6 +12,10 @@ class UserError(CompactHydraException):
     """A message for the user: what is wrong, which value, and what to do. Hydra prints it without a traceback."""
 
 
+class Outage(UserError):
+    """An error of the surroundings (a server, a disk, a lock), not of the config: it may succeed later as it stands."""
+
+
 class Pruned(Exception):
     """Raised where a sweep's pruner stops this run; not an error."""
 
@@ -63,9 +67,7 @@ def explained(error: Exception) -> UserError | None:
         )
     full = isinstance(error, OSError) and error.errno in FULL
     if full or any(sign in said.lower() for sign in UNWRITTEN):
-        return UserError(
-            f"cannot write: {said}\nMake room in outputs_dir, cache_dir or TMPDIR, then repeat the command"
-        )
+        return Outage(f"cannot write: {said}\nMake room in outputs_dir, cache_dir or TMPDIR, then repeat the command")
     return None
 
 

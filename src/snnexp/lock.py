@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout, lock_descriptor, unlock_descriptor
 
-from snnexp.errors import UserError
+from snnexp.errors import Outage
 from snnexp.files import opened
 from snnexp.masking import masked
 
@@ -25,7 +25,7 @@ POLL = 0.02  # seconds
 TELL_AFTER = 2.0  # seconds of waiting for a lock after which the user is told who holds it
 
 
-class Held(UserError, TimeoutError):
+class Held(Outage, TimeoutError):
     """Raised if a lock is not released in time; the message says who holds it and what to do."""
 
 

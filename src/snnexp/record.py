@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, TAGS, flatten
-from snnexp.errors import FULL, Pruned, UserError
+from snnexp.errors import FULL, Outage, Pruned, UserError
 from snnexp.files import replace, replace_by
 from snnexp.masking import masked
 from snnexp.rundir import RunDir, write_csv, write_json
@@ -75,7 +75,7 @@ class Record:
         data = self.session.prepared
         if self.job and data:
             setting = {"dataset": self.config["dataset"], "task": self.config["task"]["_target_"]}
-            check_data(self.job, self.new_folder.parent, setting, data)
+            check_data(self.job, Path(self.job.sweep or self.new_folder.parent), setting, data)
         with RunDir.open(self.folder, self.config, data) as opened:
             self.folder = opened.path
             if self.job:
@@ -110,7 +110,7 @@ class Record:
             if error.errno not in FULL:
                 raise
             advice = "make room, then go on with resume=true"
-            raise UserError(f"cannot write to {error.filename or self.folder}: {error.strerror}; {advice}") from error
+            raise Outage(f"cannot write to {error.filename or self.folder}: {error.strerror}; {advice}") from error
         finally:
             with held():  # an impatient second Ctrl-C would leave the run open
                 with suppress(OSError):  # these fail as well on a full disk, and the first error is the one to report

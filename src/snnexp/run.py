@@ -41,7 +41,8 @@ def _run(cfg: DictConfig) -> float | list[float] | None:
     from snnexp.task.base import Task
 
     hydra_config = HydraConfig.get()
-    choices = {group: str(option) for group, option in hydra_config.runtime.choices.items() if option is not None}
+    named = {"task": str(config["task"]["_target_"]).rpartition(".")[2]}  # if a file writes the task out in full
+    choices = named | {group: str(o) for group, o in hydra_config.runtime.choices.items() if o is not None}
     session, task = Session(config, choices), build("task", config, Task)
     record = Record(session, task, Path(hydra_config.runtime.output_dir), hydra_config.overrides.task)
     try:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from filelock import FileLock
 
 from snnexp.config import experiment_of, fingerprint
-from snnexp.errors import UserError
+from snnexp.errors import FULL, Outage, UserError
 from snnexp.files import LOCK, odd, read_json, remove_leftovers, replace
 from snnexp.lock import try_lock
 from snnexp.masking import masked
@@ -113,7 +113,8 @@ class RunDir:
             record = {"status": "RUNNING", "fingerprint": digest, "created": time.time(), "data": data}
             write_json(new / "run.json", record | {"config": config})
         except OSError as error:
-            raise UserError(f"cannot write to outputs_dir={config['outputs_dir']}: {error.strerror} ({new})") from error
+            kind = Outage if error.errno in FULL else UserError
+            raise kind(f"cannot write to outputs_dir={config['outputs_dir']}: {error.strerror} ({new})") from error
         if run is None:
             raise UserError(f"{new} is in use by another run")
         return run
@@ -123,7 +124,7 @@ class RunDir:
         """Return the best run to resume, among those with the same data if there are any. Runs that cannot be read or
         locked are skipped, with a warning."""
         same, broken = [], []
-        for path in [*outputs.glob("runs/*/*/run.json"), *outputs.glob("multirun/*/*/*/run.json")]:
+        for path in outputs.rglob("run.json"):
             try:
                 if (r := _run(path)) and r["fingerprint"] == digest:
                     same.append((not other_data(r.get("data"), data), r["status"] != "FINISHED", r["created"], path))

@@ -38,7 +38,9 @@ class _Bar:
     """A progress bar, shown while its `with` block runs."""
 
     def __init__(self, *columns: ProgressColumn | str, show: bool = True) -> None:
-        self.bar = Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal))
+        self.bar = Progress(
+            *columns, console=console, transient=True, disable=not (show and console.is_terminal) or quiet()
+        )
 
     def __enter__(self) -> Self:
         self.bar.start()

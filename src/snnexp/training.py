@@ -177,7 +177,7 @@ class Fit:
         self._load()
         p, saved = self.progress, time.monotonic()
         with collected() as stop:
-            while p.epoch < self.trainer.epochs and not self._out_of_patience():
+            while self._goes_on():
                 order = self._order(p.epoch)
                 steps = -(-len(order) // self.trainer.batch_size)
                 if p.step == 0:
@@ -199,10 +199,14 @@ class Fit:
                 saved = time.monotonic()
                 if self.fabric.broadcast(bool(stop)):
                     raise Interrupted
-                p.pruned = bool(self.fabric.broadcast(self.fabric.is_global_zero and self.prune(p.history)))
+                hopeless = bool(self.fabric.broadcast(self.fabric.is_global_zero and self.prune(p.history)))
+                p.pruned = hopeless and self._goes_on()  # after its last epoch there is nothing left to save
                 if p.pruned:
                     break
         return p
+
+    def _goes_on(self) -> bool:
+        return self.progress.epoch < self.trainer.epochs and not self._out_of_patience()
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         x, y = self.fabric.to_device(x), self.fabric.to_device(y)

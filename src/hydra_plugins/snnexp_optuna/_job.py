@@ -10,8 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,15 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from snnexp.errors import Pruned, UserError
-from snnexp.lock import Held, locked
+from snnexp.config import defaults
+from snnexp.errors import Outage, Pruned, UserError
+from snnexp.lock import locked
 from snnexp.signals import handled
-from snnexp.trial.job import Job
+from snnexp.trial.job import Address, Job
+from snnexp.trial.place import lock_of, tell
 
 log = logging.getLogger("snnexp.sweep")
-OUTCOME, TRIAL_LOCK = "outcome", ".trial"
+OUTCOME = "outcome"
 
 
 class Died(Exception):
@@ -44,13 +45,30 @@ class Work:
 
     def __call__(self, config: DictConfig) -> Any:
         job = Job.current()
-        if job is None or job.trial is None or not self.outlives:
+        if job is None or job.sweep is None:
             return self._call(config)
-        from snnexp.trial.storage import exclusive, open_trial  # late: optuna
+        hydra, sweep = HydraConfig.get(), Path(job.sweep)
+        where: dict[str, Any] = {"overrides": list(hydra.overrides.task), "varied": list(job.varied)}
+        tell(sweep, hydra.job.num, Path(hydra.runtime.output_dir), **where)
+        try:
+            if job.trial is None or not self.outlives:
+                return self._call(config)
+            return self._kept(config, job.trial, lock_of(sweep, hydra.job.num))
+        except Exception as error:
+            reason = str(failed(error, quiet=True).get("reason", "pruned"))
+            tell(sweep, hydra.job.num, Path(hydra.runtime.output_dir), **where, reason=reason)
+            raise
 
-        with _held(Path(HydraConfig.get().runtime.output_dir)):
-            with exclusive(job.trial.storage):
-                frozen = open_trial(job.trial).storage.get_trial(job.trial.id)
+    def _kept(self, config: DictConfig, trial: Address, lock: Path) -> Any:
+        """Run the job with its lock, and write its outcome to the study."""
+        from snnexp.trial.outage import allow  # late: optuna
+        from snnexp.trial.storage import exclusive, open_trial
+
+        allow(trial.storage, trial.wait)
+
+        with locked(lock, patience=10):  # a parent that checks it holds it for a moment
+            with exclusive(trial.storage):
+                frozen = open_trial(trial).storage.get_trial(trial.id)
             if frozen.state.is_finished():  # its parent died while it was queued on a cluster, and it was given up
                 log.info("trial %d has already ended: nothing to do", frozen.number)
                 return None
@@ -64,8 +82,8 @@ class Work:
                 raise
             finally:  # no outcome after an exit or an interrupt
                 if outcome:
-                    with exclusive(job.trial.storage):
-                        open_trial(job.trial).set_user_attr(OUTCOME, outcome)
+                    with exclusive(trial.storage):
+                        open_trial(trial).set_user_attr(trial.outcome, outcome)
 
     def _call(self, config: DictConfig) -> Any:
         if not self.isolate:
@@ -87,28 +105,22 @@ def completed(value: Any) -> dict[str, Any]:
     return {"state": "COMPLETE", "values": [float(v) for v in values]}
 
 
-def failed(error: Exception) -> dict[str, Any]:
-    """Return the outcome of a job that raised `error`. It is worth another attempt unless the user must act first."""
+def failed(error: Exception, quiet: bool = False) -> dict[str, Any]:
+    """Return the outcome of a job that raised `error`. It is worth another attempt unless the user must act first.
+
+    After an `outage` of the surroundings, which says nothing about the values, that attempt does not count.
+    """
     if isinstance(error, Pruned) or type(error).__name__ == "TrialPruned":
         return {"state": "PRUNED"}
-    if not isinstance(error, UserError | Died):
+    if not isinstance(error, UserError | Died) and not quiet:
         log.error("a trial failed:", exc_info=error)
     reason = str(error) or type(error).__name__
     return {
         "state": "FAIL",
         "reason": reason[:500],
-        "again": isinstance(error, Held) or not isinstance(error, UserError),
+        "again": isinstance(error, Outage) or not isinstance(error, UserError),
+        "outage": isinstance(error, Outage),
     }
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold the lock that shows other parents that the trial is alive."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / TRIAL_LOCK
-    with locked(path, patience=10):  # a parent that checks it holds it for a moment
-        yield
-    path.unlink(missing_ok=True)
 
 
 def isolated(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -161,12 +173,13 @@ def _death(code: int | None) -> str:
 
 
 def _preload(config: DictConfig) -> None:
-    """Import the modules that jobs need, once, before forking. These imports start no threads and touch no GPU."""
+    """Import and compose what jobs need, once, before forking. The imports start no threads and touch no GPU."""
     if "task" not in config:  # not a task of snnexp
         return
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import snnexp.task.train  # noqa: F401
     from snnexp import tracking
 
+    defaults()
     if config.get("tracking", {}).get("_target_") == "snnexp.tracking.MLflow":
         tracking.preload()

@@ -15,10 +15,17 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
 from hydra_plugins.snnexp_optuna._owner import JOB, Owner
+from hydra_plugins.snnexp_optuna._pause import Pause
+from hydra_plugins.snnexp_optuna._progress import Progress, live
+from hydra_plugins.snnexp_optuna._seeds import RUN, averaged, kept, seed_folder
 from hydra_plugins.snnexp_optuna._space import Space
+from hydra_plugins.snnexp_optuna._stop import Stop
 from snnexp.errors import UserError
 from snnexp.sweep.parent import Parent
+from snnexp.tracking import SWEEP_TAG
+from snnexp.trial.dominated import by_epoch
 from snnexp.trial.job import Address, Job
+from snnexp.trial.place import told
 from snnexp.trial.storage import exclusive
 
 log = logging.getLogger("snnexp.sweep")
@@ -42,13 +49,27 @@ class Loop:
     owner: Owner
     parent: Parent
     objective: str | list[str]
+    stop: Stop
+    pause: Pause
+    seeds: Sequence[int] = ()  # of each trial; none: a trial is one job
     begun: float = field(default_factory=time.monotonic)
     recovered: float = 0.0
     failures: int = 0
     last_reason: str = ""
+    ended: str = ""  # why the study ends early
+
+    def __post_init__(self) -> None:
+        wanted = self.settings["n_trials"]
+        if self.sampler == "BruteForceSampler":  # it ends when it has tried all points
+            wanted = min(wanted, self.space.size())
+        self.progress = Progress(self.study, wanted, self.space.shown)
 
     def run(self) -> None:
         """Run trials until nothing is left to do. After Ctrl-C, running trials stay open, to be resumed later."""
+        with self.progress:
+            self._run()
+
+    def _run(self) -> None:
         running: dict[Future[Outcome], optuna.Trial] = {}
         self.recover()
         pool = self._pool()
@@ -69,10 +90,14 @@ class Loop:
 
     def ask(self) -> optuna.Trial | None:
         """Return the next trial, a waiting retry or a new one; None if none can begin now."""
-        if self._stopped():
+        if self._stopped() or self.pause.on:
             return None
         with exclusive(self.url):
             trials = self._trials()
+            if why := self.stop.reason(trials):
+                self.ended = why
+                log.info("no further trial begins: %s", why)
+                return None
             waiting = any(t.state == TrialState.WAITING for t in trials)
             full = sum(REPLACED not in t.user_attrs for t in trials) >= self.settings["n_trials"]
             if not waiting and (full or self.study.user_attrs.get(EXHAUSTED) == self.sampler):
@@ -80,29 +105,66 @@ class Loop:
             trial = self.study.ask()
             self.space.suggest(trial)
             trial.set_user_attr(JOB, self.owner.mark(trial.number))
+        self.progress.update(self._trials())
         return trial
 
     def run_trial(self, trial: optuna.Trial) -> Outcome:
-        """Run the job of the trial; return its outcome, as far as the launcher knows it."""
-        pruner = self.settings["pruner"]
-        address = Address(self.url, self.study.study_name, trial._trial_id, pruner, self.objective)
-        varied = [d.key.lstrip("+") for d in self.space.dimensions]
-        name = f"{trial.number}: {self.space.shown(trial.params)}"
-        tags = {"study": self.study.study_name, "trial": str(trial.number)}
-        job = Job(self.parent.run_id, varied, name, tags, self.settings["parallel"] > 1, address)
-        overrides = [*self.fixed, *self.space.overrides(trial.params), job.override]
+        """Run the job of the trial, or its jobs; return the outcome, as far as it is known here."""
+        return averaged(self, trial) if self.seeds else self.run_job(trial)
+
+    def run_job(self, trial: optuna.Trial, seed: int | None = None, run_id: str | None = None) -> Outcome:
+        """Run one job of the trial, in the run `run_id` if it is that of one seed; return its outcome."""
+        address = self._address(trial, seed)
+        varied = [d.key.lstrip("+") for d in self.space.dimensions] + ["seed"] * (seed is not None)
+        name = self.named(trial) if seed is None else f"seed={seed}"
+        tags = self.tags(trial) | ({SWEEP_TAG: self.parent.run_id} if run_id and self.parent.run_id else {})
+        quiet = self.settings["parallel"] > 1 or live()
+        job = Job(run_id or self.parent.run_id, varied, name, tags, quiet, address, str(self.owner.folder))
+        overrides = [*self.fixed, *self.space.overrides(trial.params), *self._of_seed(trial, seed), job.override]
+        outcome: dict[str, Any] = {"state": "FAIL", "reason": "the job ended without an answer", "again": True}
         try:
             (done,) = self.launcher.launch([overrides], initial_job_idx=trial.number)
         except Exception as error:  # e.g. a worker of the launcher died, or the cluster refused the job
-            reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:500]
-            return {"state": "FAIL", "reason": reason, "again": True}
-        if self.settings["outlives"]:
-            return {"state": "FAIL", "reason": "the job ended without an answer", "again": True}
-        return completed(done.return_value) if done.status == JobStatus.COMPLETED else failed(done._return_value)
+            outcome |= {"reason": f"{type(error).__name__}: {error}".split("\n", 1)[0][:500]}
+        else:
+            if not self.settings["outlives"]:
+                ended = done.status == JobStatus.COMPLETED
+                outcome = completed(done.return_value) if ended else failed(done._return_value)
+        return self._noted(trial, address.outcome, outcome)
+
+    def named(self, trial: optuna.Trial) -> str:
+        """Return the name of the trial's run."""
+        return f"{trial.number}: {self.space.shown(trial.params)}"
+
+    def tags(self, trial: optuna.Trial) -> dict[str, str]:
+        """Return the tags of the trial's runs."""
+        return {"study": self.study.study_name, "trial": str(trial.number)}
+
+    def _address(self, trial: optuna.Trial, seed: int | None) -> Address:
+        reports = seed is None or seed == self.seeds[0]  # the pruner compares epochs of the same seed
+        outcome = OUTCOME if seed is None else f"{OUTCOME} seed={seed}"
+        pruner = self.settings["pruner"]
+        where = self.url, self.study.study_name, trial._trial_id
+        return Address(*where, pruner, self.objective, outcome, reports, self.settings["wait"])
+
+    def _of_seed(self, trial: optuna.Trial, seed: int | None) -> list[str]:
+        """Return the overrides of a seed's job, whose folder lies inside that of the trial."""
+        if seed is None:
+            return []
+        return [f"seed={seed}", f"hydra.sweep.subdir='{seed_folder(Path(self.settings['subdir']), seed)}'"]
+
+    def _noted(self, trial: optuna.Trial, name: str, outcome: Outcome) -> Outcome:
+        """Return the outcome that the job wrote to the study, or else the given one, which for a seed is written."""
+        if name != OUTCOME:
+            with exclusive(self.url):
+                if (known := self.frozen(trial._trial_id).user_attrs.get(name)) is None:
+                    trial.set_user_attr(name, known := dict(outcome))
+            return known
+        return outcome
 
     def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
         """Record the outcome that the job wrote to the study, or else the given one."""
-        frozen = self._frozen(trial._trial_id)
+        frozen = self.frozen(trial._trial_id)
         if self._finish(frozen, frozen.user_attrs.get(OUTCOME, outcome)):
             self._close(frozen)
 
@@ -121,6 +183,7 @@ class Loop:
 
     def check(self) -> None:
         """Raise UserError if no trial was completed or too many failed."""
+        self.pause.check()
         reason = f"; the last reason: {self.last_reason}"
         if self.failures >= self.settings["max_failures"]:
             raise UserError(f"gave up after {self.failures} failed trials in a row{reason}")
@@ -144,11 +207,11 @@ class Loop:
             outcome = {"state": "FAIL", "reason": reason, "again": False}
         state, replaced = TrialState[outcome["state"]], False
         with exclusive(self.url):
-            if self._frozen(trial._trial_id).state != TrialState.RUNNING:
+            if self.frozen(trial._trial_id).state != TrialState.RUNNING:
                 return False  # another parent was faster
             if state == TrialState.FAIL:
                 self.study._storage.set_trial_user_attr(trial._trial_id, OUTCOME, dict(outcome))
-                replaced = self._retry(trial, bool(outcome["again"]), blame)
+                replaced = self._retry(trial, bool(outcome["again"]), blame and not outcome.get("outage"))
             try:
                 self.study.tell(trial.number, outcome.get("values"), state, skip_if_finished=True)
             except RuntimeError as error:  # a sampler without further points calls study.stop()
@@ -159,11 +222,14 @@ class Loop:
             self.failures = 0 if state != TrialState.FAIL else self.failures + (not replaced)
             self.last_reason = outcome.get("reason", "")
             self._say(trial, outcome)
+            self.pause.note(outcome)
         return state == TrialState.FAIL
 
     def _close(self, trial: FrozenTrial) -> None:
-        folder = trial.user_attrs.get(JOB, {}).get("folder")
-        self.parent.close_child(Path(folder) if folder else None)
+        folder = told(Path(trial.user_attrs.get(JOB, {}).get("lock", "/nowhere/of")))
+        self.parent.close_child(folder)
+        if folder and trial.user_attrs.get(RUN) and folder.name.startswith("seed="):
+            self.parent.close_child(folder.parent)
 
     def _retry(self, trial: FrozenTrial, again: bool, blame: bool) -> bool:
         """Enqueue the values of the trial again if it may be repeated; return whether it may.
@@ -180,7 +246,7 @@ class Loop:
         if params and trial.number not in repeated:
             # like study.enqueue_trial, but with the place in the grid that a GridSampler needs
             place = {name: trial.system_attrs[name] for name in GRID if name in trial.system_attrs}
-            attrs = {RETRY_OF: trial.number, ATTEMPT: attempt}
+            attrs = kept(trial) | {RETRY_OF: trial.number, ATTEMPT: attempt}
             place["fixed_params"] = params
             self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attrs, system_attrs=place))
         return True
@@ -192,24 +258,32 @@ class Loop:
     def _stopped(self) -> bool:
         timeout = self.settings["timeout"]
         late: bool = timeout is not None and time.monotonic() - self.begun > timeout
-        return late or bool(self.failures >= self.settings["max_failures"])
+        return late or bool(self.ended) or self.pause.over or bool(self.failures >= self.settings["max_failures"])
 
     def _waits_for_others(self) -> bool:
-        return not self._stopped() and bool(self._trials(TrialState.RUNNING))
+        return not self._stopped() and (self.pause.on or bool(self._trials(TrialState.RUNNING)))
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
-    def _frozen(self, trial_id: int) -> FrozenTrial:
+    def frozen(self, trial_id: int) -> FrozenTrial:
+        """Return the trial as the storage knows it now."""
         return self.study._storage.get_trial(trial_id)
 
     def _say(self, trial: FrozenTrial, outcome: Outcome) -> None:
         words = {
             "COMPLETE": lambda: ", ".join(f"{value:.4g}" for value in outcome["values"]),
-            "PRUNED": lambda: f"pruned after {len(self._frozen(trial._trial_id).intermediate_values)} epochs",
+            "PRUNED": lambda: (
+                f"pruned: {outcome['reason']}"
+                if "reason" in outcome
+                else f"pruned after {len(by_epoch(self.frozen(trial._trial_id)))} epochs"
+            ),
             "FAIL": lambda: f"failed: {outcome['reason']}",
         }[outcome["state"]]()
+        self.progress.update(self._trials())
         log.info("trial %d   %s   %s", trial.number, self.space.shown(trial.params), words)
+        if not live():
+            log.info("  %s", self.progress.line)
 
 
 class _Here(Executor):

@@ -11,9 +11,10 @@ from typing import Any, Self
 import optuna
 from optuna.trial import FrozenTrial
 
-from hydra_plugins.snnexp_optuna._job import TRIAL_LOCK
 from snnexp.files import LOCK
 from snnexp.lock import is_locked
+from snnexp.trial.outage import impatient
+from snnexp.trial.place import lock_of
 from snnexp.trial.storage import exclusive
 
 log = logging.getLogger("snnexp.sweep")
@@ -43,17 +44,17 @@ class Owner:
         self._end.set()
 
     def mark(self, number: int) -> dict[str, str]:
-        """Return the attribute that marks a trial as ours: its owner and its folder."""
-        return {"owner": self.id, "folder": str(self.folder / str(number))}
+        """Return the attribute that marks a trial as ours: its owner and the lock of its job."""
+        return {"owner": self.id, "lock": str(lock_of(self.folder, number))}
 
     def alive(self, trial: FrozenTrial, silence: float) -> bool:
-        """Return whether the trial is still active: its job holds the lock of its folder, or its parent is alive.
+        """Return whether the trial is still active: its job holds its lock, or its parent is alive.
 
         If the folder of the parent is not visible here, the parent is alive unless its heartbeat stopped `silence`
         seconds ago.
         """
         mark: Mapping[str, Any] = trial.user_attrs.get(JOB, {})
-        if mark.get("owner") == self.id or is_locked(Path(mark.get("folder", "/nowhere")) / TRIAL_LOCK):
+        if mark.get("owner") == self.id or is_locked(Path(mark.get("lock", "/nowhere"))):
             return True
         other = self.study.user_attrs.get(PREFIX + str(mark.get("owner")))
         if other is None or Path(other["folder"]) == self.folder:  # we hold the lock of this folder now
@@ -78,7 +79,7 @@ class Owner:
     def _keep_beating(self) -> None:
         while not self._end.wait(self.interval):
             try:
-                with exclusive(self.url):
+                with impatient(), exclusive(self.url):
                     self._say()
             except Exception as error:  # a short failure of the storage must not end the sweep
                 log.debug("no heartbeat: %s", error)

@@ -15,10 +15,14 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
 from hydra_plugins.snnexp_optuna._loop import Loop
+from hydra_plugins.snnexp_optuna._seeds import ERROR
 from snnexp.config import listed
 from snnexp.files import replace, replace_by
 from snnexp.rundir import write_csv
 from snnexp.sweep import summary
+from snnexp.sweep.command import experiment_command
+from snnexp.sweep.experiment import experiment, write_experiment
+from snnexp.trial.dominated import by_epoch
 
 log = logging.getLogger("snnexp.sweep")
 COMPLETE = [TrialState.COMPLETE]
@@ -37,13 +41,13 @@ def report_study(loop: Loop, config: DictConfig, loader: ConfigLoader) -> None:
         name = "best" if len(names) == 1 else f"best_{trial.number}"
         overrides = [*loop.fixed, *loop.space.overrides(trial.params)]
         comment = f"trial {trial.number} of {study.study_name}: {_values(trial, names)}"
-        summary.write_experiment(folder, name, summary.experiment(loader, config, overrides, comment))
+        write_experiment(folder, name, experiment(loader, config, overrides, comment))
     _figures(study, names, folder / "figures")
     tracker.tags({f"trials.{state}": str(count) for state, count in _counts(trials).items()})
     if len(names) == 1 and chosen:
         tracker.metrics({f"best/{names[0]}": chosen[0].values[0]}, step=len(trials))
         tracker.tags({"best": f"trial {chosen[0].number}"})
-    loop.parent.publish(_text(loop, trials, chosen, names), "study.json", "trials.csv")
+    loop.parent.publish(_text(loop, config, trials, chosen, names), "study.json", "trials.csv")
 
 
 def _best(study: optuna.Study) -> list[FrozenTrial]:
@@ -55,10 +59,13 @@ def _best(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(study.best_trials, key=lambda trial: trial.values)
 
 
-def _text(loop: Loop, trials: Sequence[FrozenTrial], chosen: Sequence[FrozenTrial], names: Sequence[str]) -> str:
+def _text(
+    loop: Loop, config: DictConfig, trials: Sequence[FrozenTrial], chosen: Sequence[FrozenTrial], names: Sequence[str]
+) -> str:
     study = loop.study
     counts = ", ".join(f"{count} {state}" for state, count in _counts(trials).items())
     lines = [f"**{study.study_name}**: {len(trials)} trials ({counts})", ""]
+    lines += [f"ended early: {loop.ended}", ""] if loop.ended else []
     if len(names) > 1 and chosen:
         lines += ["Pareto front:", "", summary.markdown([_row(trial, names) for trial in chosen])]
     elif chosen:
@@ -71,7 +78,7 @@ def _text(loop: Loop, trials: Sequence[FrozenTrial], chosen: Sequence[FrozenTria
         lines += [summary.markdown([_row(trial, names) for trial in ranked[:5]])]
     if chosen:
         file = "best" if len(names) == 1 else f"best_{chosen[0].number}"
-        lines += [f"run it with `snnexp --config-dir '{loop.parent.folder}' experiment={file}`"]
+        lines += [f"run it with `{experiment_command(config, loop.parent.folder, file)}`"]
     return "\n".join(lines)
 
 
@@ -81,14 +88,21 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def _values(trial: FrozenTrial, names: Sequence[str]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, trial.values, strict=True))
+    errors = trial.user_attrs.get(ERROR, [])
+    shown = [f"{name} {value:.4g}" for name, value in zip(names, trial.values, strict=True)]
+    return (
+        ", ".join(f"{text} ± {error:.2g}" for text, error in zip(shown, errors, strict=True))
+        if errors
+        else ", ".join(shown)
+    )
 
 
 def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
     values = trial.values or [None] * len(names)
     seconds = trial.duration.total_seconds() if trial.duration else None
     outcome = {"trial": trial.number, "state": trial.state.name, **dict(zip(names, values, strict=True))}
-    return outcome | trial.params | {"epochs": len(trial.intermediate_values) or None, "seconds": seconds}
+    outcome |= {f"{name} {ERROR}": error for name, error in zip(names, trial.user_attrs.get(ERROR, []), strict=False)}
+    return outcome | trial.params | {"epochs": len(by_epoch(trial)) or None, "seconds": seconds}
 
 
 def _as_json(study: optuna.Study, trials: Sequence[FrozenTrial], names: Sequence[str]) -> dict[str, Any]:

@@ -81,18 +81,37 @@ class Space:
         """Return the search space for a GridSampler. Raises UserError for an interval, which has no list of values."""
         return {d.name: _listed(d) for d in self.dimensions}
 
+    def size(self) -> int:
+        """Return the number of points. Raises UserError for an interval, which has no list of values."""
+        conditions = {d.when[0] for d in self.dimensions if d.when}
+
+        def count(left: Sequence[Dimension], known: Mapping[str, str]) -> int:
+            if not left:
+                return 1
+            d, rest = left[0], left[1:]
+            if d.when and not self._holds(d.when, known):
+                return count(rest, known)
+            values, key = _listed(d), _bare(d.key)
+            if key not in conditions:
+                return len(values) * count(rest, known)
+            return sum(count(rest, {**known, key: str(value)}) for value in values)
+
+        return count(self.dimensions, {})
+
     def described(self) -> dict[str, str]:
         """Return the space as text, for comparison with the space of an existing study."""
         return {d.name: distribution_to_json(d.distribution) for d in self.dimensions}
+
+    def _holds(self, when: tuple[str, tuple[str, ...]], known: Mapping[str, str]) -> bool:
+        other, values = when
+        return (known[other] if other in known else self.context(other)) in values
 
     def _walk(self, value: Callable[[Dimension], Any]) -> dict[str, Any]:
         known: dict[str, str] = {}
         params: dict[str, Any] = {}
         for d in self.dimensions:
-            if d.when:
-                other, values = d.when
-                if (known[other] if other in known else self.context(other)) not in values:
-                    continue
+            if d.when and not self._holds(d.when, known):
+                continue
             params[d.name] = value(d)
             known[_bare(d.key)] = str(params[d.name])
         return params
@@ -113,6 +132,9 @@ def space(
         key = _bare(o.get_key_element())
         if o.is_sweep_override():
             ranges[key] = (o.get_key_element(), o)
+        elif o.is_delete():  # under its own name: the key may be added again
+            ranges.pop(key, None)
+            fixed[f"~{key}"] = str(o.input_line)
         else:
             ranges.pop(key, None)
             fixed[key] = str(o.input_line)

@@ -5,8 +5,9 @@ import json
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from hydra.core.config_loader import ConfigLoader
@@ -19,15 +20,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hydra_plugins.snnexp_optuna._loop import Loop
 from hydra_plugins.snnexp_optuna._owner import Owner
+from hydra_plugins.snnexp_optuna._pause import Pause
+from hydra_plugins.snnexp_optuna._rehearse import rehearse
 from hydra_plugins.snnexp_optuna._report import report_study
+from hydra_plugins.snnexp_optuna._seeds import seeds_of
 from hydra_plugins.snnexp_optuna._space import Space, space
+from hydra_plugins.snnexp_optuna._stop import stop_of
 from snnexp.address import sqlite
 from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, folder_of, listed, without_hydra
 from snnexp.errors import UserError, integer, number
+from snnexp.sweep.direction import Direction, directions
 from snnexp.sweep.parent import Parent
+from snnexp.trial.dominated import Dominated
+from snnexp.trial.outage import allow, impatient
 from snnexp.trial.storage import exclusive, open_storage
 
-Direction = Literal["maximize", "minimize"]
 # keys that may differ between machines that share a study, in addition to NOT_THE_EXPERIMENT
 NOT_THE_STUDY = ("trainer.threads", "trainer.accelerator", "trainer.devices", "dataset.root")
 
@@ -42,29 +49,43 @@ def sweep(
     settings: dict[str, Any] = {
         k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in given.items()
     }
-    objective, directions = _objective(config, settings)
+    objective, chosen = _objective(config, settings)
     searched, fixed = _space(settings["space"], config, loader, arguments)
     settings["parallel"] = _parallel(settings["parallel"], config)
+    settings["subdir"] = OmegaConf.to_container(config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
     pruner = _pruner(settings["pruner"], objective)
-    identity = {"space": searched.described(), "objective": objective, "direction": directions} | _base(config)
+    seeds = seeds_of(settings["seeds"], int(config.seed))
+    if seeds and any(d.key == "seed" for d in searched.dimensions):
+        raise UserError(
+            "seed is in the search space, and hydra.sweeper.seeds averages over seeds: leave one of them out"
+        )
+    rehearse(_sampler(settings["sampler"], int(config.seed), 0, searched), pruner, searched, chosen)
+    identity = {"space": searched.described(), "objective": objective, "direction": chosen} | _base(config)
+    identity |= {"seeds": list(seeds)} if seeds else {}
     name = settings["study"] or _name(config, identity)
     url = settings["storage"] or sqlite(folder_of(config, "outputs_dir") / "optuna.db")
-    study = _open_study(url, name, directions, identity)
-    study.pruner = pruner
+    study = _open_study(url, name, chosen, identity)
+    study.pruner, stop = pruner, stop_of(settings, study.directions)
     folder = Path(str(config.hydra.sweep.dir)).absolute()
     plain = without_hydra(config, resolve=True)
-    tags = {"task": "sweep", "sweep": "study", "study": name}
-    parameters = {"n_trials": settings["n_trials"], **{f"space.{k}": v for k, v in searched.described().items()}}
+    # n_trials is a tag, because MLflow does not let a parameter change, and a study can be extended
+    tags = {"task": "sweep", "sweep": "study", "study": name, "n_trials": str(settings["n_trials"])}
+    parameters = {f"space.{k}": v for k, v in searched.described().items()}
     with (
         Parent(plain, folder, _title(config, name), parameters, tags, key=study.user_attrs["key"]) as parent,
         Owner(study, url, folder) as owner,
     ):
+        allow(url, settings["wait"])
+        pause = Pause(settings["wait"])
         study.sampler = _sampler(settings["sampler"], int(config.seed), owner.rank, searched)
-        loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective)
+        loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective, stop, pause, seeds)
         try:
             loop.run()
-        finally:  # after Ctrl-C as well
-            report_study(loop, config, loader)
+        except (Exception, KeyboardInterrupt):
+            with impatient(), suppress(Exception):  # the storage may be away
+                report_study(loop, config, loader)
+            raise
+        report_study(loop, config, loader)
         loop.check()
     return study
 
@@ -75,21 +96,14 @@ def _objective(config: DictConfig, settings: Mapping[str, Any]) -> tuple[str | l
     if not objective:
         raise UserError(f"objective={config.objective} is not allowed: a study needs a validation metric, or several")
     check_objective(objective)
-    given = settings["direction"]
-    directions: list[Direction] = listed(given)
-    if wrong := [d for d in directions if d not in ("maximize", "minimize")]:
-        raise UserError(f"hydra.sweeper.direction={wrong[0]} is not allowed: it must be maximize or minimize")
-    count = 1 if isinstance(objective, str) else len(objective)
-    if len(directions) != count:
-        raise UserError(
-            f"hydra.sweeper.direction has {len(directions)} values for {count} metrics in objective: give one for each"
-        )
+    chosen = directions(objective, settings["direction"])
     checks: dict[str, Callable[[str, Any], object]] = {
         "n_trials": lambda n, v: integer(n, v, at_least=1),
         "retries": lambda n, v: integer(n, v, at_least=0),
         "max_failures": lambda n, v: integer(n, v, at_least=1),
         "parallel": lambda n, v: v is None or integer(n, v, at_least=1),
         "timeout": lambda n, v: v is None or number(n, v, "a number of seconds > 0, or null", above=0),
+        "wait": lambda n, v: number(n, v, "a number of seconds >= 0", at_least=0),
         "silence": lambda n, v: number(n, v, "a number of seconds >= 1", at_least=1),
     }
     for name, check in checks.items():
@@ -97,7 +111,7 @@ def _objective(config: DictConfig, settings: Mapping[str, Any]) -> tuple[str | l
             check(name, settings[name])
         except ValueError as error:
             raise UserError(f"hydra.sweeper.{error}") from error
-    return objective, directions
+    return objective, chosen
 
 
 def _space(
@@ -119,13 +133,29 @@ def _space(
     made, fixed = space(given, parser.parse_overrides(list(arguments)), parser, context)
     for params in made.branches():
         if not params:
-            raise UserError("hydra.sweeper.space: no condition holds, so no parameter is sampled")
+            raise UserError(_no_range(made, config))
         overrides = made.overrides(params)
         try:
             loader.load_sweep_config(config, [*fixed, *overrides])
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"the search space is invalid: with {' '.join(overrides)}\n{error}") from error
     return made, fixed
+
+
+def _no_range(searched: Space, config: DictConfig) -> str:
+    """Say that no condition of the space holds, and which override would give a range."""
+    lines = []
+    branches = [(d.key.lstrip("+"), *d.when) for d in searched.dimensions if d.when]
+    for other in dict.fromkeys(other for _, other, _ in branches):
+        keys = ", ".join(dict.fromkeys(key for key, name, _ in branches if name == other))
+        known = ", ".join(dict.fromkeys(value for _, name, values in branches if name == other for value in values))
+        lines.append(f"no range for {other}={searched.context(other)}: {keys} has ranges for {other}={known}")
+        group = OmegaConf.select(config, other)
+        for key, value in group.items() if isinstance(group, DictConfig) else ():
+            if isinstance(value, float) and value > 0:
+                example = f"'{other}.{key!s}=tag(log,interval({value / 2:g},{value * 2:g}))'"
+                lines.append(f"give one on the command line, for example {example}")
+    return "hydra.sweeper.space has " + "\n".join(lines)
 
 
 def _parallel(given: int | None, config: DictConfig) -> int:
@@ -141,9 +171,13 @@ def _parallel(given: int | None, config: DictConfig) -> int:
 def _pruner(given: Mapping[str, Any] | None, objective: str | list[str]) -> optuna.pruners.BasePruner:
     if given is None:
         return optuna.pruners.NopPruner()
-    if not isinstance(objective, str):
-        raise UserError("Optuna cannot prune by several objectives: set hydra.sweeper.pruner=null")
-    return _made("pruner", given, optuna.pruners.BasePruner)  # type: ignore[no-any-return]
+    made = _made("pruner", given, optuna.pruners.BasePruner)
+    if not isinstance(objective, str) and not isinstance(made, Dominated):
+        raise UserError(
+            f"hydra.sweeper.pruner={type(made).__name__} is not allowed: Optuna's pruners know one objective. "
+            "With several, it must be {_target_:snnexp.trial.dominated.Dominated,by:3}, or null"
+        )
+    return made  # type: ignore[no-any-return]
 
 
 def _sampler(given: Mapping[str, Any] | None, seed: int, rank: int, searched: Space) -> optuna.samplers.BaseSampler:
@@ -187,12 +221,12 @@ def _title(config: DictConfig, otherwise: str) -> str:
     return str(config.hydra.runtime.choices.get("sweep") or otherwise)
 
 
-def _open_study(url: str, name: str, directions: list[Direction], identity: Mapping[str, Any]) -> optuna.Study:
+def _open_study(url: str, name: str, wanted: list[Direction], identity: Mapping[str, Any]) -> optuna.Study:
     """Create or open the study. Raises UserError if a study of that name has another space or configuration."""
     identity = json.loads(json.dumps(identity, default=str))
     storage = open_storage(url)
     with exclusive(url):
-        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        study = optuna.create_study(storage=storage, study_name=name, directions=wanted, load_if_exists=True)
         for kept, value in {"key": uuid.uuid4().hex, "identity": identity}.items():
             if kept not in study.user_attrs:
                 study.set_user_attr(kept, value)

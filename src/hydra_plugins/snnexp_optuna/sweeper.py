@@ -32,8 +32,10 @@ class StudyConf:
     n_trials: int | None = None
     # the search space: {key: range in Hydra's grammar, or {other key: {its value: range}}}
     space: dict[str, Any] = field(default_factory=dict)
-    # maximize or minimize; a list of these for several objectives
-    direction: Any = "maximize"
+    # maximize or minimize; a list of these for several objectives; null: by the metric's kind (val/loss: minimize)
+    direction: Any = None
+    # number of seeds (from the config's seed on), or a list of them: a trial is the mean over these; null: one job each
+    seeds: Any = None
     # name of the study; null: the sweep's name and a digest of everything that must not change within a study
     study: str | None = None
     # sqlite:///FILE, journal:FILE, postgresql://...; null: optuna.db in outputs_dir
@@ -46,10 +48,18 @@ class StudyConf:
     parallel: int | None = None
     # seconds after which no new trial begins
     timeout: float | None = None
+    # no new trial begins once a trial has reached this value of the objective (a list for several; null: any value)
+    target: Any = None
+    # no new trial begins after this number of trials in a row without a better one; null: no limit
+    patience: int | None = None
+    # no new trial begins once the study's trials have taken this number of hours together; null: no limit
+    hours: float | None = None
     # how often a trial is repeated if its job dies
     retries: int = 2
     # stop after this number of consecutive failed trials
     max_failures: int = 5
+    # seconds to wait for a storage or disk that fails, before the sweep stops; the same command goes on from there
+    wait: float = 600.0
     # run each job in a process of its own, so that its death affects no other; null: unless the launcher does that
     isolate: bool | None = None
     # seconds without a heartbeat after which a parent on another machine counts as dead
@@ -70,6 +80,7 @@ class StudySweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Create the launcher; simultaneous jobs need joblib unless another launcher is chosen."""
+        from hydra_plugins.snnexp_optuna._compose import composing_once
         from hydra_plugins.snnexp_optuna._job import Work
 
         launcher = config.hydra.launcher
@@ -88,9 +99,9 @@ class StudySweeper(Sweeper):
             isolate = launcher._target_ == JOBLIB or (study and launcher._target_ == BASIC)
         self.settings["outlives"] = launcher._target_ != BASIC  # its jobs may outlive this process
         work = Work(task_function, isolate, self.settings["outlives"])
-        self.hydra_context, self.config = hydra_context, config
+        self.hydra_context, self.config = composing_once(hydra_context), config
         self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=work, config=config
+            hydra_context=self.hydra_context, task_function=work, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -99,6 +110,10 @@ class StudySweeper(Sweeper):
             if self.settings["space"] or any("interval(" in argument for argument in arguments):
                 raise UserError(
                     "a range needs a study that samples it: give the number of trials with hydra.sweeper.n_trials=N"
+                )
+            if self.settings["seeds"] is not None:
+                raise UserError(
+                    "hydra.sweeper.seeds is for a study (hydra.sweeper.n_trials=N): in a grid, write seed=0,1,2"
                 )
             return self._grid(arguments)
         from hydra_plugins.snnexp_optuna._study import sweep

@@ -1,11 +1,14 @@
 """Combine runs that differ only in their seed into one row: mean and standard deviation over the seeds."""
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 SEED = "seed"
+LOWER = {"loss", "spikes", "error", "residual", "remainder", "unevenness", "seconds", "epochs"}  # words in metrics
+HIGHER = {"accuracy", "agreement"}
 
 
 class Outcome(Protocol):
@@ -20,8 +23,15 @@ class Outcome(Protocol):
 Run = TypeVar("Run", bound=Outcome)
 
 
+def kind(metric: str) -> Literal["maximize", "minimize"] | None:
+    """Return the direction in which a metric improves, by the words in its name; None if they do not tell."""
+    words = set(re.split(r"[^a-z]+", metric.lower()))
+    return "minimize" if words & LOWER else "maximize" if words & HIGHER else None
+
+
 def minimized(metric: str) -> bool:
-    return "loss" in metric or "spikes" in metric
+    """Return whether lower values of a metric are better, if nothing else is set."""
+    return kind(metric) == "minimize"
 
 
 def setting(outcome: Outcome) -> dict[str, str]:
@@ -37,9 +47,9 @@ def grouped(found: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def table(found: Sequence[Outcome], metrics: Sequence[str]) -> list[dict[str, Any]]:
+def table(found: Sequence[Outcome], metrics: Sequence[str], lower: bool | None = None) -> list[dict[str, Any]]:
     """Return a row for each setting: the number of seeds (`n`), and mean and standard deviation (of the sample) of the
-    metrics over them; the best by the first metric comes first."""
+    metrics over them; the best by the first metric comes first (`lower`: the lowest; None: by the metric's kind)."""
     rows = []
     for members in grouped(found):
         row: dict[str, Any] = {**setting(members[0]), "n": sum(bool(member.metrics) for member in members)}
@@ -48,7 +58,7 @@ def table(found: Sequence[Outcome], metrics: Sequence[str]) -> list[dict[str, An
                 row[metric] = statistics.fmean(values)
                 row[f"{metric} std"] = statistics.stdev(values) if len(values) > 1 else math.nan
         rows.append(row)
-    first, sign = metrics[0], 1 if minimized(metrics[0]) else -1
+    first, sign = metrics[0], 1 if (minimized(metrics[0]) if lower is None else lower) else -1
     return sorted(rows, key=lambda row: (first not in row, sign * row.get(first, 0.0)))
 
 

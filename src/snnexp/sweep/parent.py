@@ -19,8 +19,10 @@ log = logging.getLogger("snnexp.sweep")
 class Parent:
     """The parent run of a sweep, as a context manager; closed as FAILED or KILLED if its block raises.
 
+    The runs of a trial's seeds have such a parent as well, which is nested in the run `under`.
+
     An interrupted and resumed sweep, and several processes that share a sweep, have the same `key` and so are one run.
-    Raises UserError if results could not be sent.
+    It begins without the store if that is unavailable. Raises UserError if the store refuses it.
     """
 
     def __init__(
@@ -31,8 +33,10 @@ class Parent:
         params: Mapping[str, object],
         tags: Mapping[str, str],
         key: str | None = None,
+        under: str | None = None,
     ) -> None:
         self.config, self.folder, self.name, self.params, self.tags, self.key = config, folder, name, params, tags, key
+        self.under = under
         self.tracker: Tracker = build("tracking", config)
         self._held: RunDir | None = None
 
@@ -44,7 +48,7 @@ class Parent:
             raise UserError(f"hydra.sweep.dir={self.folder} is in use by another sweep")
         if self.key:
             Journal(self.folder).note(key=self.key)
-        self.tracker.start(self.folder, self.name, self.params, self.tags)
+        self.tracker.start(self.folder, self.name, self.params, self.tags, self.under)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
@@ -59,7 +63,10 @@ class Parent:
 
     @property
     def run_id(self) -> str | None:
-        return self.tracker.run_id
+        """The link to this run for runs that are nested in it."""
+        if self._held and self.tracker.run_id is None:
+            self.tracker.flush()  # the store may be available again
+        return self.tracker.link
 
     def publish(self, text: str, *files: str) -> None:
         """Print `text`, write it to summary.md, and log it with the folder's experiments, figures and `files`."""

@@ -1,4 +1,4 @@
-"""Summary of a sweep: a table with mean and spread over seeds, the best job as an experiment file, figures."""
+"""Summary of a sweep: a table with mean and spread over seeds, the best job, figures."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from hydra.core.config_loader import ConfigLoader
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
 from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED, minimized
-from snnexp.config import flatten, without_hydra
 from snnexp.errors import UserError
-from snnexp.files import read_json, replace
-from snnexp.masking import masked
+from snnexp.files import read_json
+from snnexp.trial.job import Job
+from snnexp.trial.place import told_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +27,7 @@ ALSO = ("val/accuracy", "test/accuracy", "test/spikes_per_sample", "epochs", "se
 
 @dataclass(frozen=True)
 class Child:
-    """A finished or failed job: its values of the varied keys, and its final metrics."""
+    """A finished or failed job: its values of the varied keys, its final metrics, and the reason of a failure."""
 
     number: int
     name: str
@@ -41,37 +35,68 @@ class Child:
     metrics: Mapping[str, float]
     overrides: Sequence[str]
     run_id: str | None = None
+    reason: str = ""
 
 
 def children(folder: Path) -> list[Child]:
-    """Return the jobs whose folders are in `folder`, sorted by number; log a warning for those that cannot be read."""
+    """Return the jobs of the sweep in `folder`, sorted by number; log a warning for those that cannot be read."""
     found = []
-    for path in folder.glob("*/job.json"):
+    for job, told in told_all(folder):
         try:
-            found.append(_child(path.parent))
+            if "reason" in told or (job / "job.json").exists():
+                found.append(_child(job, told))
         except (UserError, KeyError, TypeError) as error:
-            said = error if isinstance(error, UserError) else f"{path} cannot be read: it describes no job"
+            said = error if isinstance(error, UserError) else f"{job / 'job.json'} cannot be read: it describes no job"
             log.warning("left out of the summary: %s", said)
     return sorted(found, key=lambda child: child.number)
 
 
-def _child(folder: Path) -> Child:
-    job, number = read_json(folder / "job.json") or {}, int(folder.name) if folder.name.isdigit() else 0
+def _child(folder: Path, told: Mapping[str, Any]) -> Child:
+    if (job := read_json(folder / "job.json")) is None:  # it was refused before it had a record
+        varied = Job(varied=told["varied"]).variation(told["overrides"])
+        name = " ".join(f"{key}={value}" for key, value in varied.items())
+        return Child(told["number"], name, varied, {}, told["overrides"], reason=told["reason"])
     folder = folder / job["folder"]  # with resume=true, it may be the folder of a job of an earlier sweep
     result, state = (read_json(folder / name) or {} for name in ("result.json", "tracking.json"))
-    return Child(number, job["name"], job["varied"], result, job["overrides"], state.get("run_id"))
+    run = job["name"], job["varied"], result, job["overrides"], state.get("run_id")
+    return Child(told["number"], *run, told.get("reason", ""))
 
 
-def best(found: Sequence[Child], metric: str) -> Child | None:
-    """Return the finished job with the best `metric`; None if there is none."""
-    finished = [child for child in found if metric in child.metrics and not math.isnan(child.metrics[metric])]
-    sign = -1 if minimized(metric) else 1
-    return max(finished, key=lambda child: sign * child.metrics[metric], default=None)
+def best(found: Sequence[Child], metric: str, lower: bool | None = None) -> list[Child]:
+    """Return the finished jobs of the setting with the best mean of `metric` over its seeds, the best job first.
+
+    `lower`: whether lower values are better (None: by the metric's kind).
+
+    Settings with fewer finished jobs than another are passed over: the mean of one seed may be luck.
+    """
+    sign = -1 if (minimized(metric) if lower is None else lower) else 1
+    finished = [child for child in found if not math.isnan(child.metrics.get(metric, math.nan))]
+    settings = seeds.grouped(finished)
+    whole = [group for group in settings if len(group) == max(map(len, settings))]
+    chosen = max(whole, key=lambda group: sign * mean(group, metric)[0], default=[])
+    return sorted(chosen, key=lambda child: -sign * child.metrics[metric])
 
 
-def table(found: Sequence[Child], objective: Sequence[str]) -> list[dict[str, Any]]:
+def mean(group: Sequence[Child], metric: str) -> tuple[float, float]:
+    """Return the mean of `metric` over the jobs, and its standard error (nan for one job)."""
+    values = [child.metrics[metric] for child in group]
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), error
+
+
+def table(found: Sequence[Child], objective: Sequence[str], lower: bool | None = None) -> list[dict[str, Any]]:
     """Return a row per setting with mean and spread over its seeds, sorted by the first objective, best first."""
-    return seeds.table(found, list(dict.fromkeys([*objective, *ALSO])))
+    rows = seeds.table(found, list(dict.fromkeys([*objective, *ALSO])), lower)
+    for group in seeds.grouped(found):
+        setting = seeds.setting(group[0])
+        if reasons := [_failure(child) for child in group if child.reason]:
+            row = next(row for row in rows if {key: row.get(key) for key in setting} == setting)
+            row["failed"] = "; ".join(dict.fromkeys(reasons))
+    return rows
+
+
+def _failure(child: Child) -> str:
+    return f"seed {child.varied[SEED]}: {child.reason}" if SEED in child.varied else child.reason
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -81,38 +106,6 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [[re.sub(r"\s+", " ", cell.replace("|", r"\|")) for cell in line] for line in cells]
     lines.insert(1, ["---"] * len(columns))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str], comment: str) -> str:
-    """Return a job as the text of an experiment file: its options, and the values that differ from their defaults.
-
-    `config` is the config of the multirun. Run the job with `snnexp --config-dir FOLDER experiment=NAME`, where
-    FOLDER/experiment/NAME.yaml has this text.
-    """
-    job = loader.load_sweep_config(config, list(overrides))
-    groups = {key.split("@")[0]: value for key, value in job.hydra.runtime.choices.items()}
-    own = [group for group in groups if not group.startswith("hydra/") and group not in ("sweep", "experiment")]
-    options = {group: str(groups[group]) for group in own if groups[group] is not None}
-    chosen = [f"{group}={option}" for group, option in options.items()]
-    plain = loader.load_configuration(
-        config_name=str(config.hydra.job.config_name), overrides=chosen, run_mode=RunMode.RUN, from_shell=False
-    )
-    there, wanted = (flatten(without_hydra(made, resolve=False)) for made in (plain, job))
-    values: dict[str, Any] = {}
-    for key, value in wanted.items():
-        if key not in there or there[key] != value:
-            *path, last = key.split(".")
-            reduce(lambda node, part: node.setdefault(part, {}), path, values)[last] = value
-    defaults = {"defaults": [{f"override /{group}": option} for group, option in options.items()]}
-    text = yaml.safe_dump(defaults, sort_keys=False)
-    text += yaml.safe_dump(masked(values), sort_keys=False) if values else ""
-    return f"# @package _global_\n# {comment}\n{text}"
-
-
-def write_experiment(folder: Path, name: str, text: str) -> None:
-    """Write an experiment file where `--config-dir FOLDER` finds it."""
-    (folder / "experiment").mkdir(exist_ok=True)
-    replace(folder / "experiment" / f"{name}.yaml", text)
 
 
 def figure(found: Sequence[Child], metric: str) -> Figure:

@@ -18,6 +18,7 @@ from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.task.base import Task
 from snnexp.training import Metrics, load_checkpoint
+from snnexp.trial.place import told_all
 from snnexp.trust import check_targets
 
 
@@ -45,8 +46,8 @@ def _settings(folder: Path) -> list[Setting]:
     from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
 
     groups: dict[str, list[tuple[dict[str, Any], Path]]] = {}
-    for job in sorted(folder.glob("*/job.json")):
-        run = job.parent / (read_json(job) or {})["folder"]
+    for job, _ in sorted(told_all(folder), key=lambda job: job[0]):
+        run = job / (read_json(job / "job.json") or {"folder": "."})["folder"]
         if (run / "result.json").exists() and (run / "last.pt").exists():
             config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
             check_targets(config["surrogate"], SurrogateFunctionBase, str(run / "config.yaml"))

@@ -17,7 +17,7 @@ from snnexp.report.document import Figure, Link, Section
 from snnexp.session import Session
 from snnexp.task.base import Task
 from snnexp.task.ui import checked_port
-from snnexp.tracking import PARENT_TAG, Store, Stored
+from snnexp.tracking import Store, Stored
 from snnexp.training import Metrics
 
 NAME = r"[\w.+-]+"  # of a file
@@ -83,9 +83,10 @@ def _experiments(store: Store, asked: Sequence[str]) -> list[str]:
 
 def _chosen(store: Store, names: Sequence[str], sweep: str | None, filter: str | None) -> list[Stored]:
     """Return the runs to report on, oldest first."""
-    runs = store.runs(names, filter or "")
+    found = store.runs(names, filter or "")
+    runs = [run for run in found if run.tags.get("task") != "trial"]  # their seeds are reported
     if sweep:
-        runs = [run for run in runs if sweep in (run.run_id, run.tags.get(PARENT_TAG))]
+        runs = [run for run in runs if sweep in (run.run_id, run.parent)]
     if not runs:
         asked = [f"task.sweep={sweep}"] * bool(sweep) + [f"task.filter={filter}"] * bool(filter)
         raise UserError(f"no run to report on in {', '.join(names)}{': ' * bool(asked)}{', '.join(asked)}")

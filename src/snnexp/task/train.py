@@ -23,7 +23,7 @@ from snnexp.task.base import Task
 from snnexp.terminal import EpochBar, quiet
 from snnexp.timefold import TimeFold
 from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load_checkpoint
-from snnexp.trial.reporter import prune
+from snnexp.trial.reporter import compared, prune
 
 SPIKES = "val/spikes_per_sample"  # of all sites together, at the best epoch
 AT_T = "val/accuracy_T"  # with the output averaged over the first T steps, at the best epoch
@@ -76,7 +76,10 @@ def _train(fabric: Fabric, task: Train, session: Session, record: Record) -> Met
             record.tracker.flush()
 
     start = time.monotonic()
-    measure = partial(task.measured, session, net, fabric.device)
+
+    def measure() -> Metrics:
+        return task.measured(session, net, fabric.device) | _for_pruner(session, net, fabric.device)
+
     progress = train_network(fabric, session, net, record.folder, on_epoch, prune, measure)
     on_epoch(progress)
     if progress.pruned:
@@ -89,6 +92,17 @@ def _train(fabric: Fabric, task: Train, session: Session, record: Record) -> Met
     for rows in list(tables.values())[:1]:
         record.show("after the last epoch", [row for row in rows if row["epoch"] == rows[-1]["epoch"]])
     return _finish(session, record, data, net, progress, fabric.device) | {"seconds": seconds}
+
+
+def _for_pruner(session: Session, net: TimeFold, device: torch.device) -> Metrics:
+    """Measure the objectives that are otherwise known only at the end, if a pruner compares them after each epoch."""
+    late = [name for name in compared() if name == SPIKES or name.startswith(AT_T)]
+    if not late:
+        return {}
+    data = session.data
+    val = evaluate(net, data.val, session.loss, session.trainer.eval_batch_size, device, len(data.classes))
+    values = {SPIKES: val.spikes} | {f"{AT_T}{t}": accuracy for t, accuracy in enumerate(val.accuracy_t, 1)}
+    return {name: values[name] for name in late}
 
 
 def train_network(

@@ -3,10 +3,10 @@
 `base` has the protocol of a tracker, `writer` sends runs to MLflow, `reader` reads them back, `client` connects.
 """
 
-from snnexp.tracking.base import KEY_TAG, PARENT_TAG, STATUS_TAG, WEIGHTS, Nothing, Status, Tracker
+from snnexp.tracking.base import KEY_TAG, PARENT_TAG, STATUS_TAG, SWEEP_TAG, WEIGHTS, Nothing, Status, Tracker
 from snnexp.tracking.client import ENVIRONMENT, Unreachable, for_mlflow, preload
 from snnexp.tracking.reader import Store, Stored, kept
 from snnexp.tracking.writer import MLflow
 
-__all__ = ["KEY_TAG", "PARENT_TAG", "STATUS_TAG", "WEIGHTS", "Nothing", "Status", "Tracker"]
+__all__ = ["KEY_TAG", "PARENT_TAG", "STATUS_TAG", "SWEEP_TAG", "WEIGHTS", "Nothing", "Status", "Tracker"]
 __all__ += ["ENVIRONMENT", "MLflow", "Store", "Stored", "Unreachable", "for_mlflow", "kept", "preload"]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED", "PRUNED"]
 KEY_TAG, STATUS_TAG, PARENT_TAG = "snnexp.key", "status", "mlflow.parentRunId"
+BY_KEY = "snnexp.key="  # begins the `link` to a run whose id is not known yet
+SWEEP_TAG = "snnexp.sweep"  # of a run that is nested in that of a trial: the run id of the sweep
 WEIGHTS = "best.pt"
 
 
@@ -21,21 +23,25 @@ class Tracker(Protocol):
 
     @property
     def run_id(self) -> str | None:
-        """The id of the run in MLflow."""
+        """The id of the run in MLflow; None until the store was reached."""
+
+    @property
+    def link(self) -> str | None:
+        """The `parent` for runs nested in this one: its id or, until the store was reached, BY_KEY and its key."""
 
     @property
     def place(self) -> str:
         """The place where the user finds the run, as text."""
 
     def check(self) -> None:
-        """Raise UserError if results could not be sent. Called before anything slow begins."""
+        """Raise UserError if results could never be sent. Called before anything slow begins."""
 
     def start(
         self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str], parent: str | None = None
     ) -> None:
-        """Begin or resume the run that belongs to `run_dir`; `parent` is the run id of a sweep.
+        """Begin or resume the run that belongs to `run_dir`; `parent` is the link to that of its sweep.
 
-        Raises UserError if the store cannot be reached.
+        If the store is unavailable, the run begins in `run_dir` only. Raises UserError if the store refuses it.
         """
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -67,6 +73,7 @@ class Nothing:
     """The tracker of `tracking=none`: it discards everything."""
 
     run_id: str | None = None
+    link: str | None = None
     place = "nowhere (tracking=none)"
 
     def check(self) -> None: ...

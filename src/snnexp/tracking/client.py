@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from snnexp.address import database, with_driver
-from snnexp.errors import UserError
+from snnexp.errors import Outage, UserError
 from snnexp.masking import masked
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def relocated(uri: str, artifacts: str) -> Path | None:
     )
 
 
-class Unreachable(UserError):
+class Unreachable(Outage):
     """Raised if a store cannot be reached or a request to it fails."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from snnexp.address import database
 from snnexp.errors import InvalidValue, UserError
-from snnexp.tracking.base import PARENT_TAG, STATUS_TAG, Tracker
+from snnexp.tracking.base import PARENT_TAG, STATUS_TAG, SWEEP_TAG, Tracker
 from snnexp.tracking.client import connect, reason, relocated, unreachable
 from snnexp.tracking.writer import MLflow
 
@@ -31,7 +31,7 @@ class Stored:
     @property
     def parent(self) -> str | None:
         """The run id of the sweep that the run belongs to."""
-        return self.tags.get(PARENT_TAG)
+        return self.tags.get(SWEEP_TAG) or self.tags.get(PARENT_TAG)
 
 
 class Store:

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import shutil
-import socket
 import sys
 import time
 import warnings
@@ -20,18 +19,20 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from snnexp.address import alone, checked_uri, creating, database, sqlite, with_driver
 from snnexp.errors import UserError
 from snnexp.files import odd
 from snnexp.journal import JOURNAL, Journal
+from snnexp.lock import Held
 from snnexp.masking import masked
-from snnexp.tracking.base import KEY_TAG, PARENT_TAG, STATUS_TAG, WEIGHTS, Status
+from snnexp.tracking.base import BY_KEY, KEY_TAG, PARENT_TAG, STATUS_TAG, WEIGHTS, Status
 from snnexp.tracking.client import active_run, connect, preload, reason, relocated, shortened, unreachable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import RunTag
     from torch import nn
 
 log = logging.getLogger(__name__)
@@ -61,13 +62,6 @@ class MLflow:
         return self.__dict__ | {"_client": None}
 
     def check(self) -> None:
-        if self.given and self.given.startswith("http"):
-            server = urlsplit(self.given)
-            try:
-                port = server.port or {"http": 80, "https": 443}[server.scheme]
-                socket.create_connection((str(server.hostname), port), timeout=10).close()
-            except OSError as error:
-                raise unreachable(self.given, error) from error
         with_driver(self.store)
 
     def start(
@@ -77,14 +71,23 @@ class MLflow:
         journal.mend()
         journal.address(self.store, self.experiment)
         tags = {**tags, KEY_TAG: journal.state["key"]} | ({PARENT_TAG: parent} if parent else {})
+        self.run_id, self.place = None, f"{masked(self.store)} (not sent yet: see task=sync)"
+        begin, before = time.monotonic(), sys.exception()
         try:
             self._connect(journal)
-            sent = {_key(k): shortened(masked(str(v)), PARAM_LENGTH) for k, v in params.items()}
-            journal.append(name=name, params=sent, tags={_key(k): shortened(v, TAG_LENGTH) for k, v in tags.items()})
-            self._send(journal)
         except Exception as error:
-            self._journal = None
-            raise unreachable(self.store, error) from error
+            if isinstance(error, UserError) and not isinstance(error, Held):  # only the user can change this
+                self._journal = None
+                raise
+            self._unavailable(journal, error, begin, before)
+        sent = {_key(k): shortened(masked(str(v)), PARAM_LENGTH) for k, v in params.items()}
+        journal.append(name=name, params=sent, tags={_key(k): shortened(v, TAG_LENGTH) for k, v in tags.items()})
+        if not self._away:
+            self._try_to_send(journal)
+
+    @property
+    def link(self) -> str | None:
+        return self.run_id or (f"{BY_KEY}{self._journal.state['key']}" if self._journal else None)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         journal = self._started()
@@ -203,17 +206,21 @@ class MLflow:
         try:
             self._send(journal)
         except Exception as error:
-            now = time.monotonic()
-            self._client, self._retry_at = None, now + max(RETRY_AFTER, RETRY_SHARE * (now - begin))
-            if not self._away:
-                kept = f"The run continues; results are kept in {journal.folder} and sent later."
-                log.warning("MLflow is unavailable (%s). %s", reason(error, before), kept)
-            self._away = True
+            self._unavailable(journal, error, begin, before)
             return False
         if self._away:
             log.warning("MLflow is available again; everything has been sent.")
         self._away = False
         return True
+
+    def _unavailable(self, journal: Journal, error: Exception, begin: float, before: BaseException | None) -> None:
+        """Note that the store is away, and tell the user once; the attempt that failed began at `begin`."""
+        now = time.monotonic()
+        self._client, self._retry_at = None, now + max(RETRY_AFTER, RETRY_SHARE * (now - begin))
+        if not self._away:
+            kept = f"results are kept in {journal.folder} and sent to {masked(self.store)} later."
+            log.warning("MLflow is unavailable (%s). The run continues; %s", reason(error, before), kept)
+        self._away = True
 
     def _send(self, journal: Journal) -> None:
         client = self._client or self._connect(journal)
@@ -234,8 +241,7 @@ class MLflow:
             if run and run.data.tags.get(KEY_TAG) != key:  # somebody else's run: the state was changed
                 run = None
             if run is None:  # it may still exist: a process can be killed before it notes the id
-                found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
-                run = found[0] if found else client.create_run(experiment, tags={KEY_TAG: key})
+                run = _run_of(client, experiment, key)
                 journal.note(run_id=run.info.run_id, sent=0)
         self._client, self.run_id = client, run.info.run_id
         where = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
@@ -268,6 +274,23 @@ class MLflow:
         return str(experiment.experiment_id)
 
 
+def _run_of(client: MlflowClient, experiment: str, key: str) -> Any:
+    """Return the run that has this key, created if it does not exist."""
+    found = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    return found[0] if found else client.create_run(experiment, tags={KEY_TAG: key})
+
+
+def _linked(client: MlflowClient, run: Any, tags: Mapping[str, str]) -> list[RunTag]:
+    """Return the tags of a run; a link by key becomes the id of that run, which is created if it does not exist."""
+    from mlflow.entities import RunTag
+
+    def known(value: str) -> str:
+        key = value.removeprefix(BY_KEY)
+        return value if key == value else str(_run_of(client, run.info.experiment_id, key).info.run_id)
+
+    return [RunTag(name, known(value)) for name, value in tags.items()]
+
+
 def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict[str, Any]]) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
@@ -280,9 +303,9 @@ def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict
             continue  # a sweep that another process has resumed and finished
         if "name" in r:
             client.update_run(run_id, status="RUNNING", name=r["name"])
-            there = client.get_run(run_id).data.params  # MLflow refuses to change a parameter
-            params = [Param(k, v) for k, v in r["params"].items() if k not in there]
-            tags = [RunTag(k, v) for k, v in r["tags"].items()]
+            run = client.get_run(run_id)  # MLflow refuses to change a parameter
+            params = [Param(k, v) for k, v in r["params"].items() if k not in run.data.params]
+            tags = _linked(client, run, r["tags"])
             for i in range(0, max(len(params), 1), PARAMS):
                 client.log_batch(run_id, params=params[i : i + PARAMS], tags=tags)
         elif "tags" in r:

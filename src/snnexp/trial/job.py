@@ -17,19 +17,27 @@ VARIABLE = "SNNEXP_SWEEP"
 
 @dataclass(frozen=True)
 class Address:
-    """The place of a trial (storage, study, and id in that storage), its pruner, and the metrics of its objective."""
+    """The place of a trial (storage, study, and id in that storage), its pruner, and the metrics of its objective.
+
+    `outcome` is the attribute of the trial that receives the outcome of this job; if the job `reports`, the pruner sees
+    its epochs. Both matter for a trial of several seeds, which has a job for each. `wait` is the longest time in
+    seconds to wait for the storage.
+    """
 
     storage: str
     study: str
     id: int
     pruner: Mapping[str, Any] | None
     objective: str | list[str]
+    outcome: str = "outcome"
+    reports: bool = True
+    wait: float = 0.0
 
 
 @dataclass(frozen=True)
 class Job:
     """A job: `parent` is the MLflow run of its sweep, `varied` are the keys in which jobs differ, `quiet` is true if
-    several jobs share a terminal, and `trial` is set in a study.
+    several jobs share a terminal, `trial` is set in a study, and `sweep` is the folder of the sweep.
     """
 
     parent: str | None = None
@@ -38,6 +46,7 @@ class Job:
     tags: Mapping[str, str] = field(default_factory=dict)
     quiet: bool = False
     trial: Address | None = None
+    sweep: str | None = None
 
     @classmethod
     def current(cls) -> Self | None:

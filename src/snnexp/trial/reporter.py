@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from snnexp.config import listed
 from snnexp.errors import UserError
 from snnexp.trial.job import Address, Job
 
@@ -20,28 +21,46 @@ class Reporter:
 
         Raises UserError if there is a pruner but the objective is not a metric of an epoch.
         """
-        metric = self.address.objective
-        if not isinstance(metric, str):  # Optuna cannot prune by several objectives
-            return False
-        if metric not in history[-1]:
+        metrics = listed(self.address.objective)
+        if missing := [metric for metric in metrics if metric not in history[-1]]:
             if self.address.pruner is None:
                 return False
             raise UserError(
-                f"a pruner needs the objective after every epoch, and {metric} is known only at the end: "
+                f"a pruner needs the objective after every epoch, and {missing[0]} is known only at the end: "
                 f"use one of {', '.join(sorted(history[-1]))}, or hydra.sweeper.pruner=null"
             )
         with self.exclusive(self.address.storage):
             for epoch in range(self.told, len(history)):
-                self.trial.report(history[epoch][metric], epoch + 1)
+                self._report(epoch + 1, [history[epoch][metric] for metric in metrics])
             self.told = len(history)
+            return self._judged()
+
+    def _report(self, epoch: int, values: list[float]) -> None:
+        if isinstance(self.address.objective, str):
+            self.trial.report(values[0], epoch)
+        elif self.address.pruner:  # Optuna takes no reports of several objectives
+            from snnexp.trial.dominated import EPOCH
+
+            self.trial.set_user_attr(f"{EPOCH}{epoch}", values)
+
+    def _judged(self) -> bool:
+        if isinstance(self.address.objective, str):
             return self.trial.should_prune()
+        study = self.trial.study
+        return study.pruner.prune(study, study._storage.get_trial(self.trial._trial_id))
+
+
+def compared() -> list[str]:
+    """Return the metrics that the pruner of this process's trial compares after each epoch; none without a pruner."""
+    job = Job.current()
+    return listed(job.trial.objective) if job and job.trial and job.trial.pruner and job.trial.reports else []
 
 
 def prune(history: Sequence[Mapping[str, float]]) -> bool:
     """Return whether the trial of this process should stop, given its `history` (a dict per epoch) so far."""
     global _reporter
     job = Job.current()
-    if job is None or job.trial is None:
+    if job is None or job.trial is None or not job.trial.reports:
         return False
     if _reporter is None or _reporter.address != job.trial:
         _reporter = Reporter(job.trial)

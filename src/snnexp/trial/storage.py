@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from snnexp.errors import InvalidValue, UserError
 from snnexp.lock import locked
 from snnexp.masking import masked
 from snnexp.trial.job import Address
+from snnexp.trial.outage import Patient, waited
 
 SCHEME = "journal:"
 CONNECT = {"sqlite": {"timeout": 60}, "postgresql": {"connect_timeout": 10}, "mysql": {"connect_timeout": 10}}
@@ -46,7 +47,7 @@ def _open_storage(url: str, process: int) -> BaseStorage:
         if path := file(url):
             path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(url) if path else creating(url, "study", CONNECT.get(kind(url))):
-            return _made(url)
+            return Patient(_made(url), url)  # type: ignore[no-any-return]
     except InvalidValue as error:
         raise error.told("hydra.sweeper.storage") from error
     except UserError:
@@ -85,15 +86,18 @@ def exclusive(url: str) -> Iterator[None]:
         _depth += 1
         try:
             path = file(url)
-            with locked(path.with_name(f".{path.name}.turn"), PATIENCE) if path else _advisory(url):
+            with ExitStack() as turn:
+                waited(url, lambda: turn.enter_context(_turn(url, path)))
                 yield
         finally:
             _depth -= 1
 
 
-def _advisory(url: str) -> AbstractContextManager[None]:
-    storage = open_storage(url)
-    return advisory(getattr(storage, "_backend", storage).engine, url, "sweep")  # type: ignore[union-attr]
+def _turn(url: str, path: Path | None) -> AbstractContextManager[None]:
+    if path:
+        return locked(path.with_name(f".{path.name}.turn"), PATIENCE)
+    storage: Any = open_storage(url).storage  # type: ignore[attr-defined]
+    return advisory(getattr(storage, "_backend", storage).engine, url, "sweep")
 
 
 def open_trial(address: Address) -> optuna.Trial:
@@ -108,7 +112,8 @@ def _study(url: str, name: str, pruner: str, process: int) -> optuna.Study:
     # the default sampler takes time to create, and a job never samples
     sampler = optuna.samplers.RandomSampler()
     made = instantiate(json.loads(pruner)) or optuna.pruners.NopPruner()
-    return optuna.load_study(study_name=name, storage=open_storage(url), sampler=sampler, pruner=made)
+    storage = waited(url, lambda: open_storage(url))
+    return optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=made)
 
 
 def _forked() -> None:

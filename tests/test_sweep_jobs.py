@@ -1,0 +1,108 @@
+"""The jobs of sweeps: where they are, which records they leave, and on which devices they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import Done
+from hydra_plugins.snnexp_optuna import _report
+from snnexp.callbacks import Grid
+from snnexp.lock import is_locked
+from test_sweeps import INTERVAL, TINY, app, begin, calls, runs, states, study, until_called
+from waiting import until
+
+NESTED = "hydra.sweep.subdir='jobs/${hydra.job.override_dirname}'"
+
+
+@pytest.mark.parametrize("subdir", ["hydra.sweep.subdir='job-${hydra.job.num}'", NESTED])
+def test_live_jobs_of_a_killed_parent_are_not_run_twice_whatever_their_folder(tmp_path: Path, subdir: str) -> None:
+    command = (INTERVAL, subdir, "hold=1", "hydra.sweeper.n_trials=2", "hydra.sweeper.parallel=2")
+    parent = begin(tmp_path, *command)
+    until_called(tmp_path, 2)
+    parent.kill()  # its jobs go on in joblib's workers
+    (folder,) = (tmp_path / "outputs" / "multirun").iterdir()
+    assert [is_locked(folder / ".jobs" / f"{number}.lock") for number in (0, 1)] == [True, True]
+    again = begin(tmp_path, *command)
+    parents = lambda: [name for name in study(tmp_path).user_attrs if name.startswith("parent ")]  # noqa: E731
+    until(lambda: len(parents()) == 2, "the second parent")
+    (tmp_path / "outputs" / "go").touch()
+    _, err = again.communicate()
+    assert again.returncode == 0, err
+    assert (states(study(tmp_path).trials), len(calls(tmp_path))) == ({"COMPLETE": 2}, 2)
+
+
+@pytest.mark.usefixtures("store")
+def test_a_grid_in_nested_folders_has_its_summary_and_is_resumed(snnexp: Callable[..., Done]) -> None:
+    command = ("-m", *TINY, "seed=0,1", "resume=true", NESTED)
+    done = snnexp(*command)
+    assert done.code == 0, done.err
+    (folder,) = done.outputs.glob("multirun/*/*")
+    assert len(list(folder.glob("jobs/*/result.json"))) == 2
+    assert (folder / "summary.csv").read_text().splitlines()[1].startswith("2,")
+    assert (folder / "experiment" / "best.yaml").exists()
+    assert {path.suffix for path in (folder / "figures").iterdir()} == {".png"}
+    again = snnexp(*command)
+    assert again.out.count("this run was already finished") == 2
+
+
+def test_refused_and_diverged_jobs_stand_in_the_table_with_their_reasons(snnexp: Callable[..., Done]) -> None:
+    done = snnexp("-m", *TINY, "tracking=none", "neuron.threshold=1,-1", "seed=0,1")
+    assert done.code == 1
+    (folder,) = done.outputs.glob("multirun/*/*")
+    rows = [line.split(",") for line in (folder / "summary.csv").read_text().splitlines()]
+    assert rows[0][:2] == ["neuron.threshold", "n"]
+    assert rows[0][-1] == "failed"
+    assert [row[:2] for row in rows[1:]] == [["1", "2"], ["-1", "0"]]
+    assert "seed 0: neuron.threshold=-1 is not allowed" in (folder / "summary.csv").read_text()
+
+
+@pytest.mark.usefixtures("store")
+def test_a_grid_that_was_killed_is_one_run_with_all_its_jobs(
+    snnexp: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Grid, "close", lambda *_: setattr(Grid, "open", None))  # a killed parent closes nothing
+        assert snnexp("-m", *TINY, "seed=0,1", "resume=true").code == 0
+    done = snnexp("-m", *TINY, "seed=0,1,2", "resume=true")
+    assert done.code == 0, done.err
+    (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs(done) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(run.info.run_name for run in children) == ["seed=0", "seed=1", "seed=2"]
+    assert parent.info.status == "FINISHED"
+    last = max(done.outputs.glob("multirun/*/*/summary.csv"), key=lambda path: path.stat().st_mtime)
+    assert last.read_text().splitlines()[1].startswith("3,")
+
+
+@pytest.mark.usefixtures("store")
+def test_a_trial_is_not_pruned_after_its_last_epoch_and_an_extended_study_shows_its_new_number(
+    snnexp: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_report, "_figures", lambda study, names, folder: None)
+    pruner = "hydra.sweeper.pruner={_target_:optuna.pruners.ThresholdPruner,lower:2}"  # prunes whatever it is asked
+    for n in (1, 2):
+        done = snnexp("-m", *TINY, "neuron.threshold=interval(0.5,2)", pruner, f"hydra.sweeper.n_trials={n}")
+        assert done.code == 0, done.err
+    assert states(study(done.outputs.parent).trials) == {"COMPLETE": 2}
+    (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.data.tags["n_trials"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "told"),
+    [
+        (
+            "GridSampler,search_space:{y:[1]}",
+            "sampler=GridSampler cannot be used with this space: The parameter name, x,",
+        ),
+        ("CmaEsSampler,x0:{y:1}", "sampler=CmaEsSampler cannot be used with this space: "),
+    ],
+)
+def test_what_a_sampler_refuses_is_told_before_the_first_trial(tmp_path: Path, sampler: str, told: str) -> None:
+    given = f"hydra.sweeper.sampler={{_target_:optuna.samplers.{sampler}}}"
+    done = app(tmp_path, INTERVAL, given, "hydra.sweeper.n_trials=9", check=False)
+    assert (done.code, told in done.err, "Traceback" in done.err) == (1, True, False), done.err
+    assert not (tmp_path / "outputs" / "optuna.db").exists()
