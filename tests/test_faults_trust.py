@@ -23,6 +23,7 @@ from snnexp.report import html, markdown
 from snnexp.report.document import Link, Name, Paragraph, Section, Table
 from snnexp.report.lab import Lab, lab
 from snnexp.sweep import summary
+from snnexp.sweep.command import _trust
 from snnexp.task.compare_surrogates import _settings
 from snnexp.trust import allowed, check_targets, guard
 
@@ -249,3 +250,11 @@ def test_the_command_refuses_a_file_but_not_its_own_line(snnexp: Callable[..., D
     assert "Traceback" not in done.err
     done = snnexp("dataset=digits", "timesteps=2", "model=custom", "model._target_=joblib.load", "tracking=none")
     assert "model (joblib.load) cannot be made" in done.err
+
+
+def test_the_printed_command_trusts_what_was_trusted_on_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        loaded(tmp_path, "experiment/best", "# @package _global_\nmodel: {_target_: joblib.load}")
+    assert _trust(tmp_path, "best") == {"SNNEXP_TRUSTED": str(tmp_path)}
+    assert loaded(tmp_path, "experiment/best", "# @package _global_\nseed: 1")
+    assert _trust(tmp_path, "best") == {}

@@ -62,6 +62,12 @@ def guard() -> None:
     FileConfigSource.load_config = checked  # type: ignore[method-assign]
 
 
+def check_file(folder: Path, name: str) -> None:
+    """Raise UserError if FOLDER/NAME.yaml is not allowed as a configuration file from outside snnexp."""
+    guard()
+    FileConfigSource(provider="check", path=str(folder)).load_config(name)
+
+
 def check_targets(config: Any, kind: type, source: str) -> None:
     """Raise UserError unless `config` (plain containers) of the file `source` may be instantiated.
 

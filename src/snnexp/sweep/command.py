@@ -9,17 +9,21 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from snnexp.config import conf_dir, quoted
+from snnexp.errors import UserError
 from snnexp.masking import masked
 from snnexp.trial.job import VARIABLE
+from snnexp.trust import TRUSTED, check_file
 
 
-def command(arguments: Sequence[str]) -> str:
+def command(arguments: Sequence[str], **variables: str) -> str:
     """Return `snnexp ARGUMENTS` as a line for a shell, with the folder and the environment of this process.
+
+    `variables` are added to the environment.
 
     Relative paths in the configuration, and packages found by PYTHONPATH, are looked up from that folder.
     """
-    names = sorted(name for name in os.environ if name == "PYTHONPATH" or name.startswith("SNNEXP_"))
-    kept = [f"{name}={shlex.quote(os.environ[name])}" for name in names if name != VARIABLE]
+    own = {name: value for name, value in os.environ.items() if name == "PYTHONPATH" or name.startswith("SNNEXP_")}
+    kept = [f"{k}={shlex.quote(masked(value))}" for k, value in sorted({**own, **variables}.items()) if k != VARIABLE]
     line = " ".join([*kept, shlex.join(["snnexp", *masked(list(arguments))])])
     return f"(cd {shlex.quote(str(Path.cwd()))} && {line})"
 
@@ -39,4 +43,13 @@ def experiment_command(config: DictConfig, folder: Path, name: str) -> str:
         arguments += ["--config-name", str(config.hydra.job.config_name)]
     plain = ",".join(path if re.fullmatch(r"[\w:/.-]+", path) else quoted(path) for path in own)
     arguments += [f"hydra.searchpath=[{plain}]"] * bool(own)
-    return command([*arguments, f"experiment={name}"])
+    return command([*arguments, f"experiment={name}"], **_trust(folder, name))
+
+
+def _trust(folder: Path, name: str) -> dict[str, str]:
+    """Return what makes the experiment loadable if it names code that was trusted on the command line alone."""
+    try:
+        check_file(folder, f"experiment/{name}")
+    except UserError:
+        return {TRUSTED: ",".join(filter(None, [os.environ.get(TRUSTED), str(folder)]))}
+    return {}
