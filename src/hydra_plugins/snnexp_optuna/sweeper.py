@@ -47,6 +47,8 @@ class StudyConf:
     pruner: Any = None
     # number of simultaneous trials; null: n_jobs of the joblib launcher, 1 with other launchers
     parallel: int | None = None
+    # a GPU for each job on this machine: a number of GPUs, or a list of them; null: all jobs see all GPUs
+    gpus: Any = None
     # seconds after which no new trial begins
     timeout: float | None = None
     # no new trial begins once a trial has reached this value of the objective (a list for several; null: any value)
@@ -82,6 +84,7 @@ class StudySweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Create the launcher; simultaneous jobs need joblib unless another launcher is chosen."""
         from hydra_plugins.snnexp_optuna._compose import composing_once
+        from hydra_plugins.snnexp_optuna._devices import gpus_of
         from hydra_plugins.snnexp_optuna._job import Work
 
         self._replace_parts(config)
@@ -99,8 +102,13 @@ class StudySweeper(Sweeper):
         if isolate is None:
             study = self.settings["n_trials"] is not None
             isolate = launcher._target_ == JOBLIB or (study and launcher._target_ == BASIC)
+        gpus = gpus_of(self.settings["gpus"])
+        if gpus and launcher._target_ not in (BASIC, JOBLIB):
+            raise UserError("hydra.sweeper.gpus is for jobs on this machine: on a cluster, use hydra.launcher.*")
+        if gpus and not isolate and launcher._target_ == JOBLIB:
+            raise UserError("hydra.sweeper.gpus needs a process for each job: leave out hydra.sweeper.isolate=false")
         self.settings["outlives"] = launcher._target_ != BASIC  # its jobs may outlive this process
-        work = Work(task_function, isolate, self.settings["outlives"])
+        work = Work(task_function, isolate, self.settings["outlives"], gpus)
         self.hydra_context, self.config = composing_once(hydra_context), config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.hydra_context, task_function=work, config=config
