@@ -53,7 +53,10 @@ def guard() -> None:
 
     @wraps(load)
     def checked(self: FileConfigSource, config_path: str) -> ConfigResult:
-        result = load(self, config_path)
+        try:
+            result = load(self, config_path)
+        except ValueError as error:  # of its header
+            raise UserError(f"{Path(self.path) / config_path}: {error}; a header line is # @KEY VALUE") from error
         folder = Path(self.path).resolve()
         if not any(folder.is_relative_to(known) for known in (Path(conf_dir()).resolve(), *_trusted()[1])):
             _check_file(folder, Path(config_path).with_suffix(".yaml"), result)

@@ -20,6 +20,9 @@ from optuna.trial import Trial
 from snnexp.config import quoted
 from snnexp.errors import UserError
 
+EACH = ".*"  # of a key of the space: all parameters of a group for which the file of the chosen option has a range
+Own = Callable[[str, str], Mapping[str, str]]  # a group and its option: {parameter: range}
+
 
 @dataclass(frozen=True)
 class Dimension:
@@ -118,11 +121,16 @@ class Space:
 
 
 def space(
-    given: Mapping[str, Any], overrides: Sequence[Override], parser: OverridesParser, context: Callable[[str], str]
+    given: Mapping[str, Any],
+    overrides: Sequence[Override],
+    parser: OverridesParser,
+    context: Callable[[str], str],
+    own: Own,
 ) -> tuple[Space, list[str]]:
     """Return the space of a sweep's YAML (`given`) and command line (`overrides`), and the overrides of every job.
 
     The command line has precedence: a range replaces that of the YAML, a plain value removes the key from the space.
+    `GROUP.*: own` stands for the ranges that the files of the group's options give (`own`).
     Raises UserError for a range that is malformed or empty, needs the logarithm of 0, or names a value twice.
     """
     ranges: dict[str, Any] = {_bare(str(key)): (str(key), value) for key, value in given.items()}
@@ -143,10 +151,30 @@ def space(
     def known(key: str) -> str:
         return values[key] if key in values else context(key)
 
+    def options(group: str) -> list[str]:
+        """Return the options of a group that are sampled; [] if it is not."""
+        return list(map(str, _dimension(ranges[group][0], ranges[group][1], parser).labels)) if group in ranges else []
+
+    for every in [key for key in ranges if key.endswith(EACH)]:
+        if ranges[every][1] != "own":
+            raise UserError(f"space: {every}={ranges[every][1]} is not allowed: it must be own")
+        group = every.removesuffix(EACH)
+        found = _own_ranges(group, options(group), "" if group in ranges else known(group), own)
+        del ranges[every]
+        ranges |= {key: (key, value) for key, value in found.items() if key not in {**ranges, **values}}
     dimensions = _ordered([d for key, value in ranges.values() for d in _dimensions(key, value, parser)])
-    if not dimensions:
-        raise UserError("this sweep has no search space: give a range, e.g. surrogate.alpha='interval(0.5,4)'")
     return Space(tuple(dimensions), known), list(fixed.values())
+
+
+def _own_ranges(group: str, options: Sequence[str], now: str, own: Own) -> dict[str, Any]:
+    """Return the ranges in the files of these options, as conditions, or else those in the file of the option `now`."""
+    if not options:
+        return {f"{group}.{name}": text for name, text in own(group, now).items()}
+    found: dict[str, dict[str, list[str]]] = {}
+    for option in options:
+        for name, text in own(group, option).items():
+            found.setdefault(f"{group}.{name}", {}).setdefault(text, []).append(option)
+    return {key: {group: {",".join(names): text for text, names in texts.items()}} for key, texts in found.items()}
 
 
 def _ordered(dimensions: Sequence[Dimension]) -> list[Dimension]:
