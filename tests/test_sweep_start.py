@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from conftest import SMALL, Done
 from hydra_plugins.snnexp_optuna import _report  # after conftest, in which Hydra finds its plugins
+from test_sweeps import app, calls, study
 
 TINY = (*SMALL, "trainer.epochs=1", "model.hidden=8", "timesteps=2", "hydra.sweeper.pruner=null")
 
@@ -45,3 +47,43 @@ def test_an_own_surrogate_is_swept_by_name_in_the_range_of_its_file(
     assert spaced.code == 1
     assert "Traceback" not in spaced.err
     assert "interval(6, 7)" in spaced.err
+
+
+def test_a_grid_in_yaml_with_values_that_belong_together(snnexp: Callable[..., Done]) -> None:
+    tiny = [text for text in TINY if "pruner" not in text]
+    done = snnexp("-m", *tiny, "+sweep=surrogate_lab", "seed=0", "tracking=none")
+    assert done.code == 0, done.err
+    (table,) = done.outputs.glob("multirun/*/*/summary.csv")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    found = {(row["surrogate"], float(row["surrogate.alpha"])) for row in rows}
+    assert found == {("sigmoid", 4.0), ("atan", 2.0), ("sine", 1.0), ("power", 0.5)}
+    assert len(list(done.outputs.glob("multirun/*/*/*/result.json"))) == 4
+
+
+PAIRS = """# @package _global_
+hydra:
+  sweeper:
+    space:
+      x,y: [[1, 2], [3, 4]]
+      text: choice(a, b)
+      noise:
+        x:
+          3: choice(5, 6)
+"""
+
+
+def test_pairs_are_one_parameter_of_a_study_or_grid(tmp_path: Path) -> None:
+    file = tmp_path / "sweep" / "pairs.yaml"
+    file.parent.mkdir()
+    file.write_text(PAIRS)
+    begun = (f"hydra.searchpath=[file://{tmp_path}]", "+sweep=pairs")
+    app(tmp_path, *begun)
+    assert sorted(calls(tmp_path)) == [*(f"1 plain '{t}'" for t in "ab"), *(f"3 plain '{t}'" for t in "aabb")]
+    app(tmp_path, *begun, "x=2", "y=choice(0,1)", "text=c")
+    assert calls(tmp_path)[6:] == ["2 plain 'c'"] * 2
+    sampler = "hydra.sweeper.sampler={_target_:optuna.samplers.BruteForceSampler}"
+    app(tmp_path, *begun, "hydra.sweeper.n_trials=9", sampler)
+    assert sorted(trial.value for trial in study(tmp_path).trials) == [-5, -5, -5, -5, -3, -3]
+    file.write_text(PAIRS.replace("[3, 4]", "[3]"))
+    done = app(tmp_path, *begun, check=False)
+    assert "space: x,y=[[1, 2], [3]] is not allowed: 2 keys together need a list of lists of 2 values" in done.err

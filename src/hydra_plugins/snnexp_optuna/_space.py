@@ -28,12 +28,20 @@ Own = Callable[[str, str], Mapping[str, str]]  # a group and its option: {parame
 class Dimension:
     """A parameter of the space. `labels` maps each choice of a categorical to its override text; `when` is another
     key and its values for which this parameter is sampled.
+
+    A key with commas stands for several keys whose values belong together; `rows` maps its choices to these values.
     """
 
     key: str
     distribution: BaseDistribution
     labels: Mapping[Any, str] = field(default_factory=dict)
     when: tuple[str, tuple[str, ...]] | None = None
+    rows: Mapping[Any, Sequence[Any]] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that it sets, without a leading + or ~."""
+        return [_bare(key) for key in _split(self.key)]
 
     @property
     def name(self) -> str:
@@ -44,9 +52,15 @@ class Dimension:
         named = values if len(values) <= 3 else (*values[:2], "...")  # it appears in figures
         return f"{_bare(self.key)} ({other}={','.join(named)})"
 
-    def text(self, value: Any) -> str:
-        """Return the override that sets this value."""
-        return f"{self.key}={self.labels[value] if self.labels else quoted(value)}"
+    def values(self, value: Any) -> dict[str, str]:
+        """Return {key: value as text}."""
+        return dict(zip(self.keys, map(str, self.rows[value] if self.rows else [value]), strict=True))
+
+    def texts(self, value: Any) -> list[str]:
+        """Return the overrides that set this value."""
+        if self.rows:
+            return [f"{key}={quoted(part)}" for key, part in zip(_split(self.key), self.rows[value], strict=True)]
+        return [f"{self.key}={self.labels[value] if self.labels else quoted(value)}"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,7 @@ class Space:
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """Return the overrides that give a job these values."""
-        return [d.text(params[d.name]) for d in self.dimensions if d.name in params]
+        return [text for d in self.dimensions if d.name in params for text in d.texts(params[d.name])]
 
     def shown(self, params: Mapping[str, Any]) -> str:
         """Return the values as a short text, for the name of a run."""
@@ -76,8 +90,10 @@ class Space:
         for d in self.dimensions:
             other, allowed = d.when or ("", ())
             for value in d.labels or [_lowest(d.distribution)]:
-                parents = [o for o in self.dimensions if _bare(o.key) == other]
-                forced = {d.name: value} | {o.name: v for o in parents for v in o.labels if str(v) in allowed}
+                parents = [o for o in self.dimensions if other in o.keys]
+                forced = {d.name: value} | {
+                    o.name: v for o in parents for v in o.labels if o.values(v)[other] in allowed
+                }
                 yield self._walk(lambda o, forced=forced: forced.get(o.name, _lowest(o.distribution)))  # type: ignore[misc]
 
     def grid(self) -> dict[str, list[Any]]:
@@ -94,12 +110,30 @@ class Space:
             d, rest = left[0], left[1:]
             if d.when and not self._holds(d.when, known):
                 return count(rest, known)
-            values, key = _listed(d), _bare(d.key)
-            if key not in conditions:
+            values = _listed(d)
+            if conditions.isdisjoint(d.keys):
                 return len(values) * count(rest, known)
-            return sum(count(rest, {**known, key: str(value)}) for value in values)
+            return sum(count(rest, {**known, **d.values(value)}) for value in values)
 
         return count(self.dimensions, {})
+
+    def points(self) -> Iterator[dict[str, Any]]:
+        """Yield all points. Raises UserError for an interval, which has no list of values."""
+
+        def more(
+            left: Sequence[Dimension], known: Mapping[str, str], params: dict[str, Any]
+        ) -> Iterator[dict[str, Any]]:
+            if not left:
+                yield params
+                return
+            d, rest = left[0], left[1:]
+            if d.when and not self._holds(d.when, known):
+                yield from more(rest, known, params)
+                return
+            for value in _listed(d):
+                yield from more(rest, {**known, **d.values(value)}, {**params, d.name: value})
+
+        yield from more(self.dimensions, {}, {})
 
     def described(self) -> dict[str, str]:
         """Return the space as text, for comparison with the space of an existing study."""
@@ -116,7 +150,7 @@ class Space:
             if d.when and not self._holds(d.when, known):
                 continue
             params[d.name] = value(d)
-            known[_bare(d.key)] = str(params[d.name])
+            known |= d.values(params[d.name])
         return params
 
 
@@ -138,6 +172,8 @@ def space(
     values: dict[str, str] = {}
     for o in overrides:
         key = _bare(o.get_key_element())
+        for together in [name for name in ranges if name != key and key in map(_bare, _split(name))]:
+            del ranges[together]
         if o.is_sweep_override():
             ranges[key] = (o.get_key_element(), o)
         elif o.is_delete():  # under its own name: the key may be added again
@@ -153,13 +189,15 @@ def space(
 
     def options(group: str) -> list[str]:
         """Return the options of a group that are sampled; [] if it is not."""
-        return list(map(str, _dimension(ranges[group][0], ranges[group][1], parser).labels)) if group in ranges else []
+        sampled = [d for k, v in ranges.values() if group in map(_bare, _split(k)) for d in _dimensions(k, v, parser)]
+        return list(dict.fromkeys(d.values(label)[group] for d in sampled for label in d.labels))
 
     for every in [key for key in ranges if key.endswith(EACH)]:
         if ranges[every][1] != "own":
             raise UserError(f"space: {every}={ranges[every][1]} is not allowed: it must be own")
         group = every.removesuffix(EACH)
-        found = _own_ranges(group, options(group), "" if group in ranges else known(group), own)
+        sampled = options(group)
+        found = _own_ranges(group, sampled, "" if sampled else known(group), own)
         del ranges[every]
         ranges |= {key: (key, value) for key, value in found.items() if key not in {**ranges, **values}}
     dimensions = _ordered([d for key, value in ranges.values() for d in _dimensions(key, value, parser)])
@@ -181,14 +219,14 @@ def _ordered(dimensions: Sequence[Dimension]) -> list[Dimension]:
     """Sort conditions after their parameters. Raises UserError for a cycle, or a condition that can never hold."""
     left, done = list(dimensions), list[Dimension]()
     while left:
-        keys = {_bare(d.key) for d in left}
+        keys = {key for d in left for key in d.keys}
         free = [d for d in left if d.when is None or d.when[0] not in keys]
         if not free:
             raise UserError(f"space: the conditions of {', '.join(sorted(keys))} depend on each other")
         for d in free:
-            others = [o for o in done if d.when and _bare(o.key) == d.when[0]]
+            others = [o for o in done if d.when and d.when[0] in o.keys]
             if d.when and others and all(o.labels for o in others):
-                there = {str(label) for o in others for label in o.labels}
+                there = {o.values(label)[d.when[0]] for o in others for label in o.labels}
                 named = {v for o in dimensions if o.key == d.key and o.when for v in o.when[1]}
                 if not named & there:  # one unreachable branch is allowed; if all are, it is a typo
                     never, known = (", ".join(sorted(values)) for values in (named, there))
@@ -215,6 +253,8 @@ def _dimension(
     key: str, value: Any, parser: OverridesParser, when: tuple[str, tuple[str, ...]] | None = None
 ) -> Dimension:
     try:
+        if len(_split(key)) > 1:
+            return _together(key, value, when)
         if isinstance(value, Sequence) and not isinstance(value, str):
             return Dimension(key, *_choice(list(value)), when)
         override = value if isinstance(value, Override) else parser.parse_override(f"{key}={value}")
@@ -226,6 +266,16 @@ def _dimension(
     except (ValueError, HydraException) as error:
         text = value.get_value_string() if isinstance(value, Override) else value
         raise UserError(f"space: {_bare(key)}={text} is not allowed: {error}") from error
+
+
+def _together(key: str, value: Any, when: tuple[str, tuple[str, ...]] | None) -> Dimension:
+    """Return the dimension of several keys, whose value is a list with a list of values per choice."""
+    names = _split(key)
+    rows = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    if not rows or not all(isinstance(row, list) and len(row) == len(names) for row in rows):
+        raise ValueError(f"{len(names)} keys together need a list of lists of {len(names)} values")
+    distribution, labels = _choice(rows)
+    return Dimension(key, distribution, labels, when, dict(zip(labels, rows, strict=True)))
 
 
 def _numbers(sweep: Any) -> BaseDistribution:
@@ -291,6 +341,10 @@ def _listed(dimension: Dimension) -> list[Any]:
         step = d.step or 1
         return [d.low + i * step for i in range(round((d.high - d.low) / step) + 1)]
     raise UserError(f"a GridSampler needs a list of values for {dimension.name}: give a range or a choice")
+
+
+def _split(key: str) -> list[str]:
+    return [part.strip() for part in key.split(",")]
 
 
 def _bare(key: str) -> str:

@@ -53,7 +53,7 @@ def sweep(
         k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in given.items()
     }
     objective, chosen = _objective(config, settings)
-    searched, fixed = _space(settings["space"], config, loader, arguments)
+    searched, fixed = search_space(settings["space"], config, loader, arguments)
     settings["parallel"] = _parallel(settings["parallel"], config)
     settings["subdir"] = OmegaConf.to_container(config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
     pruner = _pruner(settings["pruner"], objective)
@@ -117,7 +117,7 @@ def _objective(config: DictConfig, settings: Mapping[str, Any]) -> tuple[str | l
     return objective, chosen
 
 
-def _space(
+def search_space(
     given: Mapping[str, Any], config: DictConfig, loader: ConfigLoader, arguments: Sequence[str]
 ) -> tuple[Space, list[str]]:
     """Return the space and the fixed overrides, after composing each branch once.

@@ -107,7 +107,7 @@ class StudySweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs. Raises UserError for invalid settings before any job starts."""
         if self.settings["n_trials"] is None:
-            if self.settings["space"] or any("interval(" in argument for argument in arguments):
+            if any("interval(" in argument for argument in arguments):
                 raise UserError(
                     "a range needs a study that samples it: give the number of trials with hydra.sweeper.n_trials=N"
                 )
@@ -129,5 +129,11 @@ class StudySweeper(Sweeper):
         grid = BasicSweeper(max_batch_size=None)
         shown = DictConfig(masked(OmegaConf.to_container(self.config)))  # it is written to multirun.yaml
         OmegaConf.copy_cache(self.config, shown)  # of ${now:...}, which the folder's name has
+        if self.settings["space"]:
+            from hydra_plugins.snnexp_optuna._grid import jobs  # late: optuna
+
+            assert self.hydra_context is not None
+            listed, _ = jobs(self.settings["space"], self.config, self.hydra_context.config_loader, arguments)
+            grid.split_arguments = lambda overrides, max_batch_size: [listed]  # type: ignore[method-assign]
         grid.hydra_context, grid.config, grid.launcher = self.hydra_context, shown, self.launcher
         return grid.sweep(arguments)
