@@ -87,3 +87,33 @@ def test_pairs_are_one_parameter_of_a_study_or_grid(tmp_path: Path) -> None:
     file.write_text(PAIRS.replace("[3, 4]", "[3]"))
     done = app(tmp_path, *begun, check=False)
     assert "space: x,y=[[1, 2], [3]] is not allowed: 2 keys together need a list of lists of 2 values" in done.err
+
+
+def test_a_study_starts_with_the_points_that_it_is_given(tmp_path: Path) -> None:
+    space = (
+        "x=interval(0,4)",
+        "kind=choice(plain,other)",
+        "++hydra.sweeper.space={noise:{kind:{other:'choice(5,6)'}}}",
+        "hydra.sweeper.n_trials=4",
+    )
+    start = "hydra.sweeper.start=[{x:2,kind:plain},{x:3.5,kind:other,noise:6}]"
+    for _ in range(2):  # the same command runs nothing again
+        app(tmp_path, *space, start)
+        trials = study(tmp_path).trials
+        assert len(trials) == 4
+    noise = "noise (kind=other)"
+    assert [trial.params for trial in trials[:2]] == [
+        {"x": 2.0, "kind": "plain"},
+        {"x": 3.5, "kind": "other", noise: 6},
+    ]
+    assert trials[0].value == 0
+    for point, said in {
+        "{x:5,kind:plain}": "x=5 is not allowed: it is not in the search space",
+        "{x:1}": "has no value for kind",
+        "{x:1,kind:plain,noise:5}": "has a value for noise, which is not sampled there",
+        "{x:1,kind:odd}": "kind=odd is not allowed",
+        "3": "it must be a list of points",
+    }.items():
+        refused = app(tmp_path, *space, f"hydra.sweeper.start=[{point}]", check=False)
+        assert said in refused.err
+    assert len(calls(tmp_path)) == 4

@@ -75,7 +75,7 @@ class Space:
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
         """Sample the parameters whose conditions hold; return {parameter name: value}."""
-        return self._walk(lambda d: trial._suggest(d.name, d.distribution))
+        return self.walk(lambda d: trial._suggest(d.name, d.distribution))
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """Return the overrides that give a job these values."""
@@ -94,7 +94,7 @@ class Space:
                 forced = {d.name: value} | {
                     o.name: v for o in parents for v in o.labels if o.values(v)[other] in allowed
                 }
-                yield self._walk(lambda o, forced=forced: forced.get(o.name, _lowest(o.distribution)))  # type: ignore[misc]
+                yield self.walk(lambda o, forced=forced: forced.get(o.name, _lowest(o.distribution)))  # type: ignore[misc]
 
     def grid(self) -> dict[str, list[Any]]:
         """Return the search space for a GridSampler. Raises UserError for an interval, which has no list of values."""
@@ -143,7 +143,8 @@ class Space:
         other, values = when
         return (known[other] if other in known else self.context(other)) in values
 
-    def _walk(self, value: Callable[[Dimension], Any]) -> dict[str, Any]:
+    def walk(self, value: Callable[[Dimension], Any]) -> dict[str, Any]:
+        """Return {parameter name: value(parameter)} of the parameters whose conditions hold."""
         known: dict[str, str] = {}
         params: dict[str, Any] = {}
         for d in self.dimensions:

@@ -26,6 +26,7 @@ from hydra_plugins.snnexp_optuna._rehearse import rehearse
 from hydra_plugins.snnexp_optuna._report import report_study
 from hydra_plugins.snnexp_optuna._seeds import seeds_of
 from hydra_plugins.snnexp_optuna._space import EACH, Space, space
+from hydra_plugins.snnexp_optuna._start import enqueue, points_of
 from hydra_plugins.snnexp_optuna._stop import stop_of
 from snnexp.address import sqlite
 from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, folder_of, listed, without_hydra
@@ -56,6 +57,7 @@ def sweep(
     searched, fixed = search_space(settings["space"], config, loader, arguments)
     settings["parallel"] = _parallel(settings["parallel"], config)
     settings["subdir"] = OmegaConf.to_container(config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
+    start = points_of(settings["start"], searched, settings["n_trials"])
     pruner = _pruner(settings["pruner"], objective)
     seeds = seeds_of(settings["seeds"], int(config.seed))
     if seeds and any(d.key == "seed" for d in searched.dimensions):
@@ -79,6 +81,8 @@ def sweep(
         Owner(study, url, folder) as owner,
     ):
         allow(url, settings["wait"])
+        with exclusive(url):
+            enqueue(study, start)
         pause = Pause(settings["wait"])
         study.sampler = _sampler(settings["sampler"], int(config.seed), owner.rank, searched)
         loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective, stop, pause, seeds)

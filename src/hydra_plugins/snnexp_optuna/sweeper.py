@@ -32,6 +32,8 @@ class StudyConf:
     n_trials: int | None = None
     # the search space: {key: range in Hydra's grammar, or {other key: {its value: range}}}
     space: dict[str, Any] = field(default_factory=dict)
+    # points with which the study starts, ahead of those of the sampler: a list of {key: value}; null: none
+    start: Any = None
     # maximize or minimize; a list of these for several objectives; null: by the metric's kind (val/loss: minimize)
     direction: Any = None
     # number of seeds (from the config's seed on), or a list of them: a trial is the mean over these; null: one job each
