@@ -140,3 +140,19 @@ def test_what_differs_is_told() -> None:
     assert origin.differences(now | {"code": code | {"commit": "b"}}, now) == ["commit was b, and is a now"]
     (line,) = origin.differences(now | {"code": code | {"diff": "x\n"}}, now)
     assert line == "the uncommitted changes of the code differ (those of the run are in its origin.json)"
+
+
+def test_runs_are_shown_side_by_side(snnexp: Callable[..., Done], record: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    text = (record / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("hidden: 8", "hidden: 9"))
+    (other / "result.json").write_text('{"val/accuracy": 0.123456789}')
+    done = snnexp("task=diff", f"task.runs=[{record},{other}]")
+    assert done.code == 0, done.err
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.out.splitlines() if "│" in line]
+    assert rows == [["model.hidden", "8", "9"], ["val/accuracy", "-", "0.123456789"]]
+    assert "code, packages and data: no difference" in done.out
+    refused = snnexp("task=diff", f"task.runs={record}")
+    assert refused.code == 1
+    assert "is not allowed: it must be a list of two or more folders or MLflow ids of runs" in refused.err
