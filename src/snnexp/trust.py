@@ -136,7 +136,7 @@ def _hidden(path: str, key: str, text: str) -> str:
         return "names of code stand under the key _target_ alone"
     if re.search(r"\bhydra\b", key) and path != "hydra" and not re.match(r"override /?hydra/", key):
         return "keys of Hydra stand in the section hydra alone"
-    if key in ADDRESSES and ("${" in text or ":" in text) and not text.startswith("sqlite:///"):
+    if key in ADDRESSES and ("${" in text or ":" in text) and not text.startswith(("sqlite:///", "journal:")):
         return "name a server on the command line, so that no file of others decides who gets your password"
     return ""
 
