@@ -10,6 +10,7 @@ from snnexp.build import build
 from snnexp.errors import UserError
 from snnexp.files import replace
 from snnexp.journal import JOURNAL, Journal
+from snnexp.origin import software
 from snnexp.rundir import RunDir
 from snnexp.tracking import MLflow, Status, Tracker
 
@@ -42,6 +43,7 @@ class Parent:
 
     def __enter__(self) -> Self:
         self.tracker.check()
+        software()  # read once, for all jobs that are forked from this process
         self.folder.mkdir(parents=True, exist_ok=True)
         self._held = RunDir.unused(self.folder)  # as long as it is locked, task=sync skips this folder
         if self._held is None:
