@@ -232,7 +232,7 @@ def _numbers(sweep: Any) -> BaseDistribution:
 
 
 def _choice(values: list[Any]) -> tuple[CategoricalDistribution, dict[Any, str]]:
-    """Return a categorical and its labels: the values or, because no storage accepts lists, the text of a list."""
+    """Return a categorical and its labels: the values, or the text of a list or dict, which no storage accepts."""
     plain = [_plain(value) for value in values]
     if not plain:
         raise ValueError("it has no values")
@@ -248,6 +248,8 @@ def _choice(values: list[Any]) -> tuple[CategoricalDistribution, dict[Any, str]]
 def _plain(value: Any) -> Any:
     if isinstance(value, QuotedString):
         return value.text
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 

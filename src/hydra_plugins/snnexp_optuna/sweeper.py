@@ -4,6 +4,7 @@ Hydra imports this at every start, so optuna and other heavy modules are importe
 breaks dataclasses in a module with `from __future__ import annotations`, which is therefore absent here.
 """
 
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ class StudySweeper(Sweeper):
         from hydra_plugins.snnexp_optuna._compose import composing_once
         from hydra_plugins.snnexp_optuna._job import Work
 
+        self._replace_parts(config)
         launcher = config.hydra.launcher
         if (self.settings["parallel"] or 1) > 1 and launcher._target_ == BASIC:
             launcher = OmegaConf.create({"_target_": JOBLIB, "prefer": "processes", "verbose": 0})
@@ -104,8 +106,26 @@ class StudySweeper(Sweeper):
             hydra_context=self.hydra_context, task_function=work, config=config
         )
 
+    def _replace_parts(self, config: DictConfig) -> None:
+        """Let a whole sampler or pruner of the command line replace that of a YAML, with which Hydra has merged it."""
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        given = OverridesParser.create().parse_overrides([str(o) for o in config.hydra.overrides.hydra])
+        for name in ("sampler", "pruner"):
+            key = f"hydra.sweeper.{name}"
+            ours = [o for o in given if f"{o.key_or_group}.".startswith(f"{key}.")]
+            whole = [i for i, o in enumerate(ours) if o.key_or_group == key and isinstance(o.value(), dict)]
+            if whole:
+                with open_dict(config):
+                    config.hydra.sweeper[name] = None
+                    ConfigLoaderImpl._apply_overrides_to_config(ours[whole[-1] :], config)
+                self.settings[name] = config.hydra.sweeper[name]
+
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs. Raises UserError for invalid settings before any job starts."""
+        assert self.config is not None
+        random.seed(self.config.get("seed"))  # Hydra's shuffle(...), so that the same command continues the same sweep
         if self.settings["n_trials"] is None:
             if self.settings["space"] or any("interval(" in argument for argument in arguments):
                 raise UserError(
@@ -119,7 +139,6 @@ class StudySweeper(Sweeper):
         from hydra_plugins.snnexp_optuna._study import sweep
 
         assert self.hydra_context is not None
-        assert self.config is not None
         return sweep(self.settings, self.config, self.hydra_context.config_loader, self.launcher, arguments)
 
     def _grid(self, arguments: list[str]) -> Any:
