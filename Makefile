@@ -58,7 +58,7 @@ lab1_real   = dataset=nmnist dataset.root=$(DATA_DIR)/nmnist
 lab1_data   = $(if $(filter real,$(DATA)),$(lab1_real),model.hidden=128 trainer.epochs=8 trainer.threads=1)
 lab1_folder = multirun/$@/$(RUN)
 lab1_runs   = tracking.experiment=$@ resume=true 'hydra.sweep.dir=$${outputs_dir}/$(lab1_folder)' $(lab1_data) $(ARGS)
-lab1_study  = $(lab1_runs) 'hydra.sweeper.storage=sqlite:///$${hydra.sweep.dir}/optuna.db' hydra.sweeper.parallel=2
+lab1_study  = $(lab1_runs) 'hydra.sweeper.storage=journal:$${hydra.sweep.dir}/optuna.log' hydra.sweeper.parallel=2
 lab1_report = task=compare_surrogates 'task.sweep=$${outputs_dir}/$(lab1_folder)' tracking.experiment=$@ $(lab1_data) $(ARGS)
 
 lab1-surrogates: $(READY)  ## compare the surrogates sine, S(x), and power, P(x), with Sigmoid (DATA=real DATA_DIR=folder with nmnist/: the real N-MNIST)

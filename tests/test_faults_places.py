@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pytest
 
 import stored
-from conftest import SMALL, Done
+from conftest import SMALL, Done, start
 from snnexp.address import SQLITE_PATH, checked_uri, database, sqlite
 from snnexp.config import quoted
 from snnexp.errors import UserError, explained
@@ -236,3 +236,11 @@ def test_a_limit_too_small_for_torch_is_a_sentence(environment: dict[str, str]) 
     assert done.returncode == 1
     assert "not enough memory: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(environment: dict[str, str]) -> None:
+    process = start(environment, "--help")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert (process.stderr.read(), process.wait()) == ("", 0)

@@ -361,6 +361,7 @@ def test_a_strangers_callable_gets_its_own_keywords_only():
     [
         ("resnet20", {"depth": 21}, r"model.depth=21 .* 6n \+ 2"),
         ("wideresnet", {"depth": 17}, r"model.depth=17 .* 6n \+ 4"),
+        ("wideresnet", {"depth": 10**20}, r"model.depth=1000.* up to 10,000"),
         ("wideresnet", {"widen": 0}, "model.widen=0"),
         ("resnet20", {"shortcut": "C"}, "model.shortcut=C .* A, B"),
         ("vgg16", {"pooling": "min"}, "model.pooling=min .* average, max"),

@@ -22,7 +22,7 @@ PARSER = OverridesParser.create()
 
 
 def made(yaml: dict[str, Any], *overrides: str, **context: str) -> Space:
-    return space(yaml, PARSER.parse_overrides(list(overrides)), PARSER, lambda key: context[key])[0]
+    return space(yaml, PARSER.parse_overrides(list(overrides)), PARSER, lambda key: context[key], lambda *_: {})[0]
 
 
 FORMS = [

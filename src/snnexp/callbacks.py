@@ -110,6 +110,12 @@ class Grid(Callback):
         """Return the keys that vary; None if the grid cannot be composed."""
         parser = OverridesParser.create(config_loader=self.loader)
         try:
+            if space := self.config.hydra.sweeper.get("space"):
+                from hydra_plugins.snnexp_optuna._grid import jobs  # late: optuna
+
+                arguments = list(self.config.hydra.overrides.task)
+                self.ranges = jobs(space, self.config, self.loader, arguments)[1]
+                return list(self.ranges)
             overrides = parser.parse_overrides(list(self.config.hydra.overrides.task))
             swept = [o for o in overrides if o.is_sweep_override()]
             fixed = [o for o in overrides if not o.is_sweep_override() and not o.is_delete()]

@@ -93,6 +93,8 @@ def _interrupted() -> bool:
     """Run the jobs; return whether a signal ended them."""
     try:
         run()
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         with held():
             close_grid("KILLED")

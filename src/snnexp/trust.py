@@ -53,7 +53,10 @@ def guard() -> None:
 
     @wraps(load)
     def checked(self: FileConfigSource, config_path: str) -> ConfigResult:
-        result = load(self, config_path)
+        try:
+            result = load(self, config_path)
+        except ValueError as error:  # of its header
+            raise UserError(f"{Path(self.path) / config_path}: {error}; a header line is # @KEY VALUE") from error
         folder = Path(self.path).resolve()
         if not any(folder.is_relative_to(known) for known in (Path(conf_dir()).resolve(), *_trusted()[1])):
             _check_file(folder, Path(config_path).with_suffix(".yaml"), result)
@@ -133,7 +136,7 @@ def _hidden(path: str, key: str, text: str) -> str:
         return "names of code stand under the key _target_ alone"
     if re.search(r"\bhydra\b", key) and path != "hydra" and not re.match(r"override /?hydra/", key):
         return "keys of Hydra stand in the section hydra alone"
-    if key in ADDRESSES and ("${" in text or ":" in text) and not text.startswith("sqlite:///"):
+    if key in ADDRESSES and ("${" in text or ":" in text) and not text.startswith(("sqlite:///", "journal:")):
         return "name a server on the command line, so that no file of others decides who gets your password"
     return ""
 

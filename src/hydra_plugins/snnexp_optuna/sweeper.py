@@ -33,6 +33,8 @@ class StudyConf:
     n_trials: int | None = None
     # the search space: {key: range in Hydra's grammar, or {other key: {its value: range}}}
     space: dict[str, Any] = field(default_factory=dict)
+    # points with which the study starts, ahead of those of the sampler: a list of {key: value}; null: none
+    start: Any = None
     # maximize or minimize; a list of these for several objectives; null: by the metric's kind (val/loss: minimize)
     direction: Any = None
     # number of seeds (from the config's seed on), or a list of them: a trial is the mean over these; null: one job each
@@ -127,7 +129,7 @@ class StudySweeper(Sweeper):
         assert self.config is not None
         random.seed(self.config.get("seed"))  # Hydra's shuffle(...), so that the same command continues the same sweep
         if self.settings["n_trials"] is None:
-            if self.settings["space"] or any("interval(" in argument for argument in arguments):
+            if any("interval(" in argument for argument in arguments):
                 raise UserError(
                     "a range needs a study that samples it: give the number of trials with hydra.sweeper.n_trials=N"
                 )
@@ -148,5 +150,11 @@ class StudySweeper(Sweeper):
         grid = BasicSweeper(max_batch_size=None)
         shown = DictConfig(masked(OmegaConf.to_container(self.config)))  # it is written to multirun.yaml
         OmegaConf.copy_cache(self.config, shown)  # of ${now:...}, which the folder's name has
+        if self.settings["space"]:
+            from hydra_plugins.snnexp_optuna._grid import jobs  # late: optuna
+
+            assert self.hydra_context is not None
+            listed, _ = jobs(self.settings["space"], self.config, self.hydra_context.config_loader, arguments)
+            grid.split_arguments = lambda overrides, max_batch_size: [listed]  # type: ignore[method-assign]
         grid.hydra_context, grid.config, grid.launcher = self.hydra_context, shown, self.launcher
         return grid.sweep(arguments)

@@ -20,8 +20,8 @@ def cifar_resnet(
 ) -> ResNet:
     """Return a `ResNet` with `depth` = 6n + 2 weighted layers (8, 14, 20, 32, 44, 50, 56, 110, ...) in stages of
     `width` (16 in the paper), 2 `width`, 4 `width` channels. Other arguments: `ResNet`. Raises InvalidValue."""
-    fits = isinstance(depth, int) and depth >= 8 and depth % 6 == 2
-    require(fits, "depth", depth, "6n + 2: 8, 14, 20, 26, 32, 38, 44, 50, 56, 110, ...")
+    fits = isinstance(depth, int) and 8 <= depth <= 10_000 and depth % 6 == 2
+    require(fits, "depth", depth, "6n + 2: 8, 14, 20, 26, 32, 38, 44, 50, 56, 110, ... up to 10,000")
     blocks, widths = 3 * [(depth - 2) // 6], [integer("width", width, at_least=1) * 2**k for k in range(3)]
     return ResNet(shape, classes, neuron, blocks=blocks, widths=widths, shortcut=shortcut, readout=readout)
 

@@ -19,8 +19,8 @@ class WideResNet(nn.Module):
         self, shape: Shape, classes: int, neuron: Neuron, *, depth: int, widen: int, dropout: float, readout: str
     ) -> None:
         super().__init__()
-        fits = isinstance(depth, int) and depth >= 10 and depth % 6 == 4
-        require(fits, "depth", depth, "6n + 4: 10, 16, 22, 28, 34, 40, ...")
+        fits = isinstance(depth, int) and 10 <= depth <= 10_000 and depth % 6 == 4
+        require(fits, "depth", depth, "6n + 4: 10, 16, 22, 28, 34, 40, ... up to 10,000")
         at_least(shape, 8, "wideresnet")
         channels, blocks = 16, []
         self.conv = conv3(shape[0], channels)
