@@ -76,8 +76,10 @@ def sweep(
     # n_trials is a tag, because MLflow does not let a parameter change, and a study can be extended
     tags = {"task": "sweep", "sweep": "study", "study": name, "n_trials": str(settings["n_trials"])}
     parameters = {f"space.{k}": v for k, v in searched.described().items()}
+    listed_as = {"name": name, "wanted": settings["n_trials"], "storage": url}
+    key = study.user_attrs["key"]
     with (
-        Parent(plain, folder, _title(config, name), parameters, tags, key=study.user_attrs["key"]) as parent,
+        Parent(plain, folder, _title(config, name), parameters, tags, key=key, listed=listed_as) as parent,
         Owner(study, url, folder) as owner,
     ):
         allow(url, settings["wait"])
