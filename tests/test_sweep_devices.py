@@ -39,3 +39,10 @@ def test_more_gpus_than_visible_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     with pytest.raises(UserError, match=r"hydra.sweeper.gpus=2 is not allowed: CUDA_VISIBLE_DEVICES=1 names only 1"):
         gpus_of(2)
+
+
+def test_jobs_that_share_a_process_cannot_have_different_gpus(tmp_path: Path) -> None:
+    parallel = ("hydra.sweeper.parallel=2", "hydra.sweeper.isolate=false", "hydra.sweeper.gpus=2")
+    done = app(tmp_path, INTERVAL, *parallel, "hydra.sweeper.n_trials=2", check=False)
+    told = "hydra.sweeper.gpus needs a process for each job: leave out hydra.sweeper.isolate=false"
+    assert (done.code, told in done.err, "Traceback" in done.err) == (1, True, False), done.err
