@@ -121,7 +121,8 @@ class StudySweeper(Sweeper):
         from hydra._internal.config_loader_impl import ConfigLoaderImpl
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        given = OverridesParser.create().parse_overrides([str(o) for o in config.hydra.overrides.hydra])
+        texts: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+        given = OverridesParser.create().parse_overrides(texts)
         for name in ("sampler", "pruner"):
             key = f"hydra.sweeper.{name}"
             ours = [o for o in given if f"{o.key_or_group}.".startswith(f"{key}.")]
