@@ -30,7 +30,7 @@ def options(group: str) -> dict[str, str]:
     """Return {option: header line} of a group; an option without a header line is an error."""
     found = {}
     for path in sorted((ROOT / "conf" / group).glob("*.yaml"), key=_naturally):
-        lines = [line for line in path.read_text().splitlines() if "@package" not in line]
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("# @")]
         if not lines[0].startswith("# "):
             raise SystemExit(f"{path} has no header line")
         goes_on = lines[1].startswith("#")  # then the header ends with the last whole sentence of its first line

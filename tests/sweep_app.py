@@ -47,6 +47,7 @@ def app(config: DictConfig) -> float | list[float]:
     outputs = Path(config.outputs_dir)
     with (outputs / "calls.txt").open("a") as file:
         file.write(f"{config.x!r} {config.kind} {config.text!r}\n")
+    (outputs / f"gpu-{os.environ.get('CUDA_VISIBLE_DEVICES')}-{os.getpid()}").touch()
     number = calls(outputs)
     marker = outputs / "misbehaved"
     if config.kind == "exit":

@@ -72,12 +72,12 @@ def test_a_surrogate_without_a_range_is_named_with_the_override_that_serves(
     snnexp: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_report, "_figures", lambda study, names, folder: None)
-    sweep = ("-m", *TINY, "+sweep=surrogate_alpha", "surrogate=dspike", "hydra.sweeper.n_trials=1")
+    sweep = ("-m", *TINY, "+sweep=surrogate_alpha", "surrogate=nonzero_sign_log_abs", "hydra.sweeper.n_trials=1")
     refused = snnexp(*sweep)
     assert refused.code == 1
-    assert "hydra.sweeper.space has no range for surrogate=dspike: surrogate.alpha has ranges for " in refused.err
+    assert "no range for surrogate=nonzero_sign_log_abs: its YAML has no line such as '# @sweep.alpha " in refused.err
     (override,) = re.findall(r"give one on the command line, for example '(.*)'", refused.err)
-    assert override == "surrogate.b=tag(log,interval(1.5,6))"
+    assert override == "surrogate.alpha=tag(log,interval(0.5,2))"
     done = snnexp(*sweep, override)
     assert done.code == 0, done.err
-    assert "best: trial 0, surrogate.b=" in done.out
+    assert "best: trial 0, surrogate.alpha=" in done.out

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
+from omegaconf import OmegaConf
 
 from conftest import Done
 from hydra_plugins.snnexp_optuna import _report
 from snnexp.callbacks import Grid
 from snnexp.lock import is_locked
-from test_sweeps import INTERVAL, TINY, app, begin, calls, runs, states, study, until_called
+from test_sweeps import GRID, INTERVAL, TINY, app, begin, calls, runs, states, study, until_called
 from waiting import until
 
 NESTED = "hydra.sweep.subdir='jobs/${hydra.job.override_dirname}'"
@@ -49,14 +52,17 @@ def test_a_grid_in_nested_folders_has_its_summary_and_is_resumed(snnexp: Callabl
 
 
 def test_refused_and_diverged_jobs_stand_in_the_table_with_their_reasons(snnexp: Callable[..., Done]) -> None:
-    done = snnexp("-m", *TINY, "tracking=none", "neuron.threshold=1,-1", "seed=0,1")
+    varied = ("neuron.threshold=1,-1", "optimizer.lr=0.01,1e6", "seed=0")
+    done = snnexp("-m", *TINY, "tracking=none", "dataset=digits", "optimizer=sgd", *varied)
     assert done.code == 1
     (folder,) = done.outputs.glob("multirun/*/*")
-    rows = [line.split(",") for line in (folder / "summary.csv").read_text().splitlines()]
-    assert rows[0][:2] == ["neuron.threshold", "n"]
-    assert rows[0][-1] == "failed"
-    assert [row[:2] for row in rows[1:]] == [["1", "2"], ["-1", "0"]]
-    assert "seed 0: neuron.threshold=-1 is not allowed" in (folder / "summary.csv").read_text()
+    with (folder / "summary.csv").open(newline="") as file:
+        rows = {(row["neuron.threshold"], row["optimizer.lr"]): row for row in csv.DictReader(file)}
+    assert [row["n"] for row in rows.values()] == ["1", "0", "0", "0"]
+    assert rows["1", "0.01"]["failed"] == ""
+    assert "became NaN or infinite in epoch 1: try a smaller optimizer.lr" in rows["1", "1000000.0"]["failed"]
+    for lr in ("0.01", "1000000.0"):
+        assert "neuron.threshold=-1 is not allowed" in rows["-1", lr]["failed"]
 
 
 @pytest.mark.usefixtures("store")
@@ -106,3 +112,43 @@ def test_what_a_sampler_refuses_is_told_before_the_first_trial(tmp_path: Path, s
     done = app(tmp_path, INTERVAL, given, "hydra.sweeper.n_trials=9", check=False)
     assert (done.code, told in done.err, "Traceback" in done.err) == (1, True, False), done.err
     assert not (tmp_path / "outputs" / "optuna.db").exists()
+
+
+def test_what_a_pruner_refuses_is_told_before_the_first_trial(tmp_path: Path) -> None:
+    pruner = "hydra.sweeper.pruner={_target_:optuna.pruners.PercentilePruner,percentile:200}"
+    done = app(tmp_path, INTERVAL, pruner, "hydra.sweeper.n_trials=9", check=False)
+    told = "hydra.sweeper.pruner cannot be created: Percentile must be between 0 and 100 inclusive"
+    assert (done.code, told in done.err, "Traceback" in done.err) == (1, True, False), done.err
+    assert not (tmp_path / "outputs" / "optuna.db").exists()
+
+
+def test_a_sampler_on_the_command_line_replaces_that_of_the_yaml(tmp_path: Path) -> None:
+    yaml = "hydra:\n  sweeper:\n    n_trials: 2\n    sampler: {_target_: optuna.samplers.CmaEsSampler, sigma0: 1.0}\n"
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+    (tmp_path / "conf" / "sweep" / "own.yaml").write_text(f"# @package _global_\n{yaml}")
+    where = (f"hydra.searchpath=[{tmp_path / 'conf'}]", "+sweep=own", INTERVAL)
+    given = ("++hydra.sweeper.sampler={_target_:optuna.samplers.RandomSampler}", "++hydra.sweeper.sampler.seed=${seed}")
+    app(tmp_path, *where, *given, "seed=5")
+    ours = [trial.params["x"] for trial in study(tmp_path).trials]
+    alone = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=5))
+    assert ours == [alone.ask().suggest_float("x", 0, 4) for _ in ours]
+
+
+def test_lists_and_dicts_are_choices_and_a_shuffled_study_goes_on(tmp_path: Path) -> None:
+    values = "text=shuffle(choice({a:1,b:[x,'y z']},{a:2},[3,4],[],{c d:null},{e:{f:1}}))"
+    for n in (4, 6):
+        app(tmp_path, values, GRID, f"hydra.sweeper.n_trials={n}")
+    assert states(study(tmp_path).trials) == {"COMPLETE": 6}  # one study: `study` allows no other
+    called = {line.split(" ", 2)[2] for line in calls(tmp_path)}
+    every = [{"a": 1, "b": ["x", "y z"]}, {"a": 2}, [3, 4], [], {"c d": None}, {"e": {"f": 1}}]
+    assert called == {repr(value) for value in every}
+
+
+def test_the_config_of_a_sweep_is_that_of_its_first_job(snnexp: Callable[..., Done]) -> None:
+    done = snnexp("--cfg", "job", "-m", "surrogate=sine,atan", "seed=3,4", "neuron.threshold=interval(1,2)")
+    assert done.code == 0, done.err
+    assert done.out.startswith(
+        "# the first job of a sweep over: surrogate=sine,atan seed=3,4 neuron.threshold=interval(1,2)\n"
+    )
+    shown = OmegaConf.create(done.out)
+    assert (shown.seed, shown.surrogate._target_.rpartition(".")[2]) == (3, "Sine")

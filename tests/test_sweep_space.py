@@ -22,7 +22,7 @@ PARSER = OverridesParser.create()
 
 
 def made(yaml: dict[str, Any], *overrides: str, **context: str) -> Space:
-    return space(yaml, PARSER.parse_overrides(list(overrides)), PARSER, lambda key: context[key])[0]
+    return space(yaml, PARSER.parse_overrides(list(overrides)), PARSER, lambda key: context[key], lambda *_: {})[0]
 
 
 FORMS = [
@@ -40,6 +40,7 @@ FORMS = [
     ("'1',1", C(["1", 1])),
     ("'a,b',c", C(["a,b", "c"])),
     ("[1,2],[3]", C(["[1,2]", "[3]"])),
+    ("{a:1,b:[x]},{}", C(["{a:1,b:['x']}", "{}"])),
 ]
 
 

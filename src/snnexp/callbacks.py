@@ -6,6 +6,7 @@ import sys
 import tempfile
 import uuid
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -99,7 +100,9 @@ class Grid(Callback):
         before = starts(Path(str(self.config.outputs_dir)), digest) if plain["resume"] else []
         self.starts = [*(start for start in before if start != folder), folder]
         tags, key = {"task": "sweep", "sweep": "grid"}, key_of(self.starts) or uuid.uuid4().hex
-        self.parent: Parent = Parent(plain, folder, " x ".join(varied), self.ranges, tags, key)
+        name = " x ".join(varied)
+        known = {"name": name, "wanted": self.count, "storage": None, "lower": self.lower}
+        self.parent: Parent = Parent(plain, folder, name, self.ranges, tags, key, listed=known)
         self.parent.__enter__()
         note(folder, digest)
 
@@ -107,6 +110,12 @@ class Grid(Callback):
         """Return the keys that vary; None if the grid cannot be composed."""
         parser = OverridesParser.create(config_loader=self.loader)
         try:
+            if space := self.config.hydra.sweeper.get("space"):
+                from hydra_plugins.snnexp_optuna._grid import jobs  # late: optuna
+
+                arguments = list(self.config.hydra.overrides.task)
+                self.ranges = jobs(space, self.config, self.loader, arguments)[1]
+                return list(self.ranges)
             overrides = parser.parse_overrides(list(self.config.hydra.overrides.task))
             swept = [o for o in overrides if o.is_sweep_override()]
             fixed = [o for o in overrides if not o.is_sweep_override() and not o.is_delete()]
@@ -120,6 +129,7 @@ class Grid(Callback):
         except Exception:
             return None
         self.ranges = {o.key_or_group: str(o.input_line).split("=", 1)[1] for o in swept}
+        self.count = prod(len(list(o.sweep_string_iterator())) for o in swept)
         return list(self.ranges)
 
     def _summarize(self) -> None:

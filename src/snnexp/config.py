@@ -110,9 +110,15 @@ def quoted(value: Any) -> str:
         return QuotedString(escaped, Quote.single).with_quotes()
     if isinstance(value, list | tuple):
         return "[" + ",".join(quoted(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_key(key)}:{quoted(item)}" for key, item in value.items()) + "}"
     if isinstance(value, bool):
         return str(value).lower()
     return repr(value)
+
+
+def _key(key: Any) -> str:
+    return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", "null" if key is None else str(key))  # quotes are not allowed there
 
 
 def without_hydra(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, TAGS, flatten
 from snnexp.errors import FULL, Outage, Pruned, UserError
 from snnexp.files import replace, replace_by
 from snnexp.masking import masked
+from snnexp.origin import ORIGIN, software
 from snnexp.rundir import RunDir, write_csv, write_json
 from snnexp.session import Session
 from snnexp.signals import held
@@ -90,10 +89,12 @@ class Record:
         status: Status = "FAILED"
         try:
             replace(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(masked(self.config))))
+            origin = {"choices": self.session.choices, "overrides": self.overrides, "data": self.session.prepared}
+            write_json(self.folder / ORIGIN, origin | software())
             opened.status = "RUNNING"
             parent = self.job.parent if self.job else None
             self.tracker.start(self.folder, self.name, self.parameters, self.tags, parent)
-            self.tracker.artifact(self.folder / "config.yaml")
+            self.artifact("config.yaml", ORIGIN)
             result = work()
             write_json(self.folder / "result.json", result)
             status = "FINISHED"
@@ -173,14 +174,11 @@ class Record:
     def tags(self) -> dict[str, str]:
         """The options that take part, the sweep's tags, and the commit of the code (of a wheel: its version)."""
         tags = self.options | (dict(self.job.tags) if self.job else {})
-        checkout = Path(__file__).resolve().parents[2]
-        if not (checkout / ".git").exists():  # installed from a wheel
-            return tags | {"version": version("snnexp")}
-        with suppress(OSError, subprocess.CalledProcessError):  # git is not installed
-            command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-            git = subprocess.run(command, capture_output=True, text=True, check=True)
-            tags["git_commit"] = git.stdout.strip()
-        return tags
+        code = software()["code"]
+        if "commit" not in code:
+            return tags | {"version": code["version"]}
+        changed = {"git_dirty": "true"} if code["diff"] else {}
+        return tags | {"git_commit": code["commit"], "mlflow.source.git.commit": code["commit"]} | changed
 
     @property
     def _variation(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ from snnexp.config import check_objective, checked_config, conf_dir, listed
 from snnexp.errors import explained
 from snnexp.masking import masking_errors
 from snnexp.signals import held, ignored, interrupting
+from snnexp.sweep.shown import of_first_job
 from snnexp.trust import guard
 
 guard()
@@ -65,6 +66,7 @@ def main() -> None:
     """Run the console command. Exit with status 0, 1 after an error, 130 after Ctrl-C, SIGTERM or SIGHUP."""
     os.environ.setdefault("LOGURU_LEVEL", "WARNING")  # SpikingJelly logs its choices when it is imported
     _check_surroundings()
+    sys.argv[1:] = of_first_job(sys.argv[1:])
     with interrupting():
         interrupted = _interrupted()
     if interrupted:

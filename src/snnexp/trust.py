@@ -1,9 +1,9 @@
 """Check the names in files of other people: a config's `_target_` runs whatever it names.
 
 Three kinds of files are checked: configuration files from outside snnexp (`guard`), configs that come with runs
-(`check_targets`), and stored networks (`allowed`). They may name classes of known packages and the user's own code:
-what Python finds but no installer put there, such as a folder on PYTHONPATH. The environment variable SNNEXP_TRUSTED
-adds installed packages, and folders whose configuration files are not checked (docs/security.md).
+(`check_config`, `check_targets`), and stored networks (`allowed`). They may name classes of known packages and the
+user's own code: what Python finds but no installer put there, such as a folder on PYTHONPATH. The environment variable
+SNNEXP_TRUSTED adds installed packages, and folders whose configuration files are not checked (docs/security.md).
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ def guard() -> None:
 
     @wraps(load)
     def checked(self: FileConfigSource, config_path: str) -> ConfigResult:
-        result = load(self, config_path)
+        try:
+            result = load(self, config_path)
+        except ValueError as error:  # of its header
+            raise UserError(f"{Path(self.path) / config_path}: {error}; a header line is # @KEY VALUE") from error
         folder = Path(self.path).resolve()
         if not any(folder.is_relative_to(known) for known in (Path(conf_dir()).resolve(), *_trusted()[1])):
             _check_file(folder, Path(config_path).with_suffix(".yaml"), result)
@@ -68,15 +71,29 @@ def check_file(folder: Path, name: str) -> None:
     FileConfigSource(provider="check", path=str(folder)).load_config(name)
 
 
+def check_config(config: Any, source: str) -> None:
+    """Raise UserError unless `config` (plain containers), a whole config that comes with a run, may be run.
+
+    It may name what a configuration file from outside may name, and no text may be an interpolation.
+    """
+    _check_plain(config, source)
+    _check_entries(config, source, "Give such values on the command line")
+
+
+def _check_plain(config: Any, source: str) -> None:
+    for path, _, value in _entries(config):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{source}: {path}={value} is not allowed: configs of runs have plain values only")
+
+
 def check_targets(config: Any, kind: type, source: str) -> None:
     """Raise UserError unless `config` (plain containers) of the file `source` may be instantiated.
 
     Each `_target_` in it must be allowed (see `allowed`), and no text may be an interpolation, which could resolve to
     one.
     """
-    for path, key, value in _entries(config):
-        if isinstance(value, str) and "${" in value:
-            raise UserError(f"{source}: {path}={value} is not allowed: configs of runs have plain values only")
+    _check_plain(config, source)
+    for _, key, value in _entries(config):
         if key == "_target_":
             allowed(value, kind, source)
 
@@ -106,12 +123,17 @@ def _check_file(folder: Path, name: Path, result: ConfigResult) -> None:
             f"{folder / name} sets {which}, which is not allowed in a configuration file from outside snnexp: it may "
             f"set {', '.join(f'hydra.{key}' for key in HYDRA)}. {_way_out(folder)}"
         )
+    _check_entries(config, str(folder / name), _way_out(folder))
+
+
+def _check_entries(config: Any, source: str, way_out: str) -> None:
+    """Raise UserError if an entry of `config` names code that is not trusted, or could hide what it does."""
     for path, key, value in _entries(config):
         if TARGET.fullmatch(key) and value != "???" and not _may_be_made(str(value)):
             expected = "one that snnexp's own files name, or a network, optimiser, sampler or the like of "
-            raise _refusal(value, f"{folder / name}", expected + ", ".join(PACKAGES))
+            raise _refusal(value, source, expected + ", ".join(PACKAGES))
         if why := _hidden(path, key, value if isinstance(value, str) else ""):
-            raise UserError(f"{folder / name}: {path}={value} is not allowed: {why}. {_way_out(folder)}")
+            raise UserError(f"{source}: {path}={value} is not allowed: {why}. {way_out}")
 
 
 def _hidden(path: str, key: str, text: str) -> str:

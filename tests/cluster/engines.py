@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -216,9 +217,14 @@ class Cluster:
                 return False
 
         try:
-            until(reached, what, patience=timeout, poll=0.1)
+            until(reached, what, patience=timeout, progress=self.said, poll=0.1)
         except TimeoutError as late:
             raise late from error
+
+    def said(self) -> int:
+        """The number of different lines in all logs; a line that is repeated at another time is no progress."""
+        texts = (log.read_text(errors="replace") for log in self.folder.glob("*.log"))
+        return len({re.sub(r"\d+", "", line) for text in texts for line in text.splitlines()})
 
     def logs(self) -> str:
         """The last lines of every log."""

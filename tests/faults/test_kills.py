@@ -17,6 +17,7 @@ import pytest
 
 from conftest import SMALL, start
 from faults.conftest import TIMES
+from snnexp.sweep.summary import children
 from test_resume import assert_one_complete_run, digest, only_run
 
 pytestmark = pytest.mark.faults
@@ -126,16 +127,12 @@ def test_conversion(kills: Callable[..., Kills], tried: Callable[..., None]) -> 
 
 def test_sweep(kills: Callable[..., Kills], tried: Callable[..., None]) -> None:
     def results(place: Path) -> dict[str, dict[str, float]]:
-        found = {}
-        for path in place.glob("sweep/*/job.json"):
-            job = json.loads(path.read_text())
-            result = json.loads((path.parent / job["folder"] / "result.json").read_text())
-            found[job["name"]] = {key: value for key, value in result.items() if key != "seconds"}
-        return found
+        found = {child.name: dict(child.metrics) for child in children(place / "sweep")}
+        return {name: {key: v for key, v in metrics.items() if key != "seconds"} for name, metrics in found.items()}
 
     def same(straight: Path, killed: Path) -> bool:
         assert len(results(straight)) == 4
         return results(straight) == results(killed)
 
     what = "SIGKILL during a grid, then resumed: other results"
-    kills("sweep/*/job.json", *GRID, "tracking=none", "resume=true").counted(3 * TIMES, tried, what, same)
+    kills("sweep/.jobs/*.json", *GRID, "tracking=none", "resume=true").counted(3 * TIMES, tried, what, same)

@@ -47,6 +47,12 @@ class Composer(ConfigLoaderImpl):
         _record(parsed, config)
         return config
 
+    def header(self, config: DictConfig, file: str) -> dict[str, str]:
+        """Return the header of a file on the search path of `config`, its first lines of the form `# @KEY VALUE`."""
+        settings = [o for o in map(_parsed, config.hydra.overrides.hydra) if _of_hydra(o)]
+        found = self._repository(config.hydra.job.config_name, settings).load_config(file)
+        return dict(found.header) if found else {}  # type: ignore[arg-type]
+
     def _repository(self, config_name: str | None, settings: list[Override]) -> CachingConfigRepository:
         """Return the files on Hydra's search path, to which the settings of Hydra may add folders."""
         paths = [str(o.input_line) for o in settings if o.get_key_element() == "hydra.searchpath"]

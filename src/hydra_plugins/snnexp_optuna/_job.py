@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from hydra_plugins.snnexp_optuna._devices import on_a_gpu
 from snnexp.config import defaults
 from snnexp.errors import Outage, Pruned, UserError
 from snnexp.lock import locked
@@ -37,13 +38,19 @@ class Work:
     """The task function of the jobs of a sweep. Picklable, because launchers send it to other processes.
 
     With `isolate` each call runs in a process of its own, whose death raises Died here. With `outlives` a call may
-    continue after its parent has died, and therefore writes its outcome to the study.
+    continue after its parent has died, and therefore writes its outcome to the study. Each call has one of `gpus`.
     """
 
-    def __init__(self, function: Callable[[DictConfig], Any], isolate: bool, outlives: bool) -> None:
-        self.function, self.isolate, self.outlives = function, isolate, outlives
+    def __init__(
+        self, function: Callable[[DictConfig], Any], isolate: bool, outlives: bool, gpus: Sequence[str] = ()
+    ) -> None:
+        self.function, self.isolate, self.outlives, self.gpus = function, isolate, outlives, gpus
 
     def __call__(self, config: DictConfig) -> Any:
+        with on_a_gpu(self.gpus, Path(HydraConfig.get().sweep.dir)):
+            return self._told(config)
+
+    def _told(self, config: DictConfig) -> Any:
         job = Job.current()
         if job is None or job.sweep is None:
             return self._call(config)

@@ -115,7 +115,7 @@ class Loop:
     def run_job(self, trial: optuna.Trial, seed: int | None = None, run_id: str | None = None) -> Outcome:
         """Run one job of the trial, in the run `run_id` if it is that of one seed; return its outcome."""
         address = self._address(trial, seed)
-        varied = [d.key.lstrip("+") for d in self.space.dimensions] + ["seed"] * (seed is not None)
+        varied = [key for d in self.space.dimensions for key in d.keys] + ["seed"] * (seed is not None)
         name = self.named(trial) if seed is None else f"seed={seed}"
         tags = self.tags(trial) | ({SWEEP_TAG: self.parent.run_id} if run_id and self.parent.run_id else {})
         quiet = self.settings["parallel"] > 1 or live()

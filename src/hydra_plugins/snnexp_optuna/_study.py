@@ -18,13 +18,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hydra_plugins.snnexp_optuna._compose import Composer
 from hydra_plugins.snnexp_optuna._loop import Loop
 from hydra_plugins.snnexp_optuna._owner import Owner
 from hydra_plugins.snnexp_optuna._pause import Pause
 from hydra_plugins.snnexp_optuna._rehearse import rehearse
 from hydra_plugins.snnexp_optuna._report import report_study
 from hydra_plugins.snnexp_optuna._seeds import seeds_of
-from hydra_plugins.snnexp_optuna._space import Space, space
+from hydra_plugins.snnexp_optuna._space import EACH, Space, space
+from hydra_plugins.snnexp_optuna._start import enqueue, points_of
 from hydra_plugins.snnexp_optuna._stop import stop_of
 from snnexp.address import sqlite
 from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, folder_of, listed, without_hydra
@@ -38,6 +40,8 @@ from snnexp.trial.storage import exclusive, open_storage
 # keys that may differ between machines that share a study, in addition to NOT_THE_EXPERIMENT
 NOT_THE_STUDY = ("trainer.threads", "trainer.accelerator", "trainer.devices", "dataset.root")
 
+OWN = "sweep."  # keys of the header of an option's YAML: # @sweep.alpha interval(0.5,4)
+
 
 def sweep(
     given: Mapping[str, Any], config: DictConfig, loader: ConfigLoader, launcher: Launcher, arguments: Sequence[str]
@@ -50,9 +54,10 @@ def sweep(
         k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in given.items()
     }
     objective, chosen = _objective(config, settings)
-    searched, fixed = _space(settings["space"], config, loader, arguments)
+    searched, fixed = search_space(settings["space"], config, loader, arguments)
     settings["parallel"] = _parallel(settings["parallel"], config)
     settings["subdir"] = OmegaConf.to_container(config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
+    start = points_of(settings["start"], searched, settings["n_trials"])
     pruner = _pruner(settings["pruner"], objective)
     seeds = seeds_of(settings["seeds"], int(config.seed))
     if seeds and any(d.key == "seed" for d in searched.dimensions):
@@ -71,11 +76,15 @@ def sweep(
     # n_trials is a tag, because MLflow does not let a parameter change, and a study can be extended
     tags = {"task": "sweep", "sweep": "study", "study": name, "n_trials": str(settings["n_trials"])}
     parameters = {f"space.{k}": v for k, v in searched.described().items()}
+    listed_as = {"name": name, "wanted": settings["n_trials"], "storage": url}
+    key = study.user_attrs["key"]
     with (
-        Parent(plain, folder, _title(config, name), parameters, tags, key=study.user_attrs["key"]) as parent,
+        Parent(plain, folder, _title(config, name), parameters, tags, key=key, listed=listed_as) as parent,
         Owner(study, url, folder) as owner,
     ):
         allow(url, settings["wait"])
+        with exclusive(url):
+            enqueue(study, start)
         pause = Pause(settings["wait"])
         study.sampler = _sampler(settings["sampler"], int(config.seed), owner.rank, searched)
         loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective, stop, pause, seeds)
@@ -114,7 +123,7 @@ def _objective(config: DictConfig, settings: Mapping[str, Any]) -> tuple[str | l
     return objective, chosen
 
 
-def _space(
+def search_space(
     given: Mapping[str, Any], config: DictConfig, loader: ConfigLoader, arguments: Sequence[str]
 ) -> tuple[Space, list[str]]:
     """Return the space and the fixed overrides, after composing each branch once.
@@ -130,7 +139,15 @@ def _space(
         return str(value)
 
     parser = OverridesParser.create(config_loader=loader)
-    made, fixed = space(given, parser.parse_overrides(list(arguments)), parser, context)
+
+    def own(group: str, option: str) -> dict[str, str]:
+        assert isinstance(loader, Composer)
+        header = loader.header(config, f"{group}/{option}").items()
+        return {key.removeprefix(OWN): text for key, text in header if key.startswith(OWN)}
+
+    made, fixed = space(given, parser.parse_overrides(list(arguments)), parser, context, own)
+    if not made.dimensions:
+        raise UserError(_no_own_range(given, config))
     for params in made.branches():
         if not params:
             raise UserError(_no_range(made, config))
@@ -142,6 +159,31 @@ def _space(
     return made, fixed
 
 
+def _no_own_range(given: Mapping[str, Any], config: DictConfig) -> str:
+    """Say that the space is empty, and which override would give a range."""
+    groups = [key.removesuffix(EACH) for key in given if key.endswith(EACH)]
+    lines = [
+        f"no range for {group}={config.hydra.runtime.choices[group]}: its YAML has no line such as "
+        f"'# @{OWN}alpha interval(0.5,4)' at its top"
+        for group in groups
+        if group in config.hydra.runtime.choices
+    ]
+    examples = [line for group in groups for line in _examples(group, config)]
+    if lines:
+        return "hydra.sweeper.space has " + "\n".join([*lines, *examples])
+    return "this sweep has no search space: give a range, e.g. surrogate.alpha='interval(0.5,4)'"
+
+
+def _examples(group: str, config: DictConfig) -> list[str]:
+    """Return a line with a range for each parameter of the chosen option that is a fraction above 0."""
+    node = OmegaConf.select(config, group)
+    numbers = {k: v for k, v in node.items() if isinstance(v, float) and v > 0} if isinstance(node, DictConfig) else {}
+    return [
+        f"give one on the command line, for example '{group}.{key!s}=tag(log,interval({value / 2:g},{value * 2:g}))'"
+        for key, value in numbers.items()
+    ]
+
+
 def _no_range(searched: Space, config: DictConfig) -> str:
     """Say that no condition of the space holds, and which override would give a range."""
     lines = []
@@ -150,11 +192,7 @@ def _no_range(searched: Space, config: DictConfig) -> str:
         keys = ", ".join(dict.fromkeys(key for key, name, _ in branches if name == other))
         known = ", ".join(dict.fromkeys(value for _, name, values in branches if name == other for value in values))
         lines.append(f"no range for {other}={searched.context(other)}: {keys} has ranges for {other}={known}")
-        group = OmegaConf.select(config, other)
-        for key, value in group.items() if isinstance(group, DictConfig) else ():
-            if isinstance(value, float) and value > 0:
-                example = f"'{other}.{key!s}=tag(log,interval({value / 2:g},{value * 2:g}))'"
-                lines.append(f"give one on the command line, for example {example}")
+        lines += _examples(other, config)
     return "hydra.sweeper.space has " + "\n".join(lines)
 
 

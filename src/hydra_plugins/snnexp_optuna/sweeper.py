@@ -4,6 +4,7 @@ Hydra imports this at every start, so optuna and other heavy modules are importe
 breaks dataclasses in a module with `from __future__ import annotations`, which is therefore absent here.
 """
 
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ class StudyConf:
     n_trials: int | None = None
     # the search space: {key: range in Hydra's grammar, or {other key: {its value: range}}}
     space: dict[str, Any] = field(default_factory=dict)
+    # points with which the study starts, ahead of those of the sampler: a list of {key: value}; null: none
+    start: Any = None
     # maximize or minimize; a list of these for several objectives; null: by the metric's kind (val/loss: minimize)
     direction: Any = None
     # number of seeds (from the config's seed on), or a list of them: a trial is the mean over these; null: one job each
@@ -46,6 +49,8 @@ class StudyConf:
     pruner: Any = None
     # number of simultaneous trials; null: n_jobs of the joblib launcher, 1 with other launchers
     parallel: int | None = None
+    # a GPU for each job on this machine: a number of GPUs, or a list of them; null: all jobs see all GPUs
+    gpus: Any = None
     # seconds after which no new trial begins
     timeout: float | None = None
     # no new trial begins once a trial has reached this value of the objective (a list for several; null: any value)
@@ -81,8 +86,10 @@ class StudySweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Create the launcher; simultaneous jobs need joblib unless another launcher is chosen."""
         from hydra_plugins.snnexp_optuna._compose import composing_once
+        from hydra_plugins.snnexp_optuna._devices import gpus_of
         from hydra_plugins.snnexp_optuna._job import Work
 
+        self._replace_parts(config)
         launcher = config.hydra.launcher
         if (self.settings["parallel"] or 1) > 1 and launcher._target_ == BASIC:
             launcher = OmegaConf.create({"_target_": JOBLIB, "prefer": "processes", "verbose": 0})
@@ -97,17 +104,41 @@ class StudySweeper(Sweeper):
         if isolate is None:
             study = self.settings["n_trials"] is not None
             isolate = launcher._target_ == JOBLIB or (study and launcher._target_ == BASIC)
+        gpus = gpus_of(self.settings["gpus"])
+        if gpus and launcher._target_ not in (BASIC, JOBLIB):
+            raise UserError("hydra.sweeper.gpus is for jobs on this machine: on a cluster, use hydra.launcher.*")
+        if gpus and not isolate and launcher._target_ == JOBLIB:
+            raise UserError("hydra.sweeper.gpus needs a process for each job: leave out hydra.sweeper.isolate=false")
         self.settings["outlives"] = launcher._target_ != BASIC  # its jobs may outlive this process
-        work = Work(task_function, isolate, self.settings["outlives"])
+        work = Work(task_function, isolate, self.settings["outlives"], gpus)
         self.hydra_context, self.config = composing_once(hydra_context), config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.hydra_context, task_function=work, config=config
         )
 
+    def _replace_parts(self, config: DictConfig) -> None:
+        """Let a whole sampler or pruner of the command line replace that of a YAML, with which Hydra has merged it."""
+        from hydra._internal.config_loader_impl import ConfigLoaderImpl
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        texts: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+        given = OverridesParser.create().parse_overrides(texts)
+        for name in ("sampler", "pruner"):
+            key = f"hydra.sweeper.{name}"
+            ours = [o for o in given if f"{o.key_or_group}.".startswith(f"{key}.")]
+            whole = [i for i, o in enumerate(ours) if o.key_or_group == key and isinstance(o.value(), dict)]
+            if whole:
+                with open_dict(config):
+                    config.hydra.sweeper[name] = None
+                    ConfigLoaderImpl._apply_overrides_to_config(ours[whole[-1] :], config)
+                self.settings[name] = config.hydra.sweeper[name]
+
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs. Raises UserError for invalid settings before any job starts."""
+        assert self.config is not None
+        random.seed(self.config.get("seed"))  # Hydra's shuffle(...), so that the same command continues the same sweep
         if self.settings["n_trials"] is None:
-            if self.settings["space"] or any("interval(" in argument for argument in arguments):
+            if any("interval(" in argument for argument in arguments):
                 raise UserError(
                     "a range needs a study that samples it: give the number of trials with hydra.sweeper.n_trials=N"
                 )
@@ -119,7 +150,6 @@ class StudySweeper(Sweeper):
         from hydra_plugins.snnexp_optuna._study import sweep
 
         assert self.hydra_context is not None
-        assert self.config is not None
         return sweep(self.settings, self.config, self.hydra_context.config_loader, self.launcher, arguments)
 
     def _grid(self, arguments: list[str]) -> Any:
@@ -129,5 +159,11 @@ class StudySweeper(Sweeper):
         grid = BasicSweeper(max_batch_size=None)
         shown = DictConfig(masked(OmegaConf.to_container(self.config)))  # it is written to multirun.yaml
         OmegaConf.copy_cache(self.config, shown)  # of ${now:...}, which the folder's name has
+        if self.settings["space"]:
+            from hydra_plugins.snnexp_optuna._grid import jobs  # late: optuna
+
+            assert self.hydra_context is not None
+            listed, _ = jobs(self.settings["space"], self.config, self.hydra_context.config_loader, arguments)
+            grid.split_arguments = lambda overrides, max_batch_size: [listed]  # type: ignore[method-assign]
         grid.hydra_context, grid.config, grid.launcher = self.hydra_context, shown, self.launcher
         return grid.sweep(arguments)

@@ -1,5 +1,6 @@
 """Reading runs back from MLflow, for reports and the MLflow UI."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 from snnexp.address import database
 from snnexp.errors import InvalidValue, UserError
+from snnexp.masking import masked
 from snnexp.tracking.base import PARENT_TAG, STATUS_TAG, SWEEP_TAG, Tracker
-from snnexp.tracking.client import connect, reason, relocated, unreachable
+from snnexp.tracking.client import active_run, connect, reason, relocated, unreachable
 from snnexp.tracking.writer import MLflow
 
 
@@ -70,6 +72,33 @@ class Store:
                 break
         names = {id: name for name, id in self.experiments.items()}
         return [_stored(run, names[str(run.info.experiment_id)]) for run in found]
+
+    def run(self, run_id: str) -> Stored | None:
+        """Return the run; None if there is no such run."""
+        try:
+            run = active_run(self._client, run_id)
+        except Exception as error:
+            raise unreachable(self.uri, error) from error
+        if run is None:
+            return None
+        experiments = {id: name for name, id in self.experiments.items()}
+        return _stored(run, experiments.get(str(run.info.experiment_id), ""))
+
+    def file(self, run: Stored, name: str, to: Path) -> None:
+        """Copy the artifact `name`, a file, into the folder `to`, if the run has it. Raises UserError."""
+        try:
+            if moved := relocated(self.uri, run.artifacts):
+                if (moved / name).is_file():
+                    shutil.copy(moved / name, to)
+            elif name in [item.path for item in self._client.list_artifacts(run.run_id)]:
+                self._client.download_artifacts(run.run_id, name, str(to))
+        except Exception as error:  # stores of artifacts raise many types
+            raise UserError(f"{name} of run {run.run_id}: {reason(error)}") from error
+
+    @property
+    def place(self) -> str:
+        """The address without its password."""
+        return masked(self.uri)
 
     def curve(self, run: Stored, metric: str) -> dict[int, float]:
         """Return {step: value} in the order of the steps."""
