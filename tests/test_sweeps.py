@@ -437,6 +437,7 @@ def test_these_sweeps_are_shipped() -> None:
         "neuron_threshold",
         "surrogate_alpha",
         "surrogate_choice",
+        "surrogate_lab",
         "surrogate_values",
         "surrogate_values_all",
         "surrogate_width",
