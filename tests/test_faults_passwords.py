@@ -41,6 +41,7 @@ SECRET = "hunter2"
         ("['uri=http://h?password=hunter2', 'b=1']", "['uri=http://h?password=***', 'b=1']"),
         ("['uri=http://me:hunter2@h', 'b=1']", "['uri=http://me:***@h', 'b=1']"),
         ("http://hunter2@host:5000/x", "http://***@host:5000/x"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Dsa;PWD%3Dhunter2", "mssql+pyodbc:///?odbc_connect=***"),
         ("https://hun@ter2@host/x", "https://***@host/x"),
         ("postgresql://me@host/db", "postgresql://me@host/db"),
         ("http://[::1]:5000/#/runs", "http://[::1]:5000/#/runs"),

@@ -12,12 +12,11 @@ from typing import Any
 import joblib
 import pytest
 import torch
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 from torch import nn
 
-from conftest import SMALL, Done
+from conftest import SMALL, Done, start
 from snnexp.errors import UserError
 from snnexp.report import html, markdown
 from snnexp.report.document import Link, Name, Paragraph, Section, Table
@@ -161,7 +160,24 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "the standard library": ("experiment/x", "model: {_target_: subprocess.run, args: [id]}", "names subprocess.run"),
     "a reference": ("experiment/x", "a: joblib.load\nmodel: {_target_: '${a}'}", r"names ${a}"),
     "a dictionary in a text": ("experiment/x", 'model: "${oc.select:b,{_target_: joblib.load}}"', "alone"),
-    "a decoded text": ("experiment/x", "model: \"${oc.decode:'{a: b}'}\"", "stand under the key _target_ alone"),
+    "a decoded text": ("experiment/x", "model: \"${oc.decode:'{a: b}'}\"", "a reference is plain"),
+    "a pieced-together reference": (
+        "experiment/x",
+        "d: decode\nmodel: \"${oc.${d}:'{a: b}'}\"",
+        "a reference is plain",
+    ),
+    "arguments by place": ("tracking/x", "_target_: snnexp.tracking.MLflow\n_args_: ['http://evil']", "by name"),
+    "a module's attribute": ("experiment/x", "model: {_target_: torch.hub.torch.load}", "names torch.hub.torch.load"),
+    "another module's attribute": ("experiment/x", "model: {_target_: test_faults_trust.joblib.load}", "joblib.load"),
+    "tests of Python": ("experiment/x", "model: {_target_: test.support.run_in_subinterp}", "names test.support"),
+    "a text in the defaults": ("experiment/x", "defaults: ['/optimizer/log@hydra.job_logging']", "leads into Hydra"),
+    "a folder like a package": ("hydra.job_logging/x", "handlers: {a: {class: a.b}}", "sets a part of hydra"),
+    "commands of a launcher": ("sweep/x", "hydra: {launcher: {setup: [id]}}", "sets hydra.launcher.setup"),
+    "a server among the values of a sweep": (
+        "sweep/x",
+        "# @package _global_\nhydra: {sweeper: {space: {tracking.uri: \"choice('http://a','http://b')\"}}}",
+        "name a server on the command line",
+    ),
     "a value of a sweep": (
         "sweep/x",
         "# @package _global_\nhydra: {sweeper: {params: {model._target_: joblib.load}}}",
@@ -178,13 +194,17 @@ REFUSED: dict[str, tuple[str, str, str]] = {
         "keys of Hydra stand in the section hydra alone",
     ),
     "a callback": ("experiment/x", "# @package _global_\nhydra: {callbacks: {a: {b: c}}}", "sets hydra.callbacks"),
-    "the environment": ("experiment/x", "# @package _global_\nhydra: {job: {env_set: {A: b}}}", "sets hydra.job"),
+    "the environment": (
+        "experiment/x",
+        "# @package _global_\nhydra: {job: {env_set: {A: b}}}",
+        "sets hydra.job.env_set",
+    ),
     "a logger": ("experiment/x", "# @package hydra.job_logging\nhandlers: {a: {class: a.b}}", "sets a part of hydra"),
     "an option of Hydra": ("hydra/job_logging/x", "handlers: {a: {class: a.b}}", "sets a part of hydra"),
     "a package in the defaults": (
         "experiment/x",
         "defaults:\n  - /optimizer@hydra.callbacks.a: adam",
-        "keys of Hydra stand in the section hydra alone",
+        "leads into Hydra",
     ),
     "a tracking server": (
         "experiment/x",
@@ -201,10 +221,9 @@ REFUSED: dict[str, tuple[str, str, str]] = {
 
 def loaded(folder: Path, name: str, text: str) -> ConfigResult:
     """What Hydra reads from an option of a folder of somebody else."""
-    guard()
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.yaml").write_text(text)
-    return FileConfigSource("command-line", str(folder)).load_config(name)
+    return guard()("command-line", f"file://{folder}").load_config(name)
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -226,6 +245,8 @@ ALLOWED = {
     "an optimiser": "optimizer: {_target_: torch.optim.RAdam}",
     "a schedule": "scheduler: {_target_: torch.optim.lr_scheduler.StepLR}",
     "a network of torchvision": "model: {_target_: torchvision.models.resnet18}",
+    "a network of SpikingJelly": "model: {_target_: spikingjelly.activation_based.model.spiking_vgg.spiking_vgg11}",
+    "a launcher": "hydra: {launcher: {n_jobs: 2, partition: gpu}, job: {name: a}}",
     "a sampler": "hydra: {sweeper: {sampler: {_target_: optuna.samplers.QMCSampler}, params: {seed: '1,2'}}}",
     "a pruner and a folder": "hydra: {sweep: {dir: x}, sweeper: {pruner: {_target_: optuna.pruners.HyperbandPruner}}}",
     "references": "a: {root: '${data_dir}/x', seed: '${seed}'}",
@@ -241,13 +262,21 @@ def test_a_configuration_file_of_somebody_else_may_use_known_classes(case: str, 
     assert loaded(tmp_path, "experiment/x", f"# @package _global_\n{ALLOWED[case]}").config
 
 
-def test_the_command_refuses_a_file_but_not_its_own_line(snnexp: Callable[..., Done], tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "x.yaml").write_text("_target_: joblib.load\nfilename: x\n")
-    done = snnexp("--config-dir", str(tmp_path), *SMALL, "model=x", "tracking=none")
-    assert (done.code, done.runs()) == (1, [])
-    assert JOBLIB in done.err
-    assert "Traceback" not in done.err
+@pytest.mark.parametrize("outside", [False, True], ids=["in the folder", "elsewhere"])
+def test_the_program_refuses_a_file_but_not_its_own_line(
+    outside: bool, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """In a process of its own, because Hydra makes its reader of files when it starts."""
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "x.yaml").write_text("_target_: joblib.load\nfilename: x\n")
+    (tmp_path / "conf" / "model" / "x.yaml").symlink_to(tmp_path / "x.yaml")
+    option = "/".join([".."] * 20) + f"{tmp_path}/x" if outside else "x"
+    process = start(environment, "--config-dir", str(tmp_path / "conf"), "dataset=digits", f"model={option}")
+    _, err = process.communicate()
+    assert (process.returncode, JOBLIB in err, "Traceback" in err) == (1, True, False), err
+
+
+def test_the_command_line_needs_no_trust(snnexp: Callable[..., Done]) -> None:
     done = snnexp("dataset=digits", "timesteps=2", "model=custom", "model._target_=joblib.load", "tracking=none")
     assert "model (joblib.load) cannot be made" in done.err
 
@@ -255,6 +284,6 @@ def test_the_command_refuses_a_file_but_not_its_own_line(snnexp: Callable[..., D
 def test_the_printed_command_trusts_what_was_trusted_on_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         loaded(tmp_path, "experiment/best", "# @package _global_\nmodel: {_target_: joblib.load}")
-    assert _trust(tmp_path, "best") == {"SNNEXP_TRUSTED": str(tmp_path)}
+    assert _trust(tmp_path, "best", ["model._target_=joblib.load", "seed=1"]) == {"SNNEXP_TRUSTED": "joblib"}
     assert loaded(tmp_path, "experiment/best", "# @package _global_\nseed: 1")
-    assert _trust(tmp_path, "best") == {}
+    assert _trust(tmp_path, "best", []) == {}

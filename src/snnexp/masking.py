@@ -12,9 +12,8 @@ HIDDEN = "***"
 USER = re.compile(r"(://[^\s:/]*:)\S*@")  # up to the last @, because a password may contain one
 TOKEN = re.compile(r"(https?://)[^\s:/]+@")  # a user without a password is a token
 # A quotation mark ends a value only where it closes a quotation: a password may contain one.
-QUERY = re.compile(
-    r"""([?&]\w*(?:password|passwd|pwd|token|secret|api_?key)\w*=)(?:(?!['"]+(?:[\s,)\]}]|$))[^\s&])+""", re.IGNORECASE
-)
+SECRET = r"\w*(?:password|passwd|pwd|token|secret|api_?key|auth|odbc_connect)\w*"
+QUERY = re.compile(rf"""([?&;]{SECRET}=)(?:(?!['"]+(?:[\s,)\]}}]|$))[^\s&])+""", re.IGNORECASE)
 Value = TypeVar("Value")
 
 

@@ -19,8 +19,6 @@ from snnexp.signals import held, ignored, interrupting
 from snnexp.sweep.shown import of_first_job
 from snnexp.trust import guard
 
-guard()
-
 
 @hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")
 def run(cfg: DictConfig) -> float | list[float] | None:
@@ -66,6 +64,7 @@ def main() -> None:
     """Run the console command. Exit with status 0, 1 after an error, 130 after Ctrl-C, SIGTERM or SIGHUP."""
     os.environ.setdefault("LOGURU_LEVEL", "WARNING")  # SpikingJelly logs its choices when it is imported
     _check_surroundings()
+    guard()
     sys.argv[1:] = of_first_job(sys.argv[1:])
     with interrupting():
         interrupted = _interrupted()

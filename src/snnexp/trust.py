@@ -12,15 +12,17 @@ import inspect
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, wraps
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.plugins.config_source import ConfigResult
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from snnexp.config import conf_dir
@@ -36,39 +38,49 @@ KINDS = {
     "optuna.samplers._base.BaseSampler",
     "optuna.pruners._base.BasePruner",
 }
-HYDRA = ("mode", "run", "sweep", "sweeper")  # Hydra's other keys can set environment variables or name classes
+FUNCTIONS = ("torchvision.models.", "spikingjelly.activation_based.model.")  # whose functions make networks
+# Hydra's other keys can set environment variables, run commands or name classes.
+HYDRA = ("job", "launcher", "mode", "output_subdir", "run", "sweep", "sweeper")
+JOB = ("name",)
+LAUNCHER = (
+    *("n_jobs", "timeout_min", "partition", "qos", "account", "constraint", "name", "nodes", "tasks_per_node"),
+    *("cpus_per_task", "gpus_per_node", "mem_gb", "array_parallelism", "max_num_timeout"),
+)
 ADDRESSES = ("uri", "storage")
 TARGET = re.compile(r"(.*\.)?_target_")
 
 
-def guard() -> None:
-    """Check each configuration file that Hydra loads from outside snnexp's own folder.
+def guard() -> type[ConfigSource]:
+    """Check each configuration file that Hydra loads from outside snnexp's own folder; return Hydra's reader of files.
 
     Loading one raises UserError if it names code that is not trusted, sets keys of Hydra that can run code, or names
     the server of a store, which would be sent the user's credentials.
     """
-    load = FileConfigSource.load_config
+    Plugins.instance()  # makes the reader, which is not the class that can be imported
+    source = SourcesRegistry.instance().resolve("file")
+    load = source.load_config
     if hasattr(load, "__wrapped__"):
-        return
+        return source
 
     @wraps(load)
-    def checked(self: FileConfigSource, config_path: str) -> ConfigResult:
+    def checked(self: ConfigSource, config_path: str) -> ConfigResult:
         try:
             result = load(self, config_path)
         except ValueError as error:  # of its header
             raise UserError(f"{Path(self.path) / config_path}: {error}; a header line is # @KEY VALUE") from error
-        folder = Path(self.path).resolve()
-        if not any(folder.is_relative_to(known) for known in (Path(conf_dir()).resolve(), *_trusted()[1])):
-            _check_file(folder, Path(config_path).with_suffix(".yaml"), result)
+        file = (Path(self.path) / f"{config_path.removesuffix('.yaml')}.yaml").resolve()
+        known = [Path(conf_dir()), Path(conf_dir()) / "sweep", *_trusted()[1]]  # conf/sweep is a link
+        if not any(file.is_relative_to(folder.resolve()) for folder in known):
+            _check_file(Path(self.path), file, Path(config_path), result)
         return result
 
-    FileConfigSource.load_config = checked  # type: ignore[method-assign]
+    source.load_config = checked  # type: ignore[method-assign]
+    return source
 
 
 def check_file(folder: Path, name: str) -> None:
     """Raise UserError if FOLDER/NAME.yaml is not allowed as a configuration file from outside snnexp."""
-    guard()
-    FileConfigSource(provider="check", path=str(folder)).load_config(name)
+    guard()(provider="check", path=f"file://{folder}").load_config(name)
 
 
 def check_config(config: Any, source: str) -> None:
@@ -111,19 +123,45 @@ def allowed(target: object, kind: type, source: str, known: Sequence[str] = PACK
     return made
 
 
-def _check_file(folder: Path, name: Path, result: ConfigResult) -> None:
-    """Raise UserError if the file `name` in the folder of somebody else could run code that is not trusted."""
+def _check_file(folder: Path, file: Path, name: Path, result: ConfigResult) -> None:
+    """Raise UserError if `file`, the option `name` of somebody else, could run code that is not trusted."""
     config: Any = OmegaConf.to_container(result.config)
     section = config.get("hydra") if isinstance(config, dict) else None
-    strange = sorted(str(key) for key in section if key not in HYDRA) if isinstance(section, dict) else []
-    package = str(result.header.get("package") or "")
-    if strange or "hydra" in package or "hydra" in name.with_suffix("").parts:
-        which = f"hydra.{strange[0]}" if strange else "a part of hydra"
+    strange = _strange(section, HYDRA, "hydra")
+    if not strange and isinstance(section, dict):
+        strange = _strange(section.get("launcher"), LAUNCHER, "hydra.launcher")
+        strange = strange or _strange(section.get("job"), JOB, "hydra.job")
+    words = [str(result.header.get("package") or ""), *name.parts, *file.relative_to(file.anchor).parts[-2:]]
+    if strange or any(re.search(r"\bhydra\b", word) for word in words):
         raise UserError(
-            f"{folder / name} sets {which}, which is not allowed in a configuration file from outside snnexp: it may "
-            f"set {', '.join(f'hydra.{key}' for key in HYDRA)}. {_way_out(folder)}"
+            f"{file} sets {strange or 'a part of hydra'}, which is not allowed in a configuration file from outside "
+            f"snnexp: it may set {', '.join(f'hydra.{key}' for key in HYDRA)}. {_way_out(folder)}"
         )
-    _check_entries(config, str(folder / name), _way_out(folder))
+    for entry in _texts(config.get("defaults") if isinstance(config, dict) else None):
+        plain = re.fullmatch(r"(override )?/?hydra/[\w/]+", entry)
+        if not plain and (re.search(r"\bhydra\b", entry) or ("@" in entry and "${" in entry)):
+            raise UserError(f"{file}: {entry} is not allowed in the defaults: it leads into Hydra. {_way_out(folder)}")
+    _check_entries(config, str(file), _way_out(folder))
+
+
+def _strange(section: Any, known: Sequence[str], prefix: str) -> str:
+    """Return the first key of a section that is not known, with its prefix; "" if all are."""
+    if not isinstance(section, dict):
+        return "" if section is None else prefix
+    return next((f"{prefix}.{key}" for key in sorted(map(str, section)) if key not in known), "")
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """Yield all keys and texts in nested containers."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield str(key)
+            yield from _texts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
+    elif isinstance(node, str):
+        yield node
 
 
 def _check_entries(config: Any, source: str, way_out: str) -> None:
@@ -138,11 +176,14 @@ def _check_entries(config: Any, source: str, way_out: str) -> None:
 
 def _hidden(path: str, key: str, text: str) -> str:
     """Return why an entry could hide what it does; "" if it could not."""
-    if "_target_" in text or re.search(r"\$\{\s*oc\.(create|decode)", text):
-        return "names of code stand under the key _target_ alone"
-    if re.search(r"\bhydra\b", key) and path != "hydra" and not re.match(r"override /?hydra/", key):
+    if key == "_args_" or "_target_" in text:
+        return "names of code stand under the key _target_ alone, with arguments by name"
+    if re.search(r"\$\{\s*oc\.(create|decode)|\$\{[^}:]*\$\{|\\\$\{", text):
+        return "a reference is plain, without oc.create, oc.decode, a reference in its name, or a backslash"
+    if re.search(r"\bhydra\b", key) and path != "hydra" and not path.startswith("defaults."):
         return "keys of Hydra stand in the section hydra alone"
-    if key in ADDRESSES and ("${" in text or ":" in text) and not text.startswith(("sqlite:///", "journal:")):
+    address = key.rpartition(".")[2] in ADDRESSES
+    if address and ("${" in text or ":" in text) and not text.startswith(("sqlite:///", "journal:")):
         return "name a server on the command line, so that no file of others decides who gets your password"
     return ""
 
@@ -159,10 +200,10 @@ def _may_be_made(target: str) -> bool:
     if not _may_be_named(target):
         return re.fullmatch(r"\w+(\.\w+)*", target) is not None and find_spec(top) is None
     made = _attribute(target)
-    if made is None or top not in PACKAGES:
-        return made is None or _belongs(made, top)
+    if made is None or (top not in PACKAGES and _belongs(made, top)):
+        return True
     kinds = {f"{base.__module__}.{base.__qualname__}" for base in getattr(made, "__mro__", ())}
-    return bool(kinds & KINDS) or str(made.__module__).startswith("torchvision.models.")
+    return bool(kinds & KINDS) or (callable(made) and str(made.__module__).startswith(FUNCTIONS))
 
 
 @lru_cache(maxsize=1)
@@ -174,10 +215,9 @@ def _own_targets() -> set[str]:
 
 
 def _attribute(target: str) -> Any:
-    """Return what a dotted name stands for; None if there is no such thing."""
-    module, _, name = target.rpartition(".")
+    """Return what Hydra would find under a dotted name; None if there is no such thing."""
     try:
-        return getattr(import_module(module), name, None)
+        return get_object(target)
     except Exception:  # an import may raise anything
         return None
 
@@ -205,13 +245,15 @@ def _is_own(package: str) -> bool:
     if spec is None:
         return False
     places = [Path(place).parent for place in spec.submodule_search_locations or filter(None, [spec.origin])]
-    return bool(places) and not any(next(place.glob("*.dist-info"), None) for place in places)
+    installed = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    own = [place for place in places if not {place.resolve(), *place.resolve().parents} & installed]
+    return bool(places) and own == places and not any(next(place.glob("*.dist-info"), None) for place in own)
 
 
 def _trusted() -> tuple[list[str], list[Path]]:
     """Return the packages and the folders of SNNEXP_TRUSTED, which are separated by commas."""
     items = [item.strip() for item in os.environ.get(TRUSTED, "").split(",") if item.strip()]
-    folders = [Path(item).expanduser().resolve() for item in items if "/" in item]
+    folders = [Path(item).expanduser().resolve() for item in items if "/" in item or Path(item).is_dir()]
     return [item for item in items if "/" not in item], folders
 
 

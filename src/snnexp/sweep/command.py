@@ -43,13 +43,15 @@ def experiment_command(config: DictConfig, folder: Path, name: str) -> str:
         arguments += ["--config-name", str(config.hydra.job.config_name)]
     plain = ",".join(path if re.fullmatch(r"[\w:/.-]+", path) else quoted(path) for path in own)
     arguments += [f"hydra.searchpath=[{plain}]"] * bool(own)
-    return command([*arguments, f"experiment={name}"], **_trust(folder, name))
+    return command([*arguments, f"experiment={name}"], **_trust(folder, name, config.hydra.overrides.task))
 
 
-def _trust(folder: Path, name: str) -> dict[str, str]:
-    """Return what makes the experiment loadable if it names code that was trusted on the command line alone."""
+def _trust(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, str]:
+    """Return what lets the experiment name the packages that the command line named."""
     try:
         check_file(folder, f"experiment/{name}")
     except UserError:
-        return {TRUSTED: ",".join(filter(None, [os.environ.get(TRUSTED), str(folder)]))}
+        named = {found.split(".")[0] for text in overrides for found in re.findall(r"_target_[=:]\s*([\w.]+)", text)}
+        before = filter(None, os.environ.get(TRUSTED, "").split(","))
+        return {TRUSTED: ",".join(dict.fromkeys([*before, *sorted(named)]))}
     return {}
