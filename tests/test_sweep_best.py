@@ -146,6 +146,6 @@ def test_a_deleted_key_can_be_added_again_and_vary(snnexp: Callable[..., Done]) 
     assert done.code == 0, done.err
     assert "best: surrogate.alpha=" in done.out
     parser = OverridesParser.create()
-    searched, fixed = space({}, parser.parse_overrides(list(deleted)), parser, str)
+    searched, fixed = space({}, parser.parse_overrides(list(deleted)), parser, str, lambda *_: {})
     assert fixed == ["~surrogate.alpha"]
     assert [dimension.key for dimension in searched.dimensions] == ["+surrogate.alpha"]

@@ -114,7 +114,8 @@ class Grid(Callback):
                 from hydra_plugins.snnexp_optuna._grid import jobs  # late: optuna
 
                 arguments = list(self.config.hydra.overrides.task)
-                self.ranges = jobs(space, self.config, self.loader, arguments)[1]
+                found, self.ranges = jobs(space, self.config, self.loader, arguments)
+                self.count = len(found)
                 return list(self.ranges)
             overrides = parser.parse_overrides(list(self.config.hydra.overrides.task))
             swept = [o for o in overrides if o.is_sweep_override()]

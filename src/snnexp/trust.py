@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import _locate
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
-from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from snnexp.config import conf_dir
@@ -217,7 +217,7 @@ def _own_targets() -> set[str]:
 def _attribute(target: str) -> Any:
     """Return what Hydra would find under a dotted name; None if there is no such thing."""
     try:
-        return get_object(target)
+        return _locate(target)
     except Exception:  # an import may raise anything
         return None
 
