@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from conftest import SMALL, Done, start
+from snnexp.build import build
 from snnexp.errors import UserError
 from snnexp.report import html, markdown
 from snnexp.report.document import Link, Name, Paragraph, Section, Table
@@ -96,7 +97,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an interpolation": (
         {"_target_": "snnexp.surrogate.sine.Sine", "alpha": "${oc.decode:'{_target_: os.system}'}"},
-        "configs of runs have plain values only",
+        "it must be a plain value, without ${",
     ),
     "a program": ({"_target_": "snnexp.__main__.main"}, "not allowed"),
 }
@@ -287,3 +288,9 @@ def test_the_printed_command_trusts_what_was_trusted_on_the_command_line(tmp_pat
     assert _trust(tmp_path, "best", ["model._target_=joblib.load", "seed=1"]) == {"SNNEXP_TRUSTED": "joblib"}
     assert loaded(tmp_path, "experiment/best", "# @package _global_\nseed: 1")
     assert _trust(tmp_path, "best", []) == {}
+
+
+def test_a_text_that_becomes_a_reference_is_refused_before_anything_is_made() -> None:
+    text = "${oc.decode:'{_target_: joblib.load}'}"  # pieced together from plain references by the first resolution
+    with pytest.raises(UserError, match=r"model: args.0.b=.* must be a plain value, without \$\{"):
+        build("model", {"model": {"_target_": "torch.nn.Identity", "args": [{"b": text}]}})

@@ -72,7 +72,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             "hidden: 8",
             "hidden: ${oc.env:HOME}",
-            "model.hidden=${oc.env:HOME} is not allowed: configs of runs have plain",
+            "model.hidden=${oc.env:HOME} is not allowed: it must be a plain",
         ),
         ("timesteps: 4", "steps: 4", "its config.yaml lacks timesteps"),
         ("hidden: 8", "hidden: http://me:***@host", "the record hides a password in model.hidden"),

@@ -10,6 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 from snnexp.errors import InvalidValue, UserError
+from snnexp.trust import check_plain
 
 
 def build(group: str, config: Mapping[str, Any], protocol: type | None = None, **extra: Any) -> Any:
@@ -51,6 +52,7 @@ def unlike(made: object, protocol: type) -> str:
 
 
 def _instantiated(group: str, config: Mapping[str, Any], node: Mapping[str, Any]) -> Any:
+    check_plain(node, group)
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:

@@ -88,14 +88,15 @@ def check_config(config: Any, source: str) -> None:
 
     It may name what a configuration file from outside may name, and no text may be an interpolation.
     """
-    _check_plain(config, source)
+    check_plain(config, source)
     _check_entries(config, source, "Give such values on the command line")
 
 
-def _check_plain(config: Any, source: str) -> None:
+def check_plain(config: Any, source: str) -> None:
+    """Raise UserError if a text in `config` (plain containers, resolved) would be read as a reference once more."""
     for path, _, value in _entries(config):
         if isinstance(value, str) and "${" in value:
-            raise UserError(f"{source}: {path}={value} is not allowed: configs of runs have plain values only")
+            raise UserError(f"{source}: {path}={value} is not allowed: it must be a plain value, without ${{")
 
 
 def check_targets(config: Any, kind: type, source: str) -> None:
@@ -104,7 +105,7 @@ def check_targets(config: Any, kind: type, source: str) -> None:
     Each `_target_` in it must be allowed (see `allowed`), and no text may be an interpolation, which could resolve to
     one.
     """
-    _check_plain(config, source)
+    check_plain(config, source)
     for _, key, value in _entries(config):
         if key == "_target_":
             allowed(value, kind, source)

@@ -36,6 +36,7 @@ from snnexp.sweep.parent import Parent
 from snnexp.trial.dominated import Dominated
 from snnexp.trial.outage import allow, impatient
 from snnexp.trial.storage import exclusive, open_storage
+from snnexp.trust import check_plain
 
 # keys that may differ between machines that share a study, in addition to NOT_THE_EXPERIMENT
 NOT_THE_STUDY = ("trainer.threads", "trainer.accelerator", "trainer.devices", "dataset.root")
@@ -234,6 +235,7 @@ def _sampler(given: Mapping[str, Any] | None, seed: int, rank: int, searched: Sp
 def _made(name: str, node: Mapping[str, Any], kind: type) -> Any:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise UserError(f"hydra.sweeper.{name}={node} is not allowed: it must be {{_target_: optuna.{name}s...., ...}}")
+    check_plain(node, f"hydra.sweeper.{name}")
     try:
         made = instantiate(node, _convert_="all")
     except Exception as error:  # constructors raise many kinds of errors
