@@ -69,11 +69,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("snnexp.loss.MseRate", "os.system", "names os.system, which is not allowed"),
         ("snnexp.surrogate.sine.Sine", "torch.load", "names torch.load, which is not allowed"),
-        (
-            "hidden: 8",
-            "hidden: ${oc.env:HOME}",
-            "model.hidden=${oc.env:HOME} is not allowed: it must be a plain",
-        ),
+        ("hidden: 8", "hidden: ${oc.env:HOME}", "model.hidden=${oc.env:HOME} is not allowed: it must be a plain"),
         ("timesteps: 4", "steps: 4", "its config.yaml lacks timesteps"),
         ("hidden: 8", "hidden: http://me:***@host", "the record hides a password in model.hidden"),
         ("hidden: 8", "hidden: [", "its config.yaml cannot be read"),
