@@ -168,7 +168,7 @@ def _texts(node: Any) -> Iterator[str]:
 def _check_entries(config: Any, source: str, way_out: str) -> None:
     """Raise UserError if an entry of `config` names code that is not trusted, or could hide what it does."""
     for path, key, value in _entries(config):
-        if TARGET.fullmatch(key) and value != "???" and not _may_be_made(str(value)):
+        if TARGET.fullmatch(key.strip()) and value != "???" and not _may_be_made(str(value)):
             expected = "one that snnexp's own files name, or a network, optimiser, sampler or the like of "
             raise _refusal(value, source, expected + ", ".join(PACKAGES))
         if why := _hidden(path, key, value if isinstance(value, str) else ""):
