@@ -188,7 +188,8 @@ def test_a_forked_child_neither_releases_the_lock_nor_holds_it(path: Path) -> No
 
 
 def test_a_killed_holder_leaves_nothing_to_its_forked_child(path: Path) -> None:
-    code = HOLDER.replace('print("held"', "import os, signal; pid = os.fork() or signal.pause(); print(pid")
+    # the child tells its number itself: in this moment it has let go of what it inherited
+    code = HOLDER.replace('print("held"', "import os, signal; os.fork() and signal.pause(); print(os.getpid()")
     command = [sys.executable, "-c", code, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
