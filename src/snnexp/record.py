@@ -24,7 +24,7 @@ from snnexp.signals import held
 from snnexp.terminal import closing_table, quiet, rows_table
 from snnexp.tracking import Status
 from snnexp.training import Metrics
-from snnexp.trial.data import check_data
+from snnexp.trial.data import check_data, setting_of
 from snnexp.trial.job import Job
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class Record:
         """
         data = self.session.prepared
         if self.job and data:
-            setting = {"dataset": self.config["dataset"], "task": self.config["task"]["_target_"]}
-            check_data(self.job, Path(self.job.sweep or self.new_folder.parent), setting, data)
+            where = Path(self.job.sweep or self.new_folder.parent)
+            check_data(self.job, where, setting_of(self.config), data)
         with RunDir.open(self.folder, self.config, data) as opened:
             self.folder = opened.path
             if self.job:

@@ -15,7 +15,7 @@ from snnexp.config import GROUPS, KEYS
 from snnexp.errors import UserError
 from snnexp.files import opened, read_json
 from snnexp.origin import ORIGIN
-from snnexp.tracking import Store, Tracker
+from snnexp.tracking import Store, Stored, Tracker
 
 RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
 
@@ -45,10 +45,15 @@ def recorded(where: str, key: str, tracker: Tracker) -> Recorded:
     store = Store(tracker, named)
     if (run := store.run(found[1])) is None:
         raise UserError(f"{named}: there is no such run in {store.place}")
+    return of_run(store, run, named)
+
+
+def of_run(store: Store, run: Stored, named: str) -> Recorded:
+    """Return the record of a run in MLflow, which `named` names in errors. Raises UserError if it has none."""
     with TemporaryDirectory() as scratch:
         for name in ("config.yaml", ORIGIN):
             store.file(run, name, Path(scratch))
-        return _read(Path(scratch), named, where, run.metrics)
+        return _read(Path(scratch), named, run.run_id, run.metrics)
 
 
 def _read(folder: Path, named: str, where: str, metrics: Mapping[str, float]) -> Recorded:

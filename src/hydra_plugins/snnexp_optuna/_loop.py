@@ -23,6 +23,7 @@ from hydra_plugins.snnexp_optuna._stop import Stop
 from snnexp.errors import UserError
 from snnexp.sweep.parent import Parent
 from snnexp.tracking import SWEEP_TAG
+from snnexp.trial.counted import REPLACED, TAKEN, counts
 from snnexp.trial.dominated import by_epoch
 from snnexp.trial.job import Address, Job
 from snnexp.trial.place import told
@@ -31,7 +32,7 @@ from snnexp.trial.storage import exclusive
 log = logging.getLogger("snnexp.sweep")
 POLL, RECOVER = 1.0, 5.0  # seconds
 Outcome = Mapping[str, Any]  # state, values, reason, again
-REPLACED, ATTEMPT, RETRY_OF = "replaced", "attempt", "retry_of"
+ATTEMPT, RETRY_OF = "attempt", "retry_of"
 GRID = ("search_space", "grid_id")
 EXHAUSTED = "exhausted by"  # attribute of a study: the sampler class that has no more points
 
@@ -57,11 +58,13 @@ class Loop:
     failures: int = 0
     last_reason: str = ""
     ended: str = ""  # why the study ends early
+    taken: Sequence[str] = ()  # what the study took over from elsewhere, and what did not fit
 
     def __post_init__(self) -> None:
         wanted = self.settings["n_trials"]
         if self.sampler == "BruteForceSampler":  # it ends when it has tried all points
-            wanted = min(wanted, self.space.size())
+            there = sum(TAKEN in trial.user_attrs for trial in self._trials())
+            wanted = min(wanted, self.space.size() - there)
         self.progress = Progress(self.study, wanted, self.space.shown)
 
     def run(self) -> None:
@@ -99,7 +102,7 @@ class Loop:
                 log.info("no further trial begins: %s", why)
                 return None
             waiting = any(t.state == TrialState.WAITING for t in trials)
-            full = sum(REPLACED not in t.user_attrs for t in trials) >= self.settings["n_trials"]
+            full = sum(map(counts, trials)) >= self.settings["n_trials"]
             if not waiting and (full or self.study.user_attrs.get(EXHAUSTED) == self.sampler):
                 return None
             trial = self.study.ask()

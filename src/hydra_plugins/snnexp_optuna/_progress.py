@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from snnexp.terminal import AS_IT_IS
+from snnexp.trial.counted import TAKEN, counts
 
 TICK = 1.0  # seconds
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -101,7 +102,9 @@ class Progress:
 
     def _remaining(self, trials: Sequence[FrozenTrial]) -> float | None:
         """Return the seconds that are left if trials take as long as those that ended; None if it cannot be known."""
-        times = [t.duration.total_seconds() for t in trials if t.state in ENDED and t.duration]
+        times = [
+            t.duration.total_seconds() for t in trials if t.state in ENDED and t.duration and TAKEN not in t.user_attrs
+        ]
         if not times:
             return None
         usual, now = statistics.median(times), datetime.now()
@@ -112,8 +115,8 @@ class Progress:
 
 
 def _done(trials: Sequence[FrozenTrial]) -> int:
-    """Return the number of ended trials, of which those that are repeated do not count."""
-    return sum(t.state.is_finished() and "replaced" not in t.user_attrs for t in trials)
+    """Return the number of ended trials, of which those that are repeated or taken over do not count."""
+    return sum(t.state.is_finished() and counts(t) for t in trials)
 
 
 def best_of(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

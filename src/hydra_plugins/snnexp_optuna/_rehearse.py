@@ -12,6 +12,7 @@ from snnexp.errors import UserError
 
 def rehearse(sampler: BaseSampler, pruner: optuna.pruners.BasePruner, space: Space, directions: Sequence[Any]) -> None:
     """Sample a point of the space after a few random ones, and prune it. Raises UserError if either fails."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # of this study in memory, the user need not know
     study = optuna.create_study(directions=list(directions), sampler=RandomSampler(seed=0))
     for number in range(getattr(sampler, "_n_startup_trials", 0) + 2):  # before these, most samplers sample at random
         trial = study.ask()

@@ -22,6 +22,7 @@ from snnexp.rundir import write_csv
 from snnexp.sweep import summary
 from snnexp.sweep.command import experiment_command
 from snnexp.sweep.experiment import experiment, write_experiment
+from snnexp.trial.counted import TAKEN, source
 from snnexp.trial.dominated import by_epoch
 
 log = logging.getLogger("snnexp.sweep")
@@ -41,6 +42,7 @@ def report_study(loop: Loop, config: DictConfig, loader: ConfigLoader) -> None:
         name = "best" if len(names) == 1 else f"best_{trial.number}"
         overrides = [*loop.fixed, *loop.space.overrides(trial.params)]
         comment = f"trial {trial.number} of {study.study_name}: {_values(trial, names)}"
+        comment += _where(trial)
         write_experiment(folder, name, experiment(loader, config, overrides, comment))
     _figures(study, names, folder / "figures")
     tracker.tags({f"trials.{state}": str(count) for state, count in _counts(trials).items()})
@@ -66,13 +68,13 @@ def _text(
     counts = ", ".join(f"{count} {state}" for state, count in _counts(trials).items())
     lines = [f"**{study.study_name}**: {len(trials)} trials ({counts})", ""]
     lines += [f"ended early: {loop.ended}", ""] if loop.ended else []
+    lines += [*(f"- {line}" for line in loop.taken), ""] if loop.taken else []
     if len(names) > 1 and chosen:
         lines += ["Pareto front:", "", summary.markdown([_row(trial, names) for trial in chosen])]
     elif chosen:
-        lines += [
-            f"best: trial {chosen[0].number}, {loop.space.shown(chosen[0].params)}: {_values(chosen[0], names)}",
-            "",
-        ]
+        best = chosen[0]
+        shown = f"{loop.space.shown(best.params)}: {_values(best, names)}"
+        lines += [f"best: trial {best.number}{_where(best)}, {shown}", ""]
         sign = -1 if study.direction.name == "MAXIMIZE" else 1
         ranked = sorted((t for t in trials if t.state in COMPLETE), key=lambda t: sign * t.values[0])
         lines += [summary.markdown([_row(trial, names) for trial in ranked[:5]])]
@@ -82,8 +84,12 @@ def _text(
     return "\n".join(lines)
 
 
+def _where(trial: FrozenTrial) -> str:
+    return f" (taken over from {source(trial)})" if source(trial) else ""
+
+
 def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    states = [trial.state.name.lower() for trial in trials]
+    states = [TAKEN if source(trial) else trial.state.name.lower() for trial in trials]
     return {state: states.count(state) for state in dict.fromkeys(sorted(states))}
 
 
@@ -99,10 +105,11 @@ def _values(trial: FrozenTrial, names: Sequence[str]) -> str:
 
 def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
     values = trial.values or [None] * len(names)
-    seconds = trial.duration.total_seconds() if trial.duration else None
+    taken = {"taken over from": source(trial)} if source(trial) else {}
+    seconds = trial.duration.total_seconds() if trial.duration and not taken else None
     outcome = {"trial": trial.number, "state": trial.state.name, **dict(zip(names, values, strict=True))}
     outcome |= {f"{name} {ERROR}": error for name, error in zip(names, trial.user_attrs.get(ERROR, []), strict=False)}
-    return outcome | trial.params | {"epochs": len(by_epoch(trial)) or None, "seconds": seconds}
+    return outcome | trial.params | {"epochs": len(by_epoch(trial)) or None, "seconds": seconds} | taken
 
 
 def _as_json(study: optuna.Study, trials: Sequence[FrozenTrial], names: Sequence[str]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def _point(given: Mapping[str, Any], space: Space) -> dict[str, Any]:
         if missing := [key for key in d.keys if key not in given]:
             raise UserError(f"{KEY}: the point {dict(given)} has no value for {missing[0]}")
         used.update(d.keys)
-        found = _value(d, [given[key] for key in d.keys])
+        found = value_of(d, [given[key] for key in d.keys])
         if found is None:
             shown = ", ".join(f"{key}={given[key]}" for key in d.keys)
             raise UserError(f"{KEY}: {shown} is not allowed: it is not in the search space, {d.distribution}")
@@ -52,7 +52,7 @@ def _point(given: Mapping[str, Any], space: Space) -> dict[str, Any]:
     return params
 
 
-def _value(d: Dimension, values: list[Any]) -> Any:
+def value_of(d: Dimension, values: list[Any]) -> Any:
     """Return the value of the dimension that stands for these values of its keys; None if it has none."""
     if isinstance(d.distribution, CategoricalDistribution):
         texts = dict(zip(d.keys, (quoted(v) if isinstance(v, list | dict) else str(v) for v in values), strict=True))

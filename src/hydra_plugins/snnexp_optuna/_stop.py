@@ -9,6 +9,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from snnexp.errors import UserError, integer, number
+from snnexp.trial.counted import counts
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -58,7 +59,7 @@ class Stop:
                 best = [*(b for b in best if not all(map(float.__ge__, values, b))), values]
                 since, last = 0, trial.number
             elif last is not None:
-                since += 1
+                since += counts(trial)
         if since < self.patience:
             return None
         return f"none of {since} trials was better than trial {last} (hydra.sweeper.patience={self.patience})"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +26,11 @@ from hydra_plugins.snnexp_optuna._pause import Pause
 from hydra_plugins.snnexp_optuna._rehearse import rehearse
 from hydra_plugins.snnexp_optuna._report import report_study
 from hydra_plugins.snnexp_optuna._seeds import seeds_of
+from hydra_plugins.snnexp_optuna._sources import Wanted, sources
 from hydra_plugins.snnexp_optuna._space import EACH, Space, space
 from hydra_plugins.snnexp_optuna._start import enqueue, points_of
 from hydra_plugins.snnexp_optuna._stop import stop_of
+from hydra_plugins.snnexp_optuna._taken import take_over
 from snnexp.address import sqlite
 from snnexp.config import NOT_THE_EXPERIMENT, check_objective, flatten, folder_of, listed, without_hydra
 from snnexp.errors import UserError, integer, number
@@ -41,6 +44,7 @@ from snnexp.trust import check_plain
 # keys that may differ between machines that share a study, in addition to NOT_THE_EXPERIMENT
 NOT_THE_STUDY = ("trainer.threads", "trainer.accelerator", "trainer.devices", "dataset.root")
 
+log = logging.getLogger("snnexp.sweep")
 OWN = "sweep."  # keys of the header of an option's YAML: # @sweep.alpha interval(0.5,4)
 
 
@@ -70,6 +74,8 @@ def sweep(
     identity |= {"seeds": list(seeds)} if seeds else {}
     name = settings["study"] or _name(config, identity)
     url = settings["storage"] or sqlite(folder_of(config, "outputs_dir") / "optuna.db")
+    identity = json.loads(json.dumps(identity, default=str))  # as it is stored
+    taken = sources(settings["take_over"], Wanted(name, identity, searched, config, loader, fixed, url, NOT_THE_STUDY))
     study = _open_study(url, name, chosen, identity)
     study.pruner, stop = pruner, stop_of(settings, study.directions)
     folder = Path(str(config.hydra.sweep.dir)).absolute()
@@ -85,10 +91,14 @@ def sweep(
     ):
         allow(url, settings["wait"])
         with exclusive(url):
+            told = take_over(study, taken)
             enqueue(study, start)
+        for line in told:
+            log.info(line)
         pause = Pause(settings["wait"])
         study.sampler = _sampler(settings["sampler"], int(config.seed), owner.rank, searched)
         loop = Loop(study, url, searched, fixed, settings, launcher, owner, parent, objective, stop, pause, seeds)
+        loop.taken = told
         try:
             loop.run()
         except (Exception, KeyboardInterrupt):
@@ -263,7 +273,6 @@ def _title(config: DictConfig, otherwise: str) -> str:
 
 def _open_study(url: str, name: str, wanted: list[Direction], identity: Mapping[str, Any]) -> optuna.Study:
     """Create or open the study. Raises UserError if a study of that name has another space or configuration."""
-    identity = json.loads(json.dumps(identity, default=str))
     storage = open_storage(url)
     with exclusive(url):
         study = optuna.create_study(storage=storage, study_name=name, directions=wanted, load_if_exists=True)

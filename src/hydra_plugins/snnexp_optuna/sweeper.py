@@ -35,6 +35,8 @@ class StudyConf:
     space: dict[str, Any] = field(default_factory=dict)
     # points with which the study starts, ahead of those of the sampler: a list of {key: value}; null: none
     start: Any = None
+    # finished trials to learn from: {study: NAME, storage: FILE_OR_URL} or {mlflow: EXPERIMENT_OR_RUN_ID}, or a list
+    take_over: Any = None
     # maximize or minimize; a list of these for several objectives; null: by the metric's kind (val/loss: minimize)
     direction: Any = None
     # number of seeds (from the config's seed on), or a list of them: a trial is the mean over these; null: one job each

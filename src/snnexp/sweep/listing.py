@@ -16,6 +16,7 @@ from snnexp.sweep.parent import SWEEP
 from snnexp.task.base import Task
 from snnexp.terminal import rows_table
 from snnexp.training import Metrics
+from snnexp.trial.counted import counts
 from snnexp.trial.storage import file, open_storage
 
 
@@ -94,7 +95,7 @@ def _study(known: Mapping[str, Any]) -> tuple[str, str]:
         return "?", "? (in the storage of the study)"
     study = optuna.load_study(study_name=str(known["name"]), storage=open_storage(url))
     trials = study.get_trials(deepcopy=False)
-    done = sum(trial.state.is_finished() and "replaced" not in trial.user_attrs for trial in trials)
+    done = sum(trial.state.is_finished() and counts(trial) for trial in trials)
     complete = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
     if not complete:
         return str(done), "-"

@@ -15,6 +15,8 @@ from snnexp.lock import locked
 from snnexp.rundir import other_data, write_json
 from snnexp.trial.job import Address, Job
 
+ATTRIBUTE = "data "  # begins the key under which the identity of data is kept
+
 
 def check_data(job: Job, folder: Path, setting: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     """Raise UserError if an earlier job of the sweep had other data with the same `setting`, a part of its config.
@@ -22,12 +24,26 @@ def check_data(job: Job, folder: Path, setting: Mapping[str, Any], data: Mapping
     The first job stores its `data`: in a study, in the storage, so that a continued study is compared as well; in a
     grid, in `folder`.
     """
-    text = json.dumps(experiment_of(setting), sort_keys=True, default=str)
-    key = f"data {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    key = _key(setting)
     known = _in_study(job.trial, key, data) if job.trial else _in_folder(folder, key, data)
     if other := other_data(known, data):
         way_out = "choose another name with hydra.sweeper.study=NAME" if job.trial else "start the sweep again"
         raise UserError(f"an earlier job of this sweep {other}. Bring the old data back, or {way_out}")
+
+
+def attribute_of(config: Mapping[str, Any]) -> str:
+    """Return the attribute of a study that keeps the identity of the data of a run with this config."""
+    return _key(setting_of(config))
+
+
+def setting_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a run's config that determines its data."""
+    return {"dataset": config["dataset"], "task": config["task"]["_target_"]}
+
+
+def _key(setting: Mapping[str, Any]) -> str:
+    text = json.dumps(experiment_of(setting), sort_keys=True, default=str)
+    return f"{ATTRIBUTE}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _in_study(trial: Address, key: str, data: Mapping[str, Any]) -> Any:

@@ -30,16 +30,16 @@ _threads = threading.RLock()  # reentrant, so that calls of `exclusive` can be n
 _depth = 0
 
 
-def open_storage(url: str) -> BaseStorage:
+def open_storage(url: str, key: str = "hydra.sweeper.storage") -> BaseStorage:
     """Return the storage at `url`: sqlite:///FILE, journal:FILE, postgresql://..., mysql://.... A new file is created.
 
-    Raises UserError if the storage cannot be reached.
+    Raises UserError, which names `key`, if the storage cannot be reached.
     """
-    return _open_storage(url, os.getpid())  # a forked child must not use its parent's connections
+    return _open_storage(url, key, os.getpid())  # a forked child must not use its parent's connections
 
 
 @lru_cache
-def _open_storage(url: str, process: int) -> BaseStorage:
+def _open_storage(url: str, key: str, process: int) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     try:
@@ -49,13 +49,13 @@ def _open_storage(url: str, process: int) -> BaseStorage:
         with exclusive(url) if path else creating(url, "study", CONNECT.get(kind(url))):
             return Patient(_made(url), url)  # type: ignore[no-any-return]
     except InvalidValue as error:
-        raise error.told("hydra.sweeper.storage") from error
+        raise error.told(key) from error
     except UserError:
         raise
     except Exception as error:  # SQLAlchemy, drivers and the file system raise many kinds
         reason = masked(" ".join(str(error.__cause__ or error).split()))[:300]
         raise UserError(
-            f"hydra.sweeper.storage={masked(url)} cannot be reached: {reason}\n"
+            f"{key}={masked(url)} cannot be reached: {reason}\n"
             "It must be sqlite:///FILE, journal:FILE, postgresql://USER@HOST/DATABASE, mysql://..., or null "
             "(optuna.db in outputs_dir)"
         ) from error
