@@ -18,8 +18,9 @@ from rich.console import Console
 
 from conftest import Done  # before plugins, which Hydra finds in it
 from hydra_plugins.snnexp_optuna import _report
-from hydra_plugins.snnexp_optuna._progress import Progress, duration
+from hydra_plugins.snnexp_optuna._progress import of_study
 from hydra_plugins.snnexp_optuna._stop import Stop
+from snnexp.sweep.progress import Progress, State, duration
 from snnexp.trial.dominated import Dominated, dominates
 from test_sweeps import GRID, INTERVAL, TINY, app, calls, states, study
 
@@ -94,9 +95,13 @@ def test_a_study_that_has_what_it_wanted_ends_and_stays_ended(
         assert "ended early: " in done.out
 
 
+def state(found: list[FrozenTrial], **more: Any) -> State:
+    return of_study(optuna.create_study(**more), found, lambda params: f"x={params['x']}" if params else "")
+
+
 def progress(found: list[FrozenTrial], wanted: int, console: Console | None = None, **more: Any) -> Progress:
-    made = Progress(optuna.create_study(**more), wanted, lambda params: f"x={params['x']}" if params else "", console)
-    made.update(found)
+    made = Progress(wanted, "trials", console)
+    made.update(state(found, **more))
     return made
 
 
@@ -126,7 +131,7 @@ def test_on_a_terminal_the_line_renews_itself_below_other_output() -> None:
     console = Console(file=screen, force_terminal=True, width=60)
     shown = progress(trials(0.1), 3, console, direction="maximize")
     with shown:
-        shown.update(trials(0.1, 0.2))
+        shown.update(state(trials(0.1, 0.2), direction="maximize"))
         console.print("something else")
     first, second = "1 of 3 trials; best 0.1:  (trial 0); about 2 h 0 min left", "2 of 3 trials; best 0.2:  (trial 1)"
     text = screen.getvalue()

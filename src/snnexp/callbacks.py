@@ -20,6 +20,7 @@ from snnexp.errors import UserError
 
 if TYPE_CHECKING:
     from snnexp.sweep.parent import Parent
+    from snnexp.sweep.watch import Watch
     from snnexp.tracking import Status
 
 
@@ -62,6 +63,7 @@ class Grid(Callback):
             return
         try:
             from snnexp.sweep.direction import directions
+            from snnexp.sweep.progress import live
 
             self.lower = "minimize" in directions(config.objective, settings.get("direction"))[:1]
             self._start(varied)
@@ -70,13 +72,21 @@ class Grid(Callback):
         basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
         parallel = not basic or (settings.get("parallel") or 1) > 1
         config.hydra.overrides.hydra.append(
-            Job(self.parent.run_id, varied, quiet=parallel, sweep=str(self.parent.folder)).override
+            Job(self.parent.run_id, varied, quiet=parallel or live(), sweep=str(self.parent.folder)).override
         )
         Grid.open = self
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the summary and close the run."""
         self.close("FINISHED")
+
+    def watched(self) -> Watch:
+        """Return a context manager that shows the progress of the jobs."""
+        from snnexp.config import listed
+        from snnexp.sweep.watch import Watch
+
+        metric = next(iter(listed(self.config.objective)), "")
+        return Watch(self.parent.folder, self.count, metric, self.lower)
 
     def close(self, status: Status) -> None:
         """Write a summary of the jobs so far, and close the run."""

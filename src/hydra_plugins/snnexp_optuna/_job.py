@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -56,6 +57,7 @@ class Work:
             return self._call(config)
         hydra, sweep = HydraConfig.get(), Path(job.sweep)
         where: dict[str, Any] = {"overrides": list(hydra.overrides.task), "varied": list(job.varied)}
+        where["begun"] = time.time()
         tell(sweep, hydra.job.num, Path(hydra.runtime.output_dir), **where)
         try:
             if job.trial is None or not self.outlives:

@@ -16,12 +16,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
 from hydra_plugins.snnexp_optuna._owner import JOB, Owner
 from hydra_plugins.snnexp_optuna._pause import Pause
-from hydra_plugins.snnexp_optuna._progress import Progress, live
+from hydra_plugins.snnexp_optuna._progress import of_study
 from hydra_plugins.snnexp_optuna._seeds import RUN, averaged, kept, seed_folder
 from hydra_plugins.snnexp_optuna._space import Space
 from hydra_plugins.snnexp_optuna._stop import Stop
 from snnexp.errors import UserError
 from snnexp.sweep.parent import Parent
+from snnexp.sweep.progress import Progress, live
 from snnexp.tracking import SWEEP_TAG
 from snnexp.trial.counted import REPLACED, TAKEN, counts
 from snnexp.trial.dominated import by_epoch
@@ -65,7 +66,7 @@ class Loop:
         if self.sampler == "BruteForceSampler":  # it ends when it has tried all points
             there = sum(TAKEN in trial.user_attrs for trial in self._trials())
             wanted = min(wanted, self.space.size() - there)
-        self.progress = Progress(self.study, wanted, self.space.shown)
+        self.progress = Progress(wanted, "trials")
 
     def run(self) -> None:
         """Run trials until nothing is left to do. After Ctrl-C, running trials stay open, to be resumed later."""
@@ -108,7 +109,7 @@ class Loop:
             trial = self.study.ask()
             self.space.suggest(trial)
             trial.set_user_attr(JOB, self.owner.mark(trial.number))
-        self.progress.update(self._trials())
+        self.progress.update(of_study(self.study, self._trials(), self.space.shown))
         return trial
 
     def run_trial(self, trial: optuna.Trial) -> Outcome:
@@ -283,7 +284,7 @@ class Loop:
             ),
             "FAIL": lambda: f"failed: {outcome['reason']}",
         }[outcome["state"]]()
-        self.progress.update(self._trials())
+        self.progress.update(of_study(self.study, self._trials(), self.space.shown))
         log.info("trial %d   %s   %s", trial.number, self.space.shown(trial.params), words)
         if not live():
             log.info("  %s", self.progress.line)

@@ -5,6 +5,7 @@ breaks dataclasses in a module with `from __future__ import annotations`, which 
 """
 
 import random
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,4 +169,7 @@ class StudySweeper(Sweeper):
             listed, _ = jobs(self.settings["space"], self.config, self.hydra_context.config_loader, arguments)
             grid.split_arguments = lambda overrides, max_batch_size: [listed]  # type: ignore[method-assign]
         grid.hydra_context, grid.config, grid.launcher = self.hydra_context, shown, self.launcher
-        return grid.sweep(arguments)
+        from snnexp.callbacks import Grid
+
+        with Grid.open.watched() if Grid.open else nullcontext():
+            return grid.sweep(arguments)

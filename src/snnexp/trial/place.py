@@ -18,9 +18,15 @@ def lock_of(sweep: Path, number: int) -> Path:
 
 
 def tell(sweep: Path, number: int, folder: Path, **more: Any) -> None:
-    """Write the folder of job `number`, relative to that of the sweep, because outputs may be moved."""
-    (sweep / PLACES).mkdir(parents=True, exist_ok=True)
-    write_json(sweep / PLACES / f"{number}.json", {"folder": os.path.relpath(folder, sweep), **more})
+    """Write the folder of job `number`, relative to that of the sweep, because outputs may be moved.
+
+    The seeds of a trial are jobs of one number, so the folders of the earlier ones are kept.
+    """
+    path, name = sweep / PLACES / f"{number}.json", os.path.relpath(folder, sweep)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = read_json(path) or {}
+    before = dict.fromkeys([*known.get("earlier", []), *([known["folder"]] if known else [])])
+    write_json(path, {"folder": name, "earlier": [one for one in before if one != name], **more})
 
 
 def told(lock: Path) -> Path | None:
@@ -40,9 +46,13 @@ def told_all(sweep: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
             known = read_json(path) or {}
         except UserError:
             known = {}
+        number = {"number": int(path.stem) if path.stem.isdigit() else 0}
+        for earlier in known.get("earlier", []):  # the other seeds of a trial
+            seen.add((sweep / str(earlier)).resolve())
+            yield sweep / str(earlier), number
         folder = sweep / str(known.get("folder", path.stem))
         seen.add(folder.resolve())
-        yield folder, known | {"number": int(path.stem) if path.stem.isdigit() else 0}
+        yield folder, known | number
     for path in sweep.glob("*/job.json"):
         if path.parent.resolve() not in seen:
             yield path.parent, {"number": int(path.parent.name) if path.parent.name.isdigit() else 0}
