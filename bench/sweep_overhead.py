@@ -22,6 +22,7 @@ The aims are 90 ms of the processor for snnexp, and 150 ms of wall time with a p
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -142,14 +143,20 @@ def main() -> None:
     for _ in range(args.rounds):
         for side, found in times.items():
             found.append(measured(side, args.trials, args.peer))
-            print(f"{side}: {found[-1][0]:.0f} ms, {found[-1][1]:.0f} ms of the processor", file=sys.stderr)
+            print(f"{side}: {found[-1][0]:.0f} ms, {_whole(found[-1][1])} ms of the processor", file=sys.stderr)
     print("| side | ms a trial, median of rounds (least to most) | ms of the processor |\n| --- | --- | --- |")
     for side, found in times.items():
         print(f"| {side} | {' | '.join(shown(column) for column in zip(*found, strict=True))} |")
 
 
 def shown(values: tuple[float, ...]) -> str:
-    return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
+    median, least, most = (_whole(f(values)) for f in (statistics.median, min, max))
+    return median if median == "-" else f"{median} ({least} to {most})"
+
+
+def _whole(value: float) -> str:
+    """Return the value in whole numbers; "-" for nan, the processor time of a side that has none."""
+    return "-" if math.isnan(value) else f"{value:.0f}"
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ class Grid(Callback):
         from snnexp.rundir import write_csv
         from snnexp.sweep import summary
         from snnexp.sweep.command import experiment_command
-        from snnexp.sweep.experiment import experiment, write_experiment
+        from snnexp.sweep.experiment import experiment, threads_of, write_experiment
         from snnexp.sweep.starts import jobs
 
         names = listed(self.config.objective)
@@ -163,7 +163,8 @@ class Grid(Callback):
         if group := summary.best(found, names[0], self.lower):
             winner, (mean, error) = group[0], summary.mean(group, names[0])
             comment = f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}"
-            write_experiment(folder, "best", experiment(self.loader, self.config, winner.overrides, comment))
+            overrides = [*winner.overrides, *threads_of(winner.folder)]
+            write_experiment(folder, "best", experiment(self.loader, self.config, overrides, comment))
             over = f" (mean of {len(group)} seeds {mean:.4g} ± {error:.2g}, the best of all)" if len(group) > 1 else ""
             text += f"\nbest: {comment}{over}; run it with "
             text += f"`{experiment_command(self.config, folder, 'best')}`\n"

@@ -41,6 +41,12 @@ def diff(checkout: Path, folders: tuple[str, ...] = CODE) -> str:
     return text if len(text) <= LIMIT else f"{text[:LIMIT]}\n(cut at {LIMIT} characters of {len(text)})\n"
 
 
+def resumed(first: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the origin `first` of a run that is resumed; software that differs from before is added to `resumed`."""
+    before = list(first.get("resumed", []))
+    return dict(first) | ({"resumed": [*before, dict(now)]} if differences([first, *before][-1], now) else {})
+
+
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs between the software of a run and that of another, a line for each difference."""
     if not then.get("code"):
@@ -56,6 +62,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ):
         lines = [line for line in lines if not line.startswith("uncommitted")]
         lines.append(f"the uncommitted changes of the code differ (those of the run are in its {ORIGIN})")
+    if then.get("resumed"):
+        lines.append(f"the run was resumed with other code or packages (see `resumed` in its {ORIGIN})")
     return lines
 
 

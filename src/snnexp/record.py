@@ -15,15 +15,15 @@ from omegaconf import OmegaConf
 
 from snnexp.config import DEFAULT_OBJECTIVE, GROUPS, TAGS, flatten
 from snnexp.errors import FULL, Outage, Pruned, UserError
-from snnexp.files import replace, replace_by
+from snnexp.files import read_json, replace, replace_by
 from snnexp.masking import masked
-from snnexp.origin import ORIGIN, software
+from snnexp.origin import ORIGIN, resumed, software
 from snnexp.rundir import RunDir, write_csv, write_json
 from snnexp.session import Session
 from snnexp.signals import held
 from snnexp.terminal import closing_table, quiet, rows_table
 from snnexp.tracking import Status
-from snnexp.training import Metrics
+from snnexp.training import THREADS, Metrics
 from snnexp.trial.data import check_data, setting_of
 from snnexp.trial.job import Job
 
@@ -89,8 +89,7 @@ class Record:
         status: Status = "FAILED"
         try:
             replace(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(masked(self.config))))
-            origin = {"choices": self.session.choices, "overrides": self.overrides, "data": self.session.prepared}
-            write_json(self.folder / ORIGIN, origin | software())
+            write_json(self.folder / ORIGIN, self._origin())
             opened.status = "RUNNING"
             parent = self.job.parent if self.job else None
             self.tracker.start(self.folder, self.name, self.parameters, self.tags, parent)
@@ -119,6 +118,13 @@ class Record:
                 with suppress(OSError):
                     opened.status = status
         return result
+
+    def _origin(self) -> dict[str, Any]:
+        """Return the origin of the run; if it is resumed, its first one, with other code or packages noted."""
+        if first := read_json(self.folder / ORIGIN):
+            return resumed(first, software())
+        known = {"choices": self.session.choices, "overrides": self.overrides, "data": self.session.prepared}
+        return known | {"threads": self.config["trainer"]["threads"] or THREADS} | software()
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log values at `step`."""

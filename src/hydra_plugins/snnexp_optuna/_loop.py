@@ -14,7 +14,7 @@ from hydra.plugins.launcher import Launcher
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hydra_plugins.snnexp_optuna._job import OUTCOME, completed, failed
-from hydra_plugins.snnexp_optuna._owner import JOB, Owner
+from hydra_plugins.snnexp_optuna._owner import JOB, Owner, lock_of_trial
 from hydra_plugins.snnexp_optuna._pause import Pause
 from hydra_plugins.snnexp_optuna._progress import of_study
 from hydra_plugins.snnexp_optuna._seeds import RUN, averaged, kept, seed_folder
@@ -230,7 +230,7 @@ class Loop:
         return state == TrialState.FAIL
 
     def _close(self, trial: FrozenTrial) -> None:
-        folder = told(Path(trial.user_attrs.get(JOB, {}).get("lock", "/nowhere/of")))
+        folder = told(lock_of_trial(trial))
         self.parent.close_child(folder)
         if folder and trial.user_attrs.get(RUN) and folder.name.startswith("seed="):
             self.parent.close_child(folder.parent)

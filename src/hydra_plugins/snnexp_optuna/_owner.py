@@ -21,6 +21,11 @@ log = logging.getLogger("snnexp.sweep")
 JOB, PREFIX = "job", "parent "
 
 
+def lock_of_trial(trial: FrozenTrial) -> Path:
+    """Return the lock of the trial's job; of a trial that had no job, a path where no file is."""
+    return Path(trial.user_attrs.get(JOB, {}).get("lock", "/nowhere/of"))
+
+
 class Owner:
     """This process as a parent of trials. Every `interval` seconds it writes a heartbeat to the storage, for machines
     that cannot see its folder. `rank` is the number of parents that the study had before.

@@ -15,15 +15,17 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 
 from hydra_plugins.snnexp_optuna._loop import Loop
+from hydra_plugins.snnexp_optuna._owner import lock_of_trial
 from hydra_plugins.snnexp_optuna._seeds import ERROR
 from snnexp.config import listed
 from snnexp.files import replace, replace_by
 from snnexp.rundir import write_csv
 from snnexp.sweep import summary
 from snnexp.sweep.command import experiment_command
-from snnexp.sweep.experiment import experiment, write_experiment
+from snnexp.sweep.experiment import experiment, threads_of, write_experiment
 from snnexp.trial.counted import TAKEN, source
 from snnexp.trial.dominated import by_epoch
+from snnexp.trial.place import told
 
 log = logging.getLogger("snnexp.sweep")
 COMPLETE = [TrialState.COMPLETE]
@@ -40,7 +42,8 @@ def report_study(loop: Loop, config: DictConfig, loader: ConfigLoader) -> None:
     chosen = _best(study)
     for trial in chosen:
         name = "best" if len(names) == 1 else f"best_{trial.number}"
-        overrides = [*loop.fixed, *loop.space.overrides(trial.params)]
+        threads = threads_of(told(lock_of_trial(trial)))
+        overrides = [*loop.fixed, *loop.space.overrides(trial.params), *threads]
         comment = f"trial {trial.number} of {study.study_name}: {_values(trial, names)}"
         comment += _where(trial)
         write_experiment(folder, name, experiment(loader, config, overrides, comment))

@@ -11,8 +11,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from snnexp.config import flatten, without_hydra
-from snnexp.files import replace
+from snnexp.files import read_json, replace
 from snnexp.masking import masked
+from snnexp.origin import ORIGIN
 
 NOT_KEPT = ("sweep", "experiment")  # groups whose values are written out
 
@@ -46,6 +47,18 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
     text = yaml.safe_dump(defaults, sort_keys=False)
     text += yaml.safe_dump(masked(values), sort_keys=False) if values else ""
     return f"# @package _global_\n# {comment}\n{text}"
+
+
+def threads_of(folder: Path | None) -> list[str]:
+    """Return the override for the number of threads that the job in `folder` used: the rounding depends on it.
+
+    Returns [] if there is no record, or not on this machine.
+    """
+    if folder is None:
+        return []
+    run = folder / str((read_json(folder / "job.json") or {}).get("folder", "."))
+    threads = (read_json(run / ORIGIN) or {}).get("threads")
+    return [f"trainer.threads={threads}"] * isinstance(threads, int)
 
 
 def write_experiment(folder: Path, name: str, text: str) -> None:

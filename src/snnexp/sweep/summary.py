@@ -36,6 +36,7 @@ class Child:
     overrides: Sequence[str]
     run_id: str | None = None
     reason: str = ""
+    folder: Path | None = None
 
 
 def children(folder: Path) -> list[Child]:
@@ -59,7 +60,7 @@ def _child(folder: Path, told: Mapping[str, Any]) -> Child:
     folder = folder / job["folder"]  # with resume=true, it may be the folder of a job of an earlier sweep
     result, state = (read_json(folder / name) or {} for name in ("result.json", "tracking.json"))
     run = job["name"], job["varied"], result, job["overrides"], state.get("run_id")
-    return Child(told["number"], *run, told.get("reason", ""))
+    return Child(told["number"], *run, told.get("reason", ""), folder)
 
 
 def best(found: Sequence[Child], metric: str, lower: bool | None = None) -> list[Child]:

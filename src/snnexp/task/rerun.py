@@ -109,7 +109,10 @@ def _config(earlier: Recorded, command: Mapping[str, Any]) -> dict[str, Any]:
     root = Path(str(dataset.get("root")))
     if "root" in dataset and not root.exists() and root.is_relative_to(str(old["data_dir"])):  # on another machine
         dataset["root"] = str(Path(command["data_dir"]) / root.relative_to(str(old["data_dir"])))
-    return own | {"dataset": dataset} | {key: command[key] for key in NOT_THE_EXPERIMENT}
+    trainer = dict(own["trainer"])
+    if trainer.get("threads") is None:  # the rounding of sums depends on it
+        trainer["threads"] = earlier.origin.get("threads")
+    return own | {"dataset": dataset, "trainer": trainer} | {key: command[key] for key in NOT_THE_EXPERIMENT}
 
 
 def _choices(earlier: Recorded) -> dict[str, str]:
