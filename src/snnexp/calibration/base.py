@@ -15,8 +15,9 @@ from snnexp.errors import InvalidValue, choice, integer, require
 class Calibration:
     """The corrections that `steps` names, out of `available`; they are applied in this order at every layer.
 
-    `keep`: `better`, a channel keeps a correction if it lowers the correction's objective; or `always`. `images` is the number of calibration images, drawn from the training split by `seed`; conversion methods use them
-    as well. Raises InvalidValue.
+    `keep`: `better`, a channel keeps a correction if it lowers the correction's objective; or `always`. `images` is the
+    number of calibration images, drawn from the training split by `seed`; conversion methods use them as well. Raises
+    InvalidValue.
     """
 
     def __init__(

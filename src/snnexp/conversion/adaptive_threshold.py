@@ -6,10 +6,10 @@ Li et al., "A Free Lunch From ANN: Towards Efficient, Accurate Spiking Neural Ne
 
 with CF the clip-floor of `snnexp.dynamics`, and the threshold shift of Deng and Gu (v(0) = theta/2) unless start=0.
 
-The neuron fires at least k times where x >= (k - start) theta_i / T. With start = p/q, all these bounds are multiples of
-max a / (q grid T), so the exact errors of all grid points follow from one histogram with cells of this width:
+The neuron fires at least k times where x >= (k - start) theta_i / T. With start = p/q, all these bounds are multiples
+of max a / (q grid T), so the exact errors of all grid points follow from one histogram with cells of this width:
 
-    mean (CF - a)^2 = mean a^2 + sum over k of  (2k - 1) u^2 P(x >= bound k) - 2u E[a; x >= bound k],    u = theta_i / T
+    mean (CF - a)^2 = mean a^2 + sum over k of ((2k - 1) u^2 P(x >= bound k) - 2u E[a; x >= bound k]), u = theta_i / T
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ class AdaptiveThreshold(Placing):
         highest = top.flatten() if self.per_channel else top.flatten()[:1]
         start = Fraction(self.start).limit_denominator(FINEST)
         step = max(1, CELLS // (start.denominator * self.grid * layer.T))
-        best = torch.cat([self._best(layer, highest, start, c) for c in torch.arange(len(highest)).split(step)])
+        best = torch.cat([self._best(layer, highest, start, c) for c in torch.split(torch.arange(len(highest)), step)])
         theta = along((best / self.grid * highest).clamp(min=SMALLEST).expand(top.shape[1]), top.dim()).clone()
         return ScaledIF(theta, self.start * theta)
 

@@ -29,9 +29,10 @@ class FewSpikeConversion:
     converted network below delivers for the calibration images.
 
     For a ReLU, also clipped or quantised, it is the analytic table, with one of 100 ranges up to the largest
-    activation; it rounds to the `nearest` value, or `down` as in the paper (T = h = d). For other activations it is a table for the activation and K from `tables`, a folder of files of
-    task=fit_few_spike (null: the shipped tables, each for several ranges), with the output weights d regressed on the
-    inputs. Raises InvalidValue, and UserError, naming the layer, where there is no table.
+    activation; it rounds to the `nearest` value, or `down` as in the paper (T = h = d). For other activations it is a
+    table for the activation and K from `tables`, a folder of files of task=fit_few_spike (null: the shipped tables,
+    each for several ranges), with the output weights d regressed on the inputs. Raises InvalidValue, and UserError,
+    naming the layer, where there is no table.
     """
 
     neuron = FewSpike

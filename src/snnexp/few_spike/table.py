@@ -73,7 +73,7 @@ def relu(K: int, top: float | Tensor, rounding: str = "nearest") -> Coefficients
 
     h = d = top 2^-t, so the spikes are the binary digits of x / (top 2^-K). With `rounding` "down", T = h as in the
     paper. With "nearest", the thresholds are half a step, top 2^-(K+1), below h: the neuron rounds to the nearest grid
-    point, which halves the largest error and removes the mean error. `top`: a number, or [1, C, 1, ...] for each channel.
+    point, which halves the largest error and removes the mean error. `top`: a number, or [1, C, 1, ...] by channel.
     """
     top = torch.as_tensor(top)
     h = 2.0 ** -torch.arange(1, K + 1, dtype=top.dtype, device=top.device).view(-1, *[1] * top.dim()) * top
