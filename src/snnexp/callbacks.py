@@ -53,6 +53,10 @@ class Grid(Callback):
 
     open: Grid | None = None  # for `close_grid`: Hydra calls on_multirun_end only after success
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave everything behind: launchers send Hydra's callbacks to the processes of jobs, which need none of it."""
+        return {}
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the run if this is a grid. The sweeper reports the error if its jobs cannot be composed."""
         from snnexp.trial.job import Job

@@ -109,6 +109,12 @@ class RunDir:
     def _create(cls, new: Path, config: Mapping[str, Any], digest: str, data: Mapping[str, Any] | None) -> Self:
         try:
             new.mkdir(parents=True, exist_ok=True)
+            if (there := _run(new / "run.json")) and there["fingerprint"] != digest:
+                raise UserError(
+                    f"{new} holds the run of another configuration ({_difference(there, config)}): each run needs a "
+                    "folder of its own. In a sweep, hydra.sweep.subdir must differ for each job, as "
+                    "hydra.sweep.subdir='${hydra.job.num}' does; for one run, choose another hydra.run.dir"
+                )
             run = cls.unused(new)
             record = {"status": "RUNNING", "fingerprint": digest, "created": time.time(), "data": data}
             write_json(new / "run.json", record | {"config": config})

@@ -6,7 +6,7 @@ breaks dataclasses in a module with `from __future__ import annotations`, which 
 
 import random
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from snnexp.errors import UserError
+from snnexp.errors import UserError, integer_or_none
 from snnexp.masking import masked
 
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+GRID = ("_target_", "_recursive_", "space", "direction", "parallel", "gpus", "isolate")  # the keys that a grid reads
 
 
 @dataclass
@@ -92,6 +93,7 @@ class StudySweeper(Sweeper):
         from hydra_plugins.snnexp_optuna._devices import gpus_of
         from hydra_plugins.snnexp_optuna._job import Work
 
+        integer_or_none("hydra.sweeper.parallel", self.settings["parallel"], at_least=1)
         self._replace_parts(config)
         launcher = config.hydra.launcher
         if (self.settings["parallel"] or 1) > 1 and launcher._target_ == BASIC:
@@ -148,6 +150,12 @@ class StudySweeper(Sweeper):
             if self.settings["seeds"] is not None:
                 raise UserError(
                     "hydra.sweeper.seeds is for a study (hydra.sweeper.n_trials=N): in a grid, write seed=0,1,2"
+                )
+            if unread := [k for k, v in asdict(StudyConf()).items() if k not in GRID and self.settings.get(k, v) != v]:
+                keys = ", ".join(f"hydra.sweeper.{key}" for key in unread)
+                raise UserError(
+                    f"{keys}: only a study reads this (hydra.sweeper.n_trials=N), and this sweep is a grid, which runs "
+                    "every combination once"
                 )
             return self._grid(arguments)
         from hydra_plugins.snnexp_optuna._study import sweep

@@ -3,7 +3,9 @@
 import os
 import re
 import shlex
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -24,8 +26,21 @@ def command(arguments: Sequence[str], **variables: str) -> str:
     """
     own = {name: value for name, value in os.environ.items() if name == "PYTHONPATH" or name.startswith("SNNEXP_")}
     kept = [f"{k}={shlex.quote(masked(value))}" for k, value in sorted({**own, **variables}.items()) if k != VARIABLE]
-    line = " ".join([*kept, shlex.join(["snnexp", *masked(list(arguments))])])
+    line = " ".join([*kept, shlex.join([*_program(), *masked(list(arguments))])])
     return f"(cd {shlex.quote(str(Path.cwd()))} && {line})"
+
+
+def _program() -> list[str]:
+    """Return the words that start this snnexp in the user's shell."""
+    beside, known = Path(sys.executable).with_name("snnexp"), shutil.which("snnexp")
+    if known and (not beside.exists() or beside.samefile(known)):
+        return ["snnexp"]
+    return [str(beside)] if beside.exists() else [sys.executable, "-m", "snnexp.run"]
+
+
+def places(overrides: Iterable[str]) -> list[str]:
+    """Return the overrides that say where runs read and write: they stay on the command line, out of files."""
+    return [text for text in overrides if re.match(r"\+*(outputs_dir|cache_dir|data_dir|tracking\.\w+)=", text)]
 
 
 def experiment_command(config: DictConfig, folder: Path, name: str) -> str:
@@ -43,7 +58,8 @@ def experiment_command(config: DictConfig, folder: Path, name: str) -> str:
         arguments += ["--config-name", str(config.hydra.job.config_name)]
     plain = ",".join(path if re.fullmatch(r"[\w:/.-]+", path) else quoted(path) for path in own)
     arguments += [f"hydra.searchpath=[{plain}]"] * bool(own)
-    return command([*arguments, f"experiment={name}"], **_trust(folder, name, config.hydra.overrides.task))
+    arguments += [f"experiment={name}", *places(config.hydra.overrides.task)]
+    return command(arguments, **_trust(folder, name, config.hydra.overrides.task))
 
 
 def _trust(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, str]:
@@ -52,6 +68,8 @@ def _trust(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, str]:
         check_file(folder, f"experiment/{name}")
     except UserError:
         named = {found.split(".")[0] for text in overrides for found in re.findall(r"_target_[=:]\s*([\w.]+)", text)}
+        if not named:
+            return {}
         before = filter(None, os.environ.get(TRUSTED, "").split(","))
         return {TRUSTED: ",".join(dict.fromkeys([*before, *sorted(named)]))}
     return {}

@@ -14,6 +14,7 @@ from snnexp.config import flatten, without_hydra
 from snnexp.files import read_json, replace
 from snnexp.masking import masked
 from snnexp.origin import ORIGIN
+from snnexp.sweep.command import places
 
 NOT_KEPT = ("sweep", "experiment")  # groups whose values are written out
 
@@ -43,7 +44,9 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
     added = [{f"/{group}": option} for group, option in options.items() if group not in default]
     replaced = {**{group: option for group, option in options.items() if group in default}, **dict.fromkeys(removed)}
     defaults = {"defaults": [*added, *({f"override /{group}": option} for group, option in replaced.items())]}
-    values = _nested({key: value for key, value in wanted.items() if key not in there or there[key] != value})
+    placed = {text.lstrip("+").split("=")[0] for text in places(config.hydra.overrides.task)}
+    own = {k: value for k, value in wanted.items() if k not in placed and (k not in there or there[k] != value)}
+    values = _nested(own)
     text = yaml.safe_dump(defaults, sort_keys=False)
     text += yaml.safe_dump(masked(values), sort_keys=False) if values else ""
     return f"# @package _global_\n# {comment}\n{text}"
