@@ -16,7 +16,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from snnexp.errors import UserError, integer_or_none
+from snnexp.errors import UserError, integer_or_none, told
 from snnexp.masking import masked
 
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
@@ -93,7 +93,8 @@ class StudySweeper(Sweeper):
         from hydra_plugins.snnexp_optuna._devices import gpus_of
         from hydra_plugins.snnexp_optuna._job import Work
 
-        integer_or_none("hydra.sweeper.parallel", self.settings["parallel"], at_least=1)
+        with told():
+            integer_or_none("hydra.sweeper.parallel", self.settings["parallel"], at_least=1)
         self._replace_parts(config)
         launcher = config.hydra.launcher
         if (self.settings["parallel"] or 1) > 1 and launcher._target_ == BASIC:
