@@ -20,7 +20,8 @@ def _each(*kinds: str) -> tuple[type[nn.Module], ...]:
     return tuple(getattr(nn, f"{kind}{d}d") for kind in kinds for d in (1, 2, 3))
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """Return the words of `text`."""
     return frozenset(text.split())
 
 
@@ -32,23 +33,24 @@ MAX_POOL_FUNCTIONS = {kind.__name__.replace("MaxPool", "_max_pool").lower().lstr
 # Modules that commute with the time mean: linear, or affine with a constant that is added once per step.
 AFFINE = (
     *(nn.Linear, *CONVS, *NORMS, Normalize, nn.Flatten, nn.Unflatten, nn.Identity),
-    *_each("AvgPool", "AdaptiveAvgPool", "ZeroPad", "ReflectionPad", "ReplicationPad"),
-    *(nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+    *_each("AvgPool", "AdaptiveAvgPool", "ZeroPad", "ConstantPad", "CircularPad", "ReflectionPad", "ReplicationPad"),
+    *(nn.Fold, nn.Unfold, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
 )
 # Names of functions and methods that do the same.
-LINEAR = _names(
+LINEAR = names(
     "add sub rsub neg pos cat concat concatenate stack chunk split unbind flatten reshape view permute transpose "
-    "swapaxes movedim squeeze unsqueeze unflatten contiguous clone detach to float double expand repeat flip roll "
+    "swapaxes movedim squeeze unsqueeze unflatten contiguous clone detach to float double expand expand_as "
+    "repeat flip roll reshape_as view_as fold unfold "
     "narrow select getitem getattr size dim mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
     "adaptive_avg_pool2d adaptive_avg_pool3d pixel_shuffle pixel_unshuffle channel_shuffle pad interpolate upsample"
 )
-LINEAR_IN_ONE = _names(  # linear in one of their arguments
+LINEAR_IN_ONE = names(  # linear in one of their arguments
     "mul multiply truediv div matmul bmm conv1d conv2d conv3d linear conv_transpose1d conv_transpose2d conv_transpose3d"
 )
-COMMUTING = _names("mul multiply matmul")  # those that are linear in either argument
-PRODUCTS = _names("mul multiply matmul bmm")  # of two signals: possible for numbers, not for trains
-CONSTANT = _names("ones_like zeros_like full_like")  # their result depends on the shape of their input alone
-READOUTS = _names("sigmoid Sigmoid tanh Tanh softmax Softmax log_softmax LogSoftmax")  # at the end: of the time mean
+COMMUTING = names("mul multiply matmul")  # those that are linear in either argument
+PRODUCTS = names("mul multiply matmul bmm")  # of two signals: possible for numbers, not for trains
+CONSTANT = names("ones_like zeros_like full_like")  # their result depends on the shape of their input alone
+READOUTS = names("sigmoid Sigmoid tanh Tanh softmax Softmax log_softmax LogSoftmax")  # at the end: of the time mean
 MAXPOOL = ("average", "gate")
 
 
@@ -125,6 +127,11 @@ def is_addition(node: fx.Node) -> bool:
     """Return whether `node` is x + y of two nodes."""
     called = node.op in ("call_function", "call_method") and function_name(node) == "add"
     return called and not node.kwargs and len(node.args) == 2 and all(isinstance(n, fx.Node) for n in node.args)
+
+
+def is_shape(node: fx.Node) -> bool:
+    """Return whether `node` asks a tensor for its shape."""
+    return (node.target is getattr and node.args[1] == "shape") or (node.target == "size" and len(node.args) == 1)
 
 
 def where(node: fx.Node) -> str:
