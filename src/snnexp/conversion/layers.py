@@ -135,7 +135,7 @@ def _weighted(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Modul
     layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
     if bias is not None:
         layer.bias = nn.Parameter(bias.clone())
-    return layer
+    return layer.eval()
 
 
 def _norm(name: str, settings: Settings, node: fx.Node) -> nn.Module | None:

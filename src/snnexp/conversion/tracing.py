@@ -19,7 +19,8 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from snnexp.conversion.flow import sizes
+from snnexp.conversion.flow import before, sizes
+from snnexp.conversion.vocabulary import is_shape
 from snnexp.errors import UserError
 from snnexp.neuron.clip import Bounded
 from snnexp.timefold import Dropout, Normalize, TimeMean
@@ -113,6 +114,13 @@ class Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self._computing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        if target is torch._assert and isinstance(args[0], Proxy) and args[0].node in sizes(list(self.graph.nodes)):
+            if not self.told(args[0].node, bool):
+                raise AssertionError(*args[1:], *kwargs.values())
+            return None
+        return super().create_proxy(kind, target, args, kwargs, *rest, **more)
+
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Return `root_fn` and its arguments: the first, and others without a default (which are refused later)."""
         if not is_module or concrete_args is not None:
@@ -139,15 +147,16 @@ class Tracer(fx.Tracer):
     def told(self, node: fx.Node, ask: Callable[[Any], Any]) -> Any:
         """Return `ask(value)` of a size, or the length of a tuple. Raises TraceError for other values, and where the
         answer depends on the batch size."""
-        nodes = list(self.graph.nodes)
-        if node not in sizes(nodes) and not (
-            ask is len and self._runs and isinstance(self._known(node)[0], tuple | list)
-        ):
+        size = node in sizes(list(self.graph.nodes))
+        if not size and not (ask is len and self._runs and isinstance(self._known(node)[0], tuple | list)):
             raise TraceError(f"Python's control flow asks for the value of {node.name}, which depends on the data")
         answers = [ask(value) for value in self._known(node)]
         if not answers or any(answer != answers[0] for answer in answers):
             raise TraceError(f"Python's control flow asks for {node.name}, which depends on the batch size")
-        self.fixed = True
+        rank = size and ask is len
+        self.fixed |= not rank and any(
+            is_shape(n) or n.target == "size" for n in before(list(self.graph.nodes), [node])
+        )
         return answers[0]
 
     def _start(self, example: Tensor, n: int) -> dict[fx.Node | None, Any]:

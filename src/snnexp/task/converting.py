@@ -187,10 +187,12 @@ class Conversion:
         runs = data.val.x.shape[1] if data.temporal else 1  # of the network per recording
         errors, account = snn.examine(source, self.seen(), t)
         cost = {name: getattr(account, name) * runs for name in COSTS} | account.more
+        cost = {name: value for name, value in cost.items() if math.isfinite(value)}  # NaN: cannot be counted
         self.record.metrics({f"val/{name}": value for name, value in cost.items()}, step=t)
         ann = {"val/ann_macs": account.ann_macs * runs, "val/ann_energy_nj": account.ann_energy_nj * runs}
         metrics = {f"val/{name}_T{t}": value for name, value in cost.items()}
-        return errors, account, metrics | {"neurons": account.neurons, **ann}
+        metrics |= {name: value for name, value in ann.items() if math.isfinite(value)}
+        return errors, account, metrics | {"neurons": account.neurons}
 
 
 def steps_of(session: Session) -> list[int]:
