@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,11 @@ from torch.nn.utils import parametrize, prune
 from snnexp.conversion.few_spike import FewSpikeConversion
 from snnexp.conversion.max_threshold import MaxThreshold
 from snnexp.conversion.network import Converted, convert
+from snnexp.conversion.qcfs import QCFSConversion
+from snnexp.conversion.rewrite import rewrite
+from snnexp.conversion.stored import load_network, save_network
 from snnexp.errors import UserError
+from snnexp.neuron.qcfs import QCFS
 
 X8 = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 METHODS = {"rate": (MaxThreshold(start=0.5), 256), "few_spike": (FewSpikeConversion(), 10)}
@@ -237,3 +243,166 @@ def test_outputs_without_a_batch_axis_are_those_of_the_network(kind: str) -> Non
 def test_outputs_that_parts_of_a_batch_cannot_give(more: Callable[[Calls, Tensor], object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         convert(Calls(lambda net, x: (net.logits(x), more(net, x))), X8, MaxThreshold(), 4)
+
+
+# Sizes ----------------------------------------------------------------------------------------------------------------
+
+
+def padded_to_fours(net: Calls, x: Tensor) -> Tensor:
+    y = F.relu(net.a(x))
+    h, _ = y.shape[-2:]
+    return net.head(F.pad(y, (0, math.ceil(h / 4) * 4 - h)))  # type: ignore[operator]
+
+
+def halved(net: Calls, x: Tensor) -> Tensor:
+    y = F.relu(net.a(x))
+    kept = int(y.size(1) * 0.5)
+    return net.head(torch.cat([2 * y[:, :kept], y[:, kept:]], 1))  # type: ignore[operator]
+
+
+def summed(net: Calls, x: Tensor) -> Tensor:
+    y = F.relu(net.a(x))
+    return net.head(sum(y[:, k : k + 1] * (k + 1) for k in range(y.shape[1])))  # type: ignore[operator]
+
+
+def checked(net: Calls, x: Tensor) -> Tensor:
+    y = F.relu(net.a(x))
+    torch._assert(x.shape[2] == 8, "eight rows")
+    assert y.shape == F.relu(net.a(x)).shape
+    return net.head(y if x.shape[3] > 4 else 2 * y)  # type: ignore[operator]
+
+
+def of_rank(net: Calls, x: Tensor) -> Tensor:
+    """What depends on the number of axes alone holds for images of all sizes."""
+    torch._assert(x.ndim == 4, "four axes")
+    y = F.relu(net.a(x if x.dim() == 4 else x.unsqueeze(0)))
+    return net.head(y.view(*y.shape[:-1], -1) if len(y.shape) == 4 else y)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("f", [padded_to_fours, halved, summed, checked, of_rank])
+def test_control_flow_may_depend_on_sizes(f: Callable[[Calls, Tensor], Tensor]) -> None:
+    net = Calls(f)
+    net.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.LazyLinear(3))
+    net(X8)
+    snn, wide = faithful(net), torch.rand(4, 3, 8, 12)
+    torch.testing.assert_close(snn(X8[:1]), snn(X8)[:1])
+    if f in (of_rank, padded_to_fours):  # these sizes stay operations of the graph
+        assert error(snn, net, wide) < 0.05
+    else:
+        words = r"\[N, 3, 8, 12\] do not fit: sizes decide .* converted for \[N, 3, 8, 8\]"
+        with pytest.raises(UserError, match=words):
+            snn(wide)
+
+
+@pytest.mark.parametrize("f", [padded_to_fours, halved])
+def test_a_network_with_sizes_is_stored_and_loaded(f: Callable[[Calls, Tensor], Tensor], tmp_path: Path) -> None:
+    net = Calls(f)
+    net.head = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    net(X8)
+    snn = faithful(net)
+    save_network(snn, tmp_path / "network.pt")
+    torch.save(snn, tmp_path / "model.pt")
+    for again in (load_network(tmp_path / "network.pt"), torch.load(tmp_path / "model.pt", weights_only=False)):
+        assert torch.equal(again(X8), snn(X8))
+        if f is halved:
+            with pytest.raises(UserError, match="do not fit"):
+                again(torch.rand(4, 3, 8, 12))
+
+
+@pytest.mark.parametrize(
+    ("f", "words"),
+    [
+        (lambda net, x: net.logits(x) if x.shape[0] > 3 else 2 * net.logits(x), "gt, which depends on the batch size"),
+        (lambda net, x: net.logits(x) if x.mean() > 0 else x, "value of gt, which depends on the data"),
+        (lambda net, x: net.fc(F.adaptive_avg_pool2d(net.act(net.b(net.a(x))), 4).squeeze().flatten(-3)), "squeeze"),
+        (lambda net, x: F.adaptive_avg_pool2d(net.act(net.a(x)), 1).squeeze(), r"squeeze in .* batch of one.*flatten"),
+    ],
+    ids=["batch size", "data", "squeezed", "squeezed at the end"],
+)
+def test_what_a_batch_decides_is_refused(f: Callable[[Calls, Tensor], object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        convert(Calls(f), X8, MaxThreshold(), 4)
+
+
+# Quantised activations that are written out ---------------------------------------------------------------------------
+
+
+class Floor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.floor()
+
+
+class Published(nn.Module):
+    """The activation as the authors of QCFS write it, with a learnt `thresh`."""
+
+    def __init__(self, L: int, thresh: float) -> None:
+        super().__init__()
+        self.L, self.thresh = L, nn.Parameter(torch.tensor([thresh]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x / self.thresh
+        x = torch.clamp(x, 0, 1)
+        x = Floor.apply(x * self.L + 0.5) / self.L
+        return x * self.thresh
+
+
+class OtherOrder(Published):
+    def forward(self, x: Tensor) -> Tensor:
+        clipped = torch.minimum(F.relu(x) / self.thresh, torch.tensor(1.0))
+        return 3 * (self.thresh / self.L * torch.floor(clipped * self.L + 0.5))
+
+
+class Unshifted(Published):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.floor(torch.clamp(x / self.thresh, 0, 1) * self.L) / self.L * self.thresh
+
+
+def quantised(first: nn.Module, second: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), first, nn.AvgPool2d(2), nn.Conv2d(8, 8, 3, padding=1), second),
+        *(nn.Flatten(), nn.Linear(72, 4)),
+    ).eval()
+
+
+@pytest.mark.parametrize(("L", "thresh"), [(4, 0.3), (8, 0.6), (6, 0.45), (1, 0.3), (32, 1.1)])
+def test_published_qcfs_networks_are_ours(L: int, thresh: float) -> None:
+    theirs, mine = quantised(Published(L, thresh), Published(L, 0.2)), quantised(QCFS(L, thresh), QCFS(L, 0.2))
+    snn, _ = convert(theirs, X8, QCFSConversion(), L)
+    own, _ = convert(mine, X8, QCFSConversion(), L)
+    assert [str(site.target) for site in snn.flow.sites] == ["2.qcfs", "5.qcfs"]
+    assert float(snn.network.get_submodule("2.qcfs").theta.mean()) == pytest.approx(thresh)  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(snn(X8), own(X8))
+
+
+def test_the_order_of_operations_and_a_factor_behind_do_not_matter() -> None:
+    """The network's values stay; a scaling that follows is part of the activation."""
+    theirs = quantised(OtherOrder(6, 0.5), Published(4, 0.4))
+    source, _ = rewrite(theirs, X8)
+    first, second = source.get_submodule("2.qcfs"), source.get_submodule("5.qcfs")
+    assert isinstance(first, QCFS)
+    assert isinstance(second, QCFS)
+    assert (first.levels, second.levels) == (6, 4)
+    assert float(second.threshold) == pytest.approx(0.4)
+    with torch.no_grad():
+        assert float((source(X8) - theirs(X8)).norm() / theirs(X8).norm()) < 0.02  # folding moves a few steps
+
+
+def test_other_rounding_is_refused_by_layer() -> None:
+    with pytest.raises(UserError, match=r"layer floor in 2 \(floor\) cannot be converted"):
+        convert(quantised(Unshifted(4, 0.3), Published(4, 0.3)), X8, QCFSConversion(), 4)
+    rounding = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+
+    class Rounded(nn.Module):
+        """An image in 256 levels is computed once, as before."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = rounding
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(torch.round(x * 255) / 255)  # type: ignore[no-any-return]
+
+    snn, _ = convert(Rounded(), X8, MaxThreshold(), 4)
+    assert [str(site.target) for site in snn.flow.sites] == ["net.1"]

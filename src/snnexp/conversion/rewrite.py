@@ -279,6 +279,11 @@ def _check_rows(flow: Flow, example: Tensor) -> None:
         if node not in flow.data or node in not_data or not (node in flow.timed or node in given):
             continue
         for both, one in zip(_leaves(together[node]), _leaves(alone[node]), strict=True):
+            if one.dim() < both.dim():
+                raise UserError(
+                    f"layer {where(node)} removes the axis of samples from a batch of one: name the axes that it shall "
+                    "remove, as in squeeze((2, 3)), or write flatten(1)"
+                )
             if not (both.dim() and len(both) == 2 and _close(one, both[:1])):
                 raise UserError(
                     f"layer {where(node)} joins or mixes the samples of a batch, which no network over time can: its "

@@ -20,7 +20,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from snnexp.conversion.flow import before, sizes
-from snnexp.conversion.vocabulary import is_shape
+from snnexp.conversion.vocabulary import function_name, is_shape
 from snnexp.errors import UserError
 from snnexp.neuron.clip import Bounded
 from snnexp.timefold import Dropout, Normalize, TimeMean
@@ -50,7 +50,8 @@ def traced(net: nn.Module, example: Tensor) -> fx.GraphModule:
         layer = f"layer {tracer.place}" if tracer.place else "the network's forward"
         raise UserError(
             f"{layer} cannot be traced by torch.fx, and so not converted: {error}. Its control flow must not depend on "
-            "the data, nor may it assign to parts of a tensor or take its len(); write it with torch operations"
+            "the data or the batch size, nor may it assign to parts of a tensor or take its len(); write it with "
+            "torch operations"
         ) from error
     if tracer.fixed:
         _fix_shape(graph, example)
@@ -149,10 +150,10 @@ class Tracer(fx.Tracer):
         answer depends on the batch size."""
         size = node in sizes(list(self.graph.nodes))
         if not size and not (ask is len and self._runs and isinstance(self._known(node)[0], tuple | list)):
-            raise TraceError(f"Python's control flow asks for the value of {node.name}, which depends on the data")
+            raise TraceError(f"it asks in Python for the value of {function_name(node)}, which depends on the data")
         answers = [ask(value) for value in self._known(node)]
         if not answers or any(answer != answers[0] for answer in answers):
-            raise TraceError(f"Python's control flow asks for {node.name}, which depends on the batch size")
+            raise TraceError(f"it asks in Python for {function_name(node)}, which depends on the batch size")
         rank = size and ask is len
         self.fixed |= not rank and any(
             is_shape(n) or n.target == "size" for n in before(list(self.graph.nodes), [node])
