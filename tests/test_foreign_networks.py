@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils import parametrize, prune
+from torchvision.models import VisionTransformer
 
 from snnexp.conversion.few_spike import FewSpikeConversion
 from snnexp.conversion.max_threshold import MaxThreshold
@@ -67,12 +70,14 @@ def error(snn: Converted, net: nn.Module, x: Tensor = X8) -> float:
         return float((snn(x) - expected).norm() / expected.norm())
 
 
-def faithful(net: nn.Module, x: Tensor = X8, kinds: tuple[str, ...] = ("rate", "few_spike")) -> Converted:
+def faithful(
+    net: nn.Module, x: Tensor = X8, kinds: tuple[str, ...] = ("rate", "few_spike"), within: float = 0.02
+) -> Converted:
     """Convert by each code and compare; return the last network."""
     for kind in kinds:
         method, T = METHODS[kind]
         snn, _ = convert(net.eval(), x, method, T)
-        assert error(snn, net, x) < 0.02, kind
+        assert error(snn, net, x) < within, kind
     return snn
 
 
@@ -406,3 +411,88 @@ def test_other_rounding_is_refused_by_layer() -> None:
 
     snn, _ = convert(Rounded(), X8, MaxThreshold(), 4)
     assert [str(site.target) for site in snn.flow.sites] == ["net.1"]
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+def around(*layers: nn.Module) -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), *layers, nn.Flatten(), nn.LazyLinear(3)).eval()
+    net(X8)
+    return net
+
+
+class Functions(nn.Module):
+    """Calls f in its forward."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.f, self.fc = nn.Conv2d(3, 4, 3), f, nn.LazyLinear(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.f(self.a(x)).flatten(1))  # type: ignore[no-any-return]
+
+
+FEW = r"Ways out: conversion=few_spike, which can convert this network, or .*neuron=relu, clip or qcfs"
+RELUS = r"Ways out: compute it as relu\(x\) - w \* relu\(-x\)"
+NORMS = "Ways out: train the network with BatchNorm in its place"
+POOLS = "Ways out: MaxPool2d in its place"
+W = torch.full((4, 1, 1), 0.25)
+
+
+@pytest.mark.parametrize(
+    ("kind", "net", "layer", "way"),
+    [
+        ("rate", lambda: around(nn.SiLU()), r"no ReLU, clipped or QCFS .* layer 1 \(SiLU\)", FEW),
+        ("rate", lambda: Functions(F.gelu), r"nothing to convert.* layer gelu in the network's forward \(gelu\)", FEW),
+        ("rate", lambda: around(nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Hardswish()), r"layer 3 \(Hardswish\)", FEW),
+        ("rate", lambda: around(nn.PReLU()), r"layer 1 \(PReLU\)", RELUS),
+        ("few_spike", lambda: around(nn.PReLU()), r"no elementwise activation that .* layer 1 \(PReLU\)", RELUS),
+        ("few_spike", lambda: around(nn.ReLU(), nn.PReLU()), r"layer 2 \(PReLU\) cannot be converted", RELUS),
+        ("rate", lambda: around(nn.ReLU(), nn.FractionalMaxPool2d(2, 3)), r"layer 2 \(FractionalMaxPool2d\)", POOLS),
+        ("few_spike", lambda: around(nn.ReLU(), nn.FractionalMaxPool2d(2, 3)), r"\(FractionalMaxPool2d\)", POOLS),
+        ("few_spike", lambda: around(nn.ReLU(), nn.FractionalMaxPool2d(2, 4)), "layer 2 draws at random", "MaxPool2d"),
+        ("rate", lambda: around(nn.ReLU(), nn.GroupNorm(2, 4), nn.ReLU()), r"layer 2 \(GroupNorm\)", NORMS),
+        ("few_spike", lambda: around(nn.ReLU(), nn.GroupNorm(2, 4), nn.ReLU()), r"layer 2 \(GroupNorm\)", NORMS),
+        ("few_spike", lambda: around(nn.ReLU(), nn.Softmax(1), nn.ReLU()), r"layer 2 \(Softmax\)", "without attention"),
+        ("rate", lambda: around(nn.GELU(), nn.LayerNorm(6), nn.GELU()), r"layer 1 \(GELU\)", "either .layer 2 .LayerN"),
+        ("rate", lambda: around(), "nothing to convert: the network is linear", "use it as it is"),
+        ("rate", lambda: around(torch.jit.script(nn.ReLU())), "layer 1 is a TorchScript module", "made from"),
+        ("few_spike", lambda: torch.jit.script(around(nn.ReLU())), "the network itself is a TorchScript", "state_dict"),
+    ],
+)
+def test_refusals_name_the_layer_and_a_way_out(kind: str, net: Callable[[], nn.Module], layer: str, way: str) -> None:
+    made = net()
+    with pytest.raises(UserError) as refused:
+        convert(made, X8, METHODS[kind][0], 8)
+    assert re.search(layer, str(refused.value)), refused.value
+    assert re.search(way, str(refused.value)), refused.value
+
+
+@pytest.mark.parametrize(
+    ("net", "kinds"),
+    [
+        (lambda: around(nn.SiLU()), ("few_spike",)),
+        (lambda: Functions(lambda x: F.relu(x) - W * F.relu(-x)), ("rate", "few_spike")),
+        (lambda: Functions(lambda x: (parts := x.chunk(2, 1))[0] * torch.sigmoid(parts[1])), ("few_spike",)),
+        (lambda: around(nn.ReLU(), nn.MaxPool2d(2)), ("few_spike",)),
+    ],
+    ids=["few_spike", "prelu", "glu", "pooling"],
+)
+def test_the_ways_out_work(net: Callable[[], nn.Module], kinds: tuple[str, ...]) -> None:
+    made = net().eval()
+    made(X8)
+    faithful(made, kinds=kinds, within=0.1)  # tables of smooth functions
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "convnext_tiny", "vit_b_32"])
+def test_families_without_relu_are_told_about_few_spike(name: str) -> None:
+    small = {"vit_b_32": lambda: VisionTransformer(32, 16, 2, 2, 8, 16, num_classes=5)}
+    net = small.get(name, lambda: getattr(torchvision.models, name)(num_classes=5))().eval()
+    words = {
+        "efficientnet_b0": r"layer features.0.2 \(SiLU\).*conversion=few_spike, which can convert this network",
+        "convnext_tiny": r"layer features.1.0.block.4 \(GELU\).*conversion=few_spike cannot .*block.2 \(LayerNorm\)",
+        "vit_b_32": r"encoder_layer_0.mlp.1 \(GELU\).*conversion=few_spike cannot .*encoder_layer_1.ln_1 \(LayerNorm\)",
+    }
+    with pytest.raises(UserError, match=words[name]):
+        rewrite(net, torch.rand(2, 3, 32, 32))

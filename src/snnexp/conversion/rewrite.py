@@ -14,14 +14,22 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from snnexp.activations import as_module
+from snnexp.activations import as_module, of_module
 from snnexp.conversion import vocabulary as words
 from snnexp.conversion.flow import Flow, before, sizes
 from snnexp.conversion.layers import axes, free, layers_as_modules, name_in_owner, replace_call, sizes_from_the_front
 from snnexp.conversion.quantised import quantised, replace_quantised
 from snnexp.conversion.stateful import Frames, MaxGate
-from snnexp.conversion.tracing import Tracer, changed_by_hooks, no_global_hooks, plain, traced, without_hooks
-from snnexp.conversion.vocabulary import TRAINS, Vocabulary, function_name, where
+from snnexp.conversion.tracing import (
+    FixedShape,
+    Tracer,
+    changed_by_hooks,
+    no_global_hooks,
+    plain,
+    traced,
+    without_hooks,
+)
+from snnexp.conversion.vocabulary import NUMBERS, TRAINS, WAYS, Refusal, Vocabulary, function_name, where
 from snnexp.errors import UserError, choice
 from snnexp.finite import nonfinite
 from snnexp.timefold import TimeMean
@@ -42,6 +50,16 @@ def rewrite(
     """
     if maxpool is not None:
         choice("maxpool", maxpool, words.MAXPOOL)
+    try:
+        return _rewritten(ann, example, maxpool, vocabulary)
+    except Refusal as refusal:
+        raise UserError(f"{refusal}. Ways out: {_ways_out(ann, example, vocabulary, refusal)}") from None
+
+
+def _rewritten(
+    ann: nn.Module, example: Tensor, maxpool: str | None, vocabulary: Vocabulary
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Return what `rewrite` returns. Raises Refusal as well."""
     original = plain(ann)
     if bad := nonfinite(dict(original.named_parameters())):
         raise UserError(f"the weights {bad[0]} of the network are NaN or infinite: nothing sensible can be converted")
@@ -50,17 +68,41 @@ def rewrite(
     expected = _answers(original, example)
     with no_global_hooks():
         if not _in_modules(source, expected, example, vocabulary):
-            raise _other_answers(original, expected, example)
+            raise _other_answers(original, source, expected, example)
     network = copy.deepcopy(source)
     for name, module in source.named_modules():
         if isinstance(module, TimeMean):
             network.set_submodule(name, Frames())
     flow = Flow(network)
     if not flow.sites:
-        raise UserError("there is nothing to convert: the network has no ReLU, clipped or QCFS activation")
+        raise _nothing(flow, vocabulary)
     _check_linear(flow, maxpool, vocabulary)
     _check_rows(flow, example)
     return source, network
+
+
+def _nothing(flow: Flow, vocabulary: Vocabulary) -> Refusal:
+    """Return the error for a network without sites, which names its first activation, or else non-linear operation."""
+    others = [n for n in flow.nodes[1:-1] if n not in sizes(flow.nodes) and not _commutes(flow, n, flow.data)]
+    curves = [n for n in others if of_module(flow.module(n) or as_module(function_name(n), (), {}) or flow.graph)]
+    for node in (*curves, *others):
+        kind = _kind(flow, node)
+        lack = f"the network has no {vocabulary.replaces}; instead it has layer {where(node)} ({kind})"
+        return Refusal(f"there is nothing to convert: {lack}", kind)
+    raise UserError("there is nothing to convert: the network is linear, so it needs no neurons; use it as it is")
+
+
+def _ways_out(ann: nn.Module, example: Tensor, vocabulary: Vocabulary, refusal: Refusal) -> str:
+    """Return ways out of a refusal that work."""
+    own, trained = WAYS.get(refusal.kind), "a network trained with one of these (neuron=relu, clip or qcfs)"
+    if vocabulary is NUMBERS:
+        return own or "compute it before the first activation or after the last, or train the network without it"
+    try:
+        _rewritten(ann, example, None, NUMBERS)
+    except UserError as error:
+        other = f"; conversion=few_spike cannot convert it either ({error})"
+        return (own or trained) + (other if isinstance(error, Refusal) and error.kind != refusal.kind else "")
+    return f"conversion=few_spike, which can convert this network, or {trained}"
 
 
 def _in_modules(source: fx.GraphModule, expected: list[list[Tensor]], example: Tensor, vocabulary: Vocabulary) -> bool:
@@ -240,8 +282,19 @@ def _same(network: nn.Module, expected: list[list[Tensor]], example: Tensor) -> 
     return all(_close(b, a) for two in zip(found, expected, strict=True) for b, a in zip(*two, strict=True))
 
 
-def _other_answers(original: nn.Module, expected: list[list[Tensor]], example: Tensor) -> UserError:
-    """Return the error for a trace that gives other answers, which names a hook if it changes them."""
+def _other_answers(
+    original: nn.Module, source: fx.GraphModule, expected: list[list[Tensor]], example: Tensor
+) -> UserError:
+    """Return the error for a trace that gives other answers, which names a hook or a random layer that changes them."""
+    if not _same(original, expected, example):
+        flow = Flow(source)
+        one, two = flow.values(example.clone()), flow.values(example.clone())
+        pairs = ((n, zip(_leaves(one[n]), _leaves(two[n]), strict=True)) for n in flow.nodes[1:-1])
+        drawn = next((where(n) for n, leaves in pairs if not all(_close(b, a) for a, b in leaves)), "somewhere")
+        return UserError(
+            f"the network gives other answers each time: layer {drawn} draws at random also in evaluation. Replace it "
+            "by a layer that does not (for FractionalMaxPool2d: MaxPool2d, or give it _random_samples)"
+        )
     hook = changed_by_hooks(original, lambda network: _same(network, expected, example))
     if hook is not None:
         return UserError(
@@ -319,16 +372,28 @@ def _check_linear(flow: Flow, maxpool: str | None, vocabulary: Vocabulary) -> No
     weighty = before(flow.nodes, [n for n in flow.nodes if isinstance(flow.module(n), (nn.Linear, *words.CONVS))])
     not_data = sizes(flow.nodes)
     for node in flow.body + flow.tail:
-        module = flow.module(node)
-        kind = type(module).__name__ if module is not None else function_name(node)
+        module, kind = flow.module(node), _kind(flow, node)
         if isinstance(module, words.NORMS) and module.running_mean is None:
             why = "by its own batch (track_running_stats=False), which no spiking network can"
             raise UserError(f"layer {where(node)} normalises {why}: train it with running statistics")
         if isinstance(module, words.MAX_POOLS):
             flow.replace(node, vocabulary.max_pool(module, where(node), maxpool))
             continue
-        known = node in flow.sites or node in not_data or isinstance(module, (*words.AFFINE, Frames, MaxGate))
+        known = node in flow.sites or node in not_data or isinstance(module, MaxGate)
         known |= module is None and kind in vocabulary.products
-        known |= words.is_linear(node, [n for n in node.all_input_nodes if n in flow.timed])
+        known |= _commutes(flow, node, flow.timed)
         if not (known or (kind in words.READOUTS and node in flow.tail and node not in weighty)):
             raise vocabulary.refusal(where(node), kind)
+
+
+def _kind(flow: Flow, node: fx.Node) -> str:
+    """Return the name of a node's class or function."""
+    module = flow.module(node)
+    return type(module).__name__ if module is not None else function_name(node)
+
+
+def _commutes(flow: Flow, node: fx.Node, signals: Collection[fx.Node]) -> bool:
+    """Return whether an operation on `signals` is linear or affine, or none at all."""
+    heard = [n for n in node.all_input_nodes if n in signals]
+    affine = isinstance(flow.module(node), (*words.AFFINE, Frames, FixedShape))
+    return affine or words.is_linear(node, heard) or (not heard and node.op != "call_module")

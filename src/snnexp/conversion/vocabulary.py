@@ -4,6 +4,8 @@ A mean over time passes through linear and affine operations unchanged; everythi
 the rules for spike trains, `Numbers` those for codes whose layers pass on numbers.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from torch import fx, nn
@@ -54,6 +56,31 @@ READOUTS = names("sigmoid Sigmoid tanh Tanh softmax Softmax log_softmax LogSoftm
 MAXPOOL = ("average", "gate")
 
 
+NORM = "train the network with BatchNorm in its place"
+ATTENTION = "a network without attention, such as EfficientNet"
+POOL = "MaxPool2d in its place (then conversion.maxpool, or conversion=few_spike), or AvgPool2d"
+WAYS = {  # out of a refusal, by kind of operation
+    **dict.fromkeys(("LayerNorm", "layer_norm", "GroupNorm", "group_norm", "RMSNorm", "rms_norm"), NORM),
+    **dict.fromkeys(("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "instance_norm", "LocalResponseNorm"), NORM),
+    **dict.fromkeys(("Softmax", "softmax", "MultiheadAttention", "scaled_dot_product_attention"), ATTENTION),
+    **dict.fromkeys(("FractionalMaxPool2d", "FractionalMaxPool3d", "LPPool1d", "LPPool2d"), POOL),
+    **dict.fromkeys(
+        ("PReLU", "prelu"), "compute it as relu(x) - w * relu(-x), with w of shape [C, 1, 1], which is the same"
+    ),
+    **dict.fromkeys(
+        ("GLU", "glu"), "compute it as a * sigmoid(b), with a, b = x.chunk(2, 1), for conversion=few_spike"
+    ),
+}
+
+
+class Refusal(UserError):
+    """An operation that no neurons of a code can be placed around; `kind` is its name."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class Curve(nn.Sequential):
     """An elementwise activation other than a rectifier: a site for codes that pass on numbers."""
 
@@ -62,6 +89,7 @@ class Vocabulary:
     """The operations between neurons that pass on spike trains, whose means over time stand for the ANN's numbers."""
 
     products: frozenset[str] = frozenset()  # functions of two signals that are allowed
+    replaces: str = "ReLU, clipped or QCFS activation"
 
     def site(self, module: nn.Module) -> nn.Module | None:
         """Return the activation that a neuron can replace where `module` stands; None for another module."""
@@ -77,12 +105,12 @@ class Vocabulary:
             )
         return MaxGate(pool) if maxpool == "gate" else _average(pool, layer)
 
-    def refusal(self, layer: str, kind: str) -> UserError:
+    def refusal(self, layer: str, kind: str) -> Refusal:
         """Return the error for an operation of this kind, which is not part of the vocabulary."""
-        return UserError(
+        return Refusal(
             f"layer {layer} ({kind}) cannot be converted: it is neither linear nor a ReLU, clipped or QCFS "
-            "activation, so it does not commute with the mean over time. Ways out: train the network with one of "
-            "these (neuron=relu, clip or qcfs for networks that take a neuron), or another conversion"
+            "activation, so it does not commute with the mean over time",
+            kind,
         )
 
 
@@ -90,6 +118,7 @@ class Numbers(Vocabulary):
     """The operations between neurons that pass on numbers: any activation, max pooling and products as well."""
 
     products = PRODUCTS
+    replaces = "elementwise activation that few-spike neurons replace"
 
     def site(self, module: nn.Module) -> nn.Module | None:
         return rectifier(module) or (Curve(module) if of_module(module) else None)
@@ -97,10 +126,11 @@ class Numbers(Vocabulary):
     def max_pool(self, pool: nn.Module, layer: str, maxpool: str | None) -> nn.Module:
         return pool
 
-    def refusal(self, layer: str, kind: str) -> UserError:
-        return UserError(
+    def refusal(self, layer: str, kind: str) -> Refusal:
+        return Refusal(
             f"layer {layer} ({kind}) cannot be converted: few-spike neurons replace elementwise activations, and "
-            "between them only linear layers, pooling and products are possible"
+            "between them only linear layers, pooling and products are possible",
+            kind,
         )
 
 
