@@ -16,6 +16,7 @@ from snnexp.conversion.few_spike import FewSpikeConversion
 from snnexp.conversion.max_threshold import MaxThreshold
 from snnexp.conversion.network import convert
 from snnexp.conversion.walk import Method
+from snnexp.model.resnet import cifar_resnet
 from snnexp.testing.conversions import images, small_ann
 
 
@@ -59,14 +60,14 @@ def test_several_outputs_and_none_that_varies() -> None:
 
 
 def test_a_network_that_is_far_off_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """Gates with random weights, and thresholds of the largest activation with few steps: both said nothing."""
+    """One spike a layer, and thresholds of the largest activation with few steps: both said nothing."""
     torch.manual_seed(0)
     x = torch.rand(4, 3, 32, 32)
-    net = torchvision.models.mobilenet_v3_small(num_classes=5, width_mult=0.5).eval()
-    wide = torchvision.models.mobilenet_v2(num_classes=5, width_mult=0.25).eval()
+    coarse = torchvision.models.squeezenet1_1(num_classes=5).eval()
+    deep = cifar_resnet((3, 32, 32), 10, nn.ReLU, depth=14, width=4, shortcut="B", readout="current").eval()
     cases: list[tuple[nn.Module, Method, int, str]] = [
-        (net, FewSpikeConversion(), 6, "more steps of a layer .timesteps."),
-        (wide, MaxThreshold(), 4, "conversion=adaptive_threshold"),
+        (coarse, FewSpikeConversion(), 1, "more steps of a layer .timesteps."),
+        (deep, MaxThreshold(), 4, "conversion=adaptive_threshold"),
     ]
     for ann, method, T, way in cases:
         caplog.clear()
@@ -76,5 +77,5 @@ def test_a_network_that_is_far_off_is_a_warning(caplog: pytest.LogCaptureFixture
         (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert re.search(rf"T = {T}: .* Above 30 %, check the accuracy .* Ways out: .*({way})", told)
     caplog.clear()
-    convert(wide, x, AdaptiveThreshold(per_channel=True), 256)  # the way out works
+    convert(deep, x, AdaptiveThreshold(per_channel=True), 64)  # the way out works
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]

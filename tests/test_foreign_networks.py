@@ -428,6 +428,7 @@ class Functions(nn.Module):
     def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.a, self.f, self.fc = nn.Conv2d(3, 4, 3), f, nn.LazyLinear(3)
+        self(X8)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.f(self.a(x)).flatten(1))  # type: ignore[no-any-return]
