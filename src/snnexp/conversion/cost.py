@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from snnexp.conversion.flow import Flow
 from snnexp.conversion.vocabulary import where
@@ -25,6 +24,8 @@ def multiply_accumulates(flow: Flow, x: Tensor) -> dict[fx.Node, float]:
     Those of a module that has weights but no operation that the counter knows (LSTM, Bilinear) are NaN, with a warning
     that names it.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imported late: only some networks need it
+
     found, env = dict[fx.Node, float](), {flow.placeholder: x}
     with FlopCounterMode(display=False) as counter, _without_fast_paths():
         for node in flow.nodes[1:-1]:

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.proxy import Proxy, TraceError
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
@@ -89,6 +88,8 @@ class Tracer(fx.Tracer):
     sizes of `example` (without one: no sizes). `fixed`: whether it has done so."""
 
     def __init__(self, example: Tensor | None = None) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode  # imported late: only some networks need it
+
         super().__init__()
         self.place, self.fixed, self._computing = "", False, False
         self._fake = None if example is None else FakeTensorMode(allow_non_fake_inputs=True)
