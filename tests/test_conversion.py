@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 import torchvision
 from mlflow.pytorch import load_model
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm
 
 from conftest import ROOT, Done
 from snnexp.build import build
@@ -160,7 +163,83 @@ class QuantisedAndClipped(Awkward):
         return self.head(self.c(self.b(self.q(self.a(x)))))
 
 
+class FunctionsOfParameters(Awkward):
+    """Convolution, norm and matrix product as functions (as in timm), after padding by hand."""
+
+    def forward(self, x):
+        x = F.conv2d(F.pad(x, (1, 1, 1, 1)), self.a.weight, self.a.bias)
+        norm = self.norm
+        x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training, 0.1, norm.eps)
+        return F.relu(self.b(F.relu(x))).mean((2, 3)) @ self.fc.weight.t() + self.fc.bias
+
+
+class RelativesOfNorms(Awkward):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.sync = nn.InstanceNorm2d(4, track_running_stats=True), nn.SyncBatchNorm(4)
+        self.pad, self.fc = nn.Sequential(nn.CircularPad2d(1), nn.ConstantPad2d(1, 0.3)), nn.Linear(16, 5)
+        self.norm.running_mean.fill_(0.1)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.a(self.pad(x))))
+        y = F.relu(self.sync(self.b(x))).mean((2, 3), keepdim=True).expand_as(x)
+        return self.head(F.unfold((x + y).reshape_as(x), 2).unsqueeze(-1))
+
+
+class ComputedWeights(Awkward):
+    def __init__(self) -> None:
+        super().__init__()
+        prune.l1_unstructured(self.a, "weight", 0.3)
+        spectral_norm(self.b)
+
+    def forward(self, x):
+        return self.head(self.act(self.b(F.relu(self.norm(self.a(x))))))
+
+
+class Sizes(Awkward):
+    """Control flow that depends on sizes, and arguments with defaults."""
+
+    def forward(self, x, mask=None, features=False):
+        assert x.shape[1] == 3
+        x = F.relu(self.a(x if mask is None else x * mask))
+        b, c, h, w = x.shape
+        groups = 2 if c % 2 == 0 else 1
+        x = x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(x.shape[-4], c, h, w)
+        kept = int(c * 0.75)
+        y = torch.cat([x[:, :kept] * 2, x[:, kept:]], 1)
+        return x if features else self.head(F.relu(self.b(F.pad(y, (0, math.ceil(h / 5) * 5 - h)))))
+
+
+class Floor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.floor()
+
+
+class Published(nn.Module):
+    """QCFS as its authors write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.L, self.thresh = 8, nn.Parameter(torch.tensor([1.5]))
+
+    def forward(self, x):
+        x = torch.clamp(x / self.thresh, 0, 1)
+        return Floor.apply(x * self.L + 0.5) / self.L * self.thresh
+
+
+class PublishedQuantised(Awkward):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.c = Published(), Published()
+
+    def forward(self, x):
+        return self.head(self.c(self.b(self.q(self.norm(self.a(x))))))
+
+
+BOUNDED = (QuantisedAndClipped, PublishedQuantised)  # what conversion=qcfs can convert
 OURS = [Functional, Reused, Added, Concatenated, NormAfterAdd, Depthwise, QuantisedAndClipped]
+OURS += [FunctionsOfParameters, RelativesOfNorms, ComputedWeights, Sizes, PublishedQuantised]
 THEIRS = {
     "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(width_mult=0.1, num_classes=5),  # ReLU6, depthwise
     "shufflenet": lambda: torchvision.models.ShuffleNetV2([1, 1, 1], [8, 8, 16, 32, 32], num_classes=5),  # chunk, cat
@@ -517,7 +596,7 @@ def test_every_conversion_and_calibration_of_awkward_networks(conversion: str, c
     method.maxpool = "gate"
     calibrated = build("calibration", settings("calibration", calibration), Calibration)
     corrections, keep = calibrated.corrections, calibrated.keep
-    if conversion == "qcfs" and kind is not QuantisedAndClipped:
+    if conversion == "qcfs" and kind not in BOUNDED:
         with pytest.raises(UserError, match=r"conversion=qcfs takes its thresholds .* layer [\w.]+ has a"):
             convert(net, images, method, 4, corrections, keep=keep)
     else:

@@ -15,6 +15,17 @@ from snnexp.conversion.stateful import Frames, Stateful
 from snnexp.conversion.vocabulary import CONSTANT, CONVS, Curve, function_name, is_addition, rectifier
 from snnexp.timefold import fold, unfold
 
+SIZES = (
+    "size",
+    "dim",
+    "ndimension",
+    "numel",
+    "nelement",
+    "is_floating_point",
+    "is_complex",
+)  # methods that ask for one
+ATTRIBUTES = ("shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad")
+
 
 class Flow:
     """A graph in execution order, divided into parts that vary in time and parts that do not.
@@ -170,9 +181,9 @@ def sizes(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     """Return the nodes whose values are shapes, sizes, dtypes or devices, not data."""
     found: set[fx.Node] = set()
     for node in nodes:
-        asked = node.op == "call_method" and node.target in ("size", "dim")
+        asked = node.op == "call_method" and node.target in SIZES
         asked |= node.op == "call_function" and function_name(node) in CONSTANT
-        asked |= node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
+        asked |= node.target is getattr and node.args[1] in ATTRIBUTES
         if asked or (node.all_input_nodes and all(n in found for n in node.all_input_nodes)):
             found.add(node)
     return found
@@ -195,6 +206,8 @@ def _batched(nodes: Sequence[fx.Node]) -> set[fx.Node]:
 
 def _tells_length(node: fx.Node) -> bool:
     """Return whether the size that `node` asks for contains the length of the batch axis."""
+    if node.op == "call_method" and node.target in ("numel", "nelement"):
+        return True
     if node.op == "call_method":
         return node.target == "size" and node.args[1:] in ((), (0,))
     return node.target is not getattr or node.args[1] == "shape"

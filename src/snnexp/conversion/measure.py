@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
+from snnexp.conversion.cost import multiply_accumulates
 from snnexp.conversion.flow import Flow
 from snnexp.conversion.frames import PerFrame
-from snnexp.conversion.vocabulary import CONVS
 from snnexp.conversion.walk import CALIBRATION_ROWS
 from snnexp.dataset.base import Split
 from snnexp.timefold import unfold
@@ -134,8 +134,10 @@ def examine_trains(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) ->
     trains."""
     ann, flow = Flow(source), snn.flow
     layers = {site: LayerError(str(site.target), T) for site in flow.sites}
-    neurons, spikes, operations, macs, analog = 0, 0.0, 0.0, 0.0, 0.0
+    neurons, spikes, operations = 0, 0.0, 0.0
     device = next(snn.buffers()).device
+    costs = costs_of(ann, flow, x[:1].to(device))
+    macs, analog = sum(costs.values()), sum(cost for node, cost in costs.items() if node not in flow.timed)
     for part in torch.split(x, max(1, CALIBRATION_ROWS[device.type] // T)):
         share = len(part) / len(x)
         values = ann.values(part.to(device))
@@ -148,16 +150,11 @@ def examine_trains(source: fx.GraphModule, snn: Converted, x: Tensor, T: int) ->
             layers[site].add(neuron.traits(c, z, phi, state[site], T, f), share)
             neurons += phi[0].numel()
             spikes += sum(float((train[site] != 0).sum()) for train in (env, *before)) / len(x)
-        for node in flow.nodes:
-            module = flow.module(node)
-            if isinstance(module, (nn.Linear, *CONVS)):
-                cost = macs_of_row(module, env[node], len(part) * (T if node in flow.timed else 1))
-                macs += cost * share
-                if node in flow.timed:
-                    trains = [train[node.args[0]] for train in (env, *(before if node in flow.body else ()))]
-                    operations += cost * sum(len(h) * float((h != 0).float().mean()) for h in trains) / len(x)
-                else:
-                    analog += cost * share
+        for node, cost in costs.items():
+            if node in flow.timed:
+                heard = [n for n in node.all_input_nodes if n in flow.timed]
+                trains = [train[n] for train in (env, *(before if node in flow.body else ())) for n in heard]
+                operations += cost * sum(len(h) * float((h != 0).float().mean()) for h in trains) / len(x)
     return list(layers.values()), Account(neurons, spikes, operations, analog, snn.latency(T), macs)
 
 
@@ -178,9 +175,9 @@ def even_count(count: Tensor, v: Tensor, theta: Tensor, T: int) -> Tensor:
     return (count + torch.floor(v / theta)).clamp(0, T)
 
 
-def macs_of_row(module: nn.Module, output: Tensor, rows: int) -> float:
-    """Return the multiply-accumulates of one row: outputs times fan-in of a convolution or linear layer."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-    fan_in = weight[:, 0].numel() if transposed else weight[0].numel()
-    return output.numel() / rows * fan_in
+def costs_of(ann: Flow, flow: Flow, x: Tensor) -> dict[fx.Node, float]:
+    """Return the nodes of a converted network that multiply, with their multiply-accumulates for one sample x [1, ...]
+    (and one step), which are those of the ANN `ann`."""
+    found = multiply_accumulates(ann, x)
+    twins = zip(flow.nodes, ann.nodes, strict=True)
+    return {node: found[twin] for node, twin in twins if found.get(twin, 0) != 0}

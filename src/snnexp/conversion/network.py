@@ -1,19 +1,20 @@
 """Converted networks as ordinary modules, and `convert`, which makes one."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
+from snnexp.conversion.fidelity import tell
 from snnexp.conversion.flow import Flow
 from snnexp.conversion.measure import Account, LayerError, examine_trains
 from snnexp.conversion.placed import Placed
 from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.slots import coefficients, examine_slots
-from snnexp.conversion.walk import Correction, Keep, LayerRecord, Method, ShowLayer, walk
+from snnexp.conversion.walk import Correction, Keep, Method, Records, ShowLayer, walk
 from snnexp.errors import integer, require
 from snnexp.timefold import unfold
 
@@ -73,7 +74,7 @@ class Converted(nn.Module):
         for part in torch.split(x, images):
             after = {t: y for t, y in self._running(part, _blocks(ends, block)) if t in ends}
             found.append([after[t] for t in steps])
-        return [joined(parts) for parts in zip(*found, strict=True)]
+        return [self._joined(parts) for parts in zip(*found, strict=True)]
 
     def stream(self, x: Tensor) -> Iterator[Any]:
         """Yield the mean output so far, `snn(x, t)`, after each step t, without end. All of `x` is computed at once."""
@@ -103,6 +104,10 @@ class Converted(nn.Module):
         env = flow.values(x, flow.head)
         flow.run(flow.body + flow.tail, env, T, state)
         return Simulation(env, state, [])
+
+    def _joined(self, parts: Sequence[Any]) -> Any:
+        """Return the answer for all inputs from the answers for its parts."""
+        return joined(self.flow.output.args[0], parts, self.flow.data)
 
     def _parts(self, T: int) -> tuple[int, int]:
         """Return the (steps, images) to compute at a time."""
@@ -141,7 +146,7 @@ class Decoded(Converted):
             self._check(t)
         _, images = self._parts(1)
         with torch.no_grad():
-            answer = joined([self.network(part) for part in torch.split(x, images)])
+            answer = self._joined([self.network(part) for part in torch.split(x, images)])
         return [answer] * len(steps)
 
     @torch.no_grad()
@@ -188,9 +193,10 @@ def convert(
     corrections: Sequence[Correction] = (),
     report: ShowLayer | None = None,
     keep: Keep = "better",
-) -> tuple[Converted, list[LayerRecord]]:
+) -> tuple[Converted, Records]:
     """Return the spiking network of `ann` by `method` for T steps, calibrated on `images` [N, ...], and a record of
-    each layer. `keep`: see `snnexp.conversion.walk.walk`.
+    each layer. The error of its output on these images (`Records.error`) is logged, with a warning if it is large.
+    `keep`: see `snnexp.conversion.walk.walk`.
 
     The caller's network is not changed and shares nothing with the result. Raises UserError (see `rewrite`) for what
     cannot be converted faithfully, InvalidValue for T < 1 and for no or non-finite images, and errors of the method.
@@ -199,6 +205,7 @@ def convert(
     require(len(images) > 0 and bool(images.isfinite().all()), "images", list(images.shape), "at least one, and finite")
     source, network = rewrite(ann, images[:2], method.maxpool, method.neuron.vocabulary)
     records = walk(source, network, images, T, method, corrections, report, keep)
+    tell(records, method, T, len(images))
     return converted(network, T), records
 
 
@@ -218,13 +225,21 @@ def _blocks(ends: Sequence[int], block: int) -> Iterator[int]:
             yield steps
 
 
-def joined(parts: Sequence[Any]) -> Any:
-    """Concatenate batches, or (nested) tuples, lists and dicts of batches."""
+def joined(structure: Any, parts: Sequence[Any], batched: Collection[fx.Node]) -> Any:
+    """Join answers for parts of a batch, (nested) tuples, lists and dicts whose leaves are the nodes in `structure`.
+
+    Tensors of `batched` nodes are concatenated, and batch sizes added. Others do not depend on the batch.
+    """
+    if isinstance(structure, dict):
+        return {key: joined(structure[key], [p[key] for p in parts], batched) for key in structure}
+    if isinstance(structure, list | tuple):
+        items = [joined(s, values, batched) for s, values in zip(structure, zip(*parts, strict=True), strict=True)]
+        if hasattr(structure, "_fields"):
+            return type(structure)(*items)
+        return items if isinstance(structure, list) else tuple(items)
     first = parts[0]
+    if structure not in batched or len(parts) == 1:
+        return first
     if isinstance(first, Tensor):
         return torch.cat(list(parts))
-    if isinstance(first, dict):
-        return {key: joined([p[key] for p in parts]) for key in first}
-    if isinstance(first, list | tuple):
-        return type(first)([joined(values) for values in zip(*parts, strict=True)])
-    return first
+    return torch.Size([sum(p[0] for p in parts), *first[1:]]) if isinstance(first, torch.Size) else sum(parts)

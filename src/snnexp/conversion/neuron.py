@@ -33,6 +33,10 @@ class ScaledIF(Placed):
     network = Converted
     values = ("theta", "v_init", "bias")
     integrates = True
+    advice = (
+        "more steps (timesteps), conversion=adaptive_threshold, a threshold for each channel "
+        "(conversion.per_channel=true), or corrections (task=calibrate calibration=best)"
+    )
     theta: Tensor
     v_init: Tensor
 
@@ -118,6 +122,10 @@ class FewSpike(Placed):
     network = Decoded
     vocabulary = NUMBERS
     stepwise = False
+    advice = (
+        "more steps of a layer (timesteps), a table for each channel (conversion.per_channel=true), or corrections "
+        "(task=calibrate calibration=light)"
+    )
     T: Tensor
     h: Tensor
     d: Tensor

@@ -30,6 +30,7 @@ class Placed(Stateful):
     values: ClassVar[tuple[str, ...]] = ("bias",)  # the buffers that corrections may change
     stepwise: ClassVar[bool] = True  # hears T steps of input one by one; False: hears the whole input at once
     integrates: ClassVar[bool] = False  # is a plain `ScaledIF`, whose state is its membrane potential
+    advice: ClassVar[str] = "more steps (timesteps), or another conversion"  # if the output's error is large
     bias: Tensor
 
     @property

@@ -5,25 +5,36 @@ Networks that cannot be converted faithfully are refused here.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
-from torch.nn.utils import parametrize
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from snnexp.activations import as_module
+from snnexp.activations import as_module, of_module
 from snnexp.conversion import vocabulary as words
 from snnexp.conversion.flow import Flow, before, sizes
+from snnexp.conversion.layers import axes, free, layers_as_modules, name_in_owner, replace_call, sizes_from_the_front
+from snnexp.conversion.quantised import quantised, replace_quantised
 from snnexp.conversion.stateful import Frames, MaxGate
-from snnexp.conversion.vocabulary import TRAINS, Vocabulary, function_name, owner_name, where
+from snnexp.conversion.tracing import (
+    FixedShape,
+    Tracer,
+    changed_by_hooks,
+    no_global_hooks,
+    plain,
+    traced,
+    without_hooks,
+)
+from snnexp.conversion.vocabulary import NUMBERS, TRAINS, WAYS, Refusal, Vocabulary, function_name, where
 from snnexp.errors import UserError, choice
 from snnexp.finite import nonfinite
-from snnexp.neuron.clip import Bounded
-from snnexp.timefold import Dropout, Normalize, TimeMean
+from snnexp.timefold import TimeMean
+
+__all__ = ["Tracer", "drop_dropout", "finish", "fold_norms", "rewrite"]  # saved networks name Tracer here
 
 
 def rewrite(
@@ -39,82 +50,80 @@ def rewrite(
     """
     if maxpool is not None:
         choice("maxpool", maxpool, words.MAXPOOL)
-    original = _plain(ann)
+    try:
+        return _rewritten(ann, example, maxpool, vocabulary)
+    except Refusal as refusal:
+        raise UserError(f"{refusal}. Ways out: {_ways_out(ann, example, vocabulary, refusal)}") from None
+
+
+def _rewritten(
+    ann: nn.Module, example: Tensor, maxpool: str | None, vocabulary: Vocabulary
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Return what `rewrite` returns. Raises Refusal as well."""
+    original = plain(ann)
     if bad := nonfinite(dict(original.named_parameters())):
         raise UserError(f"the weights {bad[0]} of the network are NaN or infinite: nothing sensible can be converted")
-    source = _traced(copy.deepcopy(original))
+    source = traced(without_hooks(original), example)
     _single_input(source)
-    _keywords_as_arguments(source)
-    _out_of_place(source)
-    _place_sites(source, vocabulary)
-    drop_dropout(source)
-    _pools_as_modules(source)
-    source.eval().recompile()
-    _same_answers(original, source, example)  # before folding, whose rounding moves the steps of a quantised network
-    fold_norms(source, example)
-    finish(source)
+    expected = _answers(original, example)
+    with no_global_hooks():
+        alike = _in_modules(source, expected, example, vocabulary)
+    if not alike:
+        raise _other_answers(original, source, expected, example)
     network = copy.deepcopy(source)
     for name, module in source.named_modules():
         if isinstance(module, TimeMean):
             network.set_submodule(name, Frames())
     flow = Flow(network)
     if not flow.sites:
-        raise UserError("there is nothing to convert: the network has no ReLU, clipped or QCFS activation")
+        raise _nothing(flow, vocabulary)
     _check_linear(flow, maxpool, vocabulary)
     _check_rows(flow, example)
     return source, network
 
 
-class Tracer(fx.Tracer):
-    """A tracer that notes the innermost module in which tracing fails (`place`)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.place = ""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = (Bounded, Dropout, Normalize, TimeMean)  # subclasses of torch's modules are traced through
-        return isinstance(m, ours) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        path = self.path_of_module(m)
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception:
-            self.place = self.place or path  # the innermost
-            raise
+def _nothing(flow: Flow, vocabulary: Vocabulary) -> Refusal:
+    """Return the error for a network without sites, which names its first activation, or else non-linear operation."""
+    others = [n for n in flow.nodes[1:-1] if n not in sizes(flow.nodes) and not _commutes(flow, n, flow.data)]
+    curves = [n for n in others if of_module(flow.module(n) or as_module(function_name(n), (), {}) or flow.graph)]
+    for node in (*curves, *others):
+        kind = _kind(flow, node)
+        lack = f"the network has no {vocabulary.replaces}; instead it has layer {where(node)} ({kind})"
+        return Refusal(f"there is nothing to convert: {lack}", kind)
+    raise UserError("there is nothing to convert: the network is linear, so it needs no neurons; use it as it is")
 
 
-def _traced(net: nn.Module) -> fx.GraphModule:
-    tracer = Tracer()
+def _ways_out(ann: nn.Module, example: Tensor, vocabulary: Vocabulary, refusal: Refusal) -> str:
+    """Return ways out of a refusal that work."""
+    own, trained = WAYS.get(refusal.kind), "a network trained with one of these (neuron=relu, clip or qcfs)"
+    if vocabulary is NUMBERS:
+        return own or "compute it before the first activation or after the last, or train the network without it"
     try:
-        return fx.GraphModule(net, tracer.trace(net))
-    except Exception as error:  # the network may be anybody's
-        layer = f"layer {tracer.place}" if tracer.place else "the network's forward"
-        raise UserError(
-            f"{layer} cannot be traced by torch.fx, and so not converted: {error}. Its control flow must not depend on "
-            "the data, nor may it assign to parts of a tensor or take its len(); write it with torch operations"
-        ) from error
+        _rewritten(ann, example, None, NUMBERS)
+    except UserError as error:
+        other = f"; conversion=few_spike cannot convert it either ({error})"
+        return (own or trained) + (other if isinstance(error, Refusal) and error.kind != refusal.kind else "")
+    return f"conversion=few_spike, which can convert this network, or {trained}"
 
 
-def _plain(ann: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode, without wrappers and with parametrized weights as plain parameters."""
-    wrapped = ann.module if isinstance(ann, nn.DataParallel) else getattr(ann, "_orig_mod", None)  # torch.compile
-    if isinstance(wrapped, nn.Module):
-        return _plain(wrapped)
-    try:
-        network = copy.deepcopy(ann).eval()
-    except RuntimeError as error:
-        advice = "After torch.nn.utils.weight_norm, call remove_weight_norm first"
-        raise UserError(f"the network cannot be copied: {error}. {advice}") from error
-    for module in list(network.modules()):
-        if parametrize.is_parametrized(module):
-            values = {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
-            module.__class__ = type(module).__bases__[0]  # torch's own removal would change the caller's class
-            del module.parametrizations
-            for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value))
-    return network
+def _in_modules(source: fx.GraphModule, expected: list[list[Tensor]], example: Tensor, vocabulary: Vocabulary) -> bool:
+    """Turn a trace into the source of a conversion; return whether it gives the expected answers, else stop there."""
+    _keywords_as_arguments(source)
+    _out_of_place(source)
+    written_out = quantised(source)
+    _place_sites(source, vocabulary, {n for found in written_out for n in found.nodes})
+    drop_dropout(source)
+    _pools_as_modules(source)
+    source.eval().recompile()
+    if not _same(source, expected, example):  # before folding, whose rounding moves steps of a quantised network
+        return False
+    replace_quantised(source, written_out)
+    ShapeProp(source).propagate(example)  # type: ignore[no-untyped-call]
+    layers_as_modules(source)
+    sizes_from_the_front(source)
+    fold_norms(source)
+    finish(source)
+    return True
 
 
 def _keywords_as_arguments(graph: fx.GraphModule) -> None:
@@ -128,7 +137,7 @@ def _keywords_as_arguments(graph: fx.GraphModule) -> None:
 def _single_input(graph: fx.GraphModule) -> None:
     """Raise UserError for a network of several inputs."""
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    if any(not n.args for n in inputs[1:]):
+    if len(inputs) != 1:
         named = f"{len(inputs)} inputs ({', '.join(n.name for n in inputs)})"
         raise UserError(f"the network takes {named}; conversion takes networks with one input")
 
@@ -156,10 +165,13 @@ def _out_of_place(graph: fx.GraphModule) -> None:
             module.inplace = False  # type: ignore[assignment]
 
 
-def _place_sites(graph: fx.GraphModule, vocabulary: Vocabulary) -> None:
-    """Turn every call of an activation into the call of a module of its own, named after the original."""
+def _place_sites(graph: fx.GraphModule, vocabulary: Vocabulary, without: Collection[fx.Node]) -> None:
+    """Turn every call of an activation, except `without`, into the call of a module of its own, named after the
+    original."""
     called: set[str] = set()
     for node in list(graph.graph.nodes):
+        if node in without:
+            continue
         if node.op == "call_module":
             module: nn.Module | None = graph.get_submodule(str(node.target))
         elif node.op in ("call_function", "call_method"):
@@ -168,30 +180,10 @@ def _place_sites(graph: fx.GraphModule, vocabulary: Vocabulary) -> None:
             continue
         if module is None or (activation := vocabulary.site(module)) is None:
             continue
-        name = str(node.target) if node.op == "call_module" else _name_in_owner(node)
-        free = name if node.op == "call_module" and name not in called else _free(graph, name)
-        called.add(free)
-        _replace_call(graph, node, free, copy.deepcopy(activation))
-
-
-def _replace_call(graph: fx.GraphModule, node: fx.Node, name: str, module: nn.Module) -> None:
-    """Replace the call of `node` by that of `module`, under `name`."""
-    graph.add_submodule(name, module)
-    with graph.graph.inserting_before(node):
-        made = graph.graph.call_module(name, (node.args[0],))
-        made.meta = dict(node.meta)
-    node.replace_all_uses_with(made)
-    graph.graph.erase_node(node)
-
-
-def _name_in_owner(node: fx.Node) -> str:
-    return f"{owner_name(node)}.{function_name(node)}".lstrip(".")
-
-
-def _free(graph: fx.GraphModule, name: str) -> str:
-    """Return `name`, with a number if a module already has it."""
-    taken = {name for name, _ in graph.named_modules()}
-    return next(c for c in (name, *(f"{name}_{k}" for k in range(2, len(taken) + 3))) if c not in taken)
+        name = str(node.target) if node.op == "call_module" else name_in_owner(node)
+        own = name if node.op == "call_module" and name not in called else free(graph, name)
+        called.add(own)
+        replace_call(graph, node, own, copy.deepcopy(activation))
 
 
 def drop_dropout(graph: fx.GraphModule) -> None:
@@ -214,21 +206,18 @@ def _pools_as_modules(graph: fx.GraphModule) -> None:
             keys = ("output_size",) if adaptive else ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
             settings = dict(zip(keys, node.args[1:], strict=False))
             settings |= {key: value for key, value in node.kwargs.items() if key in keys}
-            target = _free(graph, _name_in_owner(node))
-            _replace_call(graph, node, target, words.MAX_POOL_FUNCTIONS[name](**settings))
+            target = free(graph, name_in_owner(node))
+            replace_call(graph, node, target, words.MAX_POOL_FUNCTIONS[name](**settings))
 
 
 @torch.no_grad()
-def fold_norms(graph: fx.GraphModule, example: Tensor | None = None) -> None:
+def fold_norms(graph: fx.GraphModule) -> None:
     """Fold BatchNorm into the convolution or linear layer before it, where both are called once and the layer has no
     other user.
 
-    Other norms stay: in evaluation mode they are affine, and their constant is added once per step like a bias.
-    `example` reveals linear layers of tokens, which keep their norm because it acts on axis 1, not on their output
-    axis.
+    Other norms stay: in evaluation mode they are affine, and their constant is added once per step like a bias. Linear
+    layers of tokens, which ShapeProp reveals, keep their norm, because it acts on axis 1, not on their output axis.
     """
-    if example is not None:
-        ShapeProp(graph).propagate(example)  # type: ignore[no-untyped-call]
     calls: dict[str, int] = {}
     for node in graph.graph.nodes:
         if node.op == "call_module":
@@ -244,19 +233,13 @@ def fold_norms(graph: fx.GraphModule, example: Tensor | None = None) -> None:
         grouped = isinstance(layer, words.CONVS) and layer.transposed and layer.groups > 1  # torch cannot fold these
         if isinstance(layer, words.CONVS) and not grouped:
             fused: nn.Module = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)
-        elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d) and _axes(before) in (2, None):
+        elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d) and axes(before) in (2, None):
             fused = fuse_linear_bn_eval(layer, norm)
         else:
             continue
         graph.set_submodule(str(before.target), fused)
         node.replace_all_uses_with(before)
         graph.graph.erase_node(node)
-
-
-def _axes(node: fx.Node) -> int | None:
-    """Return the number of axes of the node's value, as noted by ShapeProp; None if it is no tensor."""
-    noted = node.meta.get("tensor_meta")
-    return len(noted.shape) if isinstance(noted, TensorMetadata) else None
 
 
 def finish(graph: fx.GraphModule) -> None:
@@ -280,28 +263,54 @@ def finish(graph: fx.GraphModule) -> None:
 
 
 @torch.no_grad()
-def _same_answers(original: nn.Module, source: fx.GraphModule, example: Tensor) -> None:
-    """Raise UserError if the traced network gives other answers, as with control flow that depends on data."""
-    for x in (example, example[:1]):  # another batch size reveals a size that the trace froze
+def _answers(network: nn.Module, example: Tensor) -> list[list[Tensor]]:
+    """Return the answers to two batch sizes, which reveal a size that a trace froze. Raises UserError."""
+    found = []
+    for x in (example, example[:1]):
         try:
-            expected = _leaves(original(x.clone()))
-            found = _leaves(source(x.clone()))
+            found.append(_leaves(network(x.clone())))
         except Exception as error:  # the network may be anybody's
             shown = f"{len(x)} samples of shape {list(x.shape[1:])}, {x.dtype}"
             raise UserError(f"the network does not run on {shown}: {error}") from error
-        if nonfinite({str(k): answer for k, answer in enumerate(expected)}):
+        if nonfinite({str(k): answer for k, answer in enumerate(found[-1])}):
             raise UserError("the network's answers are NaN or infinite: its weights, or its inputs, are too large")
-        for a, b in zip(expected, found, strict=True):
-            if not _close(b, a):
-                raise UserError(
-                    "the traced network answers otherwise than the network itself: its control flow "
-                    "depends on the data, or it changes a tensor in place through another name"
-                )
+    return found
+
+
+def _same(network: nn.Module, expected: list[list[Tensor]], example: Tensor) -> bool:
+    """Return whether a network gives the expected answers."""
+    found = _answers(network, example)
+    return all(_close(b, a) for two in zip(found, expected, strict=True) for b, a in zip(*two, strict=True))
+
+
+def _other_answers(
+    original: nn.Module, source: fx.GraphModule, expected: list[list[Tensor]], example: Tensor
+) -> UserError:
+    """Return the error for a trace that gives other answers, which names a hook or a random layer that changes them."""
+    if not _same(original, expected, example):
+        flow = Flow(source)
+        one, two = flow.values(example.clone()), flow.values(example.clone())
+        pairs = ((n, zip(_leaves(one[n]), _leaves(two[n]), strict=True)) for n in flow.nodes[1:-1])
+        drawn = next((where(n) for n, leaves in pairs if not all(_close(b, a) for a, b in leaves)), "somewhere")
+        return UserError(
+            f"the network gives other answers each time: layer {drawn} draws at random also in evaluation. Replace it "
+            "by a layer that does not (for FractionalMaxPool2d: MaxPool2d, or give it _random_samples)"
+        )
+    hook = changed_by_hooks(original, lambda network: _same(network, expected, example))
+    if hook is not None:
+        return UserError(
+            f"{hook} changes values, which a converted network would lose: remove the hook before converting "
+            "(handle.remove()) and compute the change in the layer's forward"
+        )
+    return UserError(
+        "the traced network answers otherwise than the network itself: its control flow depends on the data, or it "
+        "changes a tensor in place through another name"
+    )
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
     """Return whether two results of the same computation are equal but for rounding."""
-    atol = 1e-4 * float(expected.abs().max() + 1e-9)
+    atol = 1e-4 * float(expected.detach().abs().max() + 1e-9)
     return found.shape == expected.shape and torch.allclose(expected, found, rtol=1e-3, atol=atol)
 
 
@@ -313,23 +322,42 @@ def _check_rows(flow: Flow, example: Tensor) -> None:
     """
     pair = example if len(example) > 1 else torch.cat([example, example])
     together, alone = flow.values(pair[:2]), flow.values(pair[:1])
-    not_data = sizes(flow.nodes)
+    not_data, given = sizes(flow.nodes), flow.output.all_input_nodes
+    for node in given:
+        if node in not_data and node in flow.data and not _is_length(together[node], alone[node]):
+            raise UserError(
+                f"the network returns a value that its batch size changes ({where(node)}): return x.shape[0]"
+            )
     for node in flow.nodes[1:-1]:
         node.meta["shape"] = together[node].shape[1:] if isinstance(together[node], Tensor) else None
-        if node not in flow.timed or node in not_data:
+        if node not in flow.data or node in not_data or not (node in flow.timed or node in given):
             continue
         for both, one in zip(_leaves(together[node]), _leaves(alone[node]), strict=True):
+            if one.dim() < both.dim():
+                raise UserError(
+                    f"layer {where(node)} removes the axis of samples from a batch of one: name the axes that it shall "
+                    "remove, as in squeeze((2, 3)), or write flatten(1)"
+                )
             if not (both.dim() and len(both) == 2 and _close(one, both[:1])):
                 raise UserError(
                     f"layer {where(node)} joins or mixes the samples of a batch, which no network over time can: its "
                     "steps are computed as a batch. Keep the first axis for samples, and compute each sample on its own"
                 )
+        if node not in flow.timed:
+            continue
         if not all(leaf.is_floating_point() for leaf in _leaves(together[node])):
             why = "rounding does not commute with the mean over time"
             raise UserError(f"layer {where(node)} gives whole numbers: {why}")
         if node in flow.sites and together[node].dim() < 2:
             what = "an activation of one number a sample, [N]"
             raise UserError(f"layer {where(node)} is {what}: keep an axis of features, [N, 1]")
+
+
+def _is_length(two: Any, one: Any) -> bool:
+    """Return whether sizes for two samples and for one are batch sizes, or multiples of them."""
+    if isinstance(two, torch.Size) and isinstance(one, torch.Size):
+        return bool(two) and two[0] == 2 * one[0] and two[1:] == one[1:]
+    return isinstance(two, int) and isinstance(one, int) and two == 2 * one
 
 
 def _leaves(value: Any) -> list[Tensor]:
@@ -345,16 +373,28 @@ def _check_linear(flow: Flow, maxpool: str | None, vocabulary: Vocabulary) -> No
     weighty = before(flow.nodes, [n for n in flow.nodes if isinstance(flow.module(n), (nn.Linear, *words.CONVS))])
     not_data = sizes(flow.nodes)
     for node in flow.body + flow.tail:
-        module = flow.module(node)
-        kind = type(module).__name__ if module is not None else function_name(node)
+        module, kind = flow.module(node), _kind(flow, node)
         if isinstance(module, words.NORMS) and module.running_mean is None:
             why = "by its own batch (track_running_stats=False), which no spiking network can"
             raise UserError(f"layer {where(node)} normalises {why}: train it with running statistics")
         if isinstance(module, words.MAX_POOLS):
             flow.replace(node, vocabulary.max_pool(module, where(node), maxpool))
             continue
-        known = node in flow.sites or node in not_data or isinstance(module, (*words.AFFINE, Frames, MaxGate))
+        known = node in flow.sites or node in not_data or isinstance(module, MaxGate)
         known |= module is None and kind in vocabulary.products
-        known |= words.is_linear(node, [n for n in node.all_input_nodes if n in flow.timed])
+        known |= _commutes(flow, node, flow.timed)
         if not (known or (kind in words.READOUTS and node in flow.tail and node not in weighty)):
             raise vocabulary.refusal(where(node), kind)
+
+
+def _kind(flow: Flow, node: fx.Node) -> str:
+    """Return the name of a node's class or function."""
+    module = flow.module(node)
+    return type(module).__name__ if module is not None else function_name(node)
+
+
+def _commutes(flow: Flow, node: fx.Node, signals: Collection[fx.Node]) -> bool:
+    """Return whether an operation on `signals` is linear or affine, or none at all."""
+    heard = [n for n in node.all_input_nodes if n in signals]
+    affine = isinstance(flow.module(node), (*words.AFFINE, Frames, FixedShape))
+    return affine or words.is_linear(node, heard) or (not heard and node.op != "call_module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from snnexp.conversion.flow import Flow
-from snnexp.conversion.measure import Account, LayerError, macs_of_row, spread
-from snnexp.conversion.vocabulary import CONVS, MAX_POOLS, PRODUCTS, function_name
+from snnexp.conversion.measure import Account, LayerError, costs_of, spread
+from snnexp.conversion.vocabulary import MAX_POOLS, PRODUCTS, function_name
 from snnexp.dataset.base import Split
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def examine_slots(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list
     """
     ann, flow, K = Flow(source), snn.flow, snn.T
     layers = {site: LayerError(str(site.target), K) for site in flow.sites}
-    neurons, spikes, few, macs, analog, operations = 0, 0.0, 0.0, 0.0, 0.0, 0.0
+    neurons, spikes, few, analog, operations = 0, 0.0, 0.0, 0.0, 0.0
+    costs = costs_of(ann, flow, x[:1])
     for part in torch.split(x, snn.rows or 128):
         share = len(part) / len(x)
         values, env = ann.values(part), flow.values(part)
@@ -48,21 +49,17 @@ def examine_slots(source: fx.GraphModule, snn: Decoded, x: Tensor) -> tuple[list
         neurons = sum(count[0].numel() for count in fired.values())
         spikes += sum(float(count.sum()) for count in fired.values()) / len(x)
         few += sum(float((count <= FEW).sum()) for count in fired.values()) / len(x)
-        for node in flow.nodes:
-            module = flow.module(node)
-            if isinstance(module, (nn.Linear, *CONVS)):
-                cost = macs_of_row(module, env[node], len(part)) * share
-                macs += cost
-                before: fx.Node = node.args[0]
-                if node in flow.timed:
-                    each = cost / env[before][0].numel()
-                    heard, told = _arriving(flow, before, env, fired)
-                    operations, analog = operations + each * heard, analog + each * told
-                else:
-                    analog += cost
+        for node, cost in costs.items():
+            heard = [n for n in node.all_input_nodes if n in flow.timed]
+            if len(heard) == 1:
+                each = cost * share / env[heard[0]][0].numel()
+                arrived, told = _arriving(flow, heard[0], env, fired, costs)
+                operations, analog = operations + each * arrived, analog + each * told
+            else:  # the input, or a product of two signals
+                analog += cost * share
     parameters, length = sum(p.numel() for p in snn.parameters()), snn.depth + 1
     more = {"at_most_two": few / neurons, "parameters": parameters, "layers": length, "interval": 2 * K}
-    return list(layers.values()), Account(neurons, spikes, operations, analog, length * K, macs, more)
+    return list(layers.values()), Account(neurons, spikes, operations, analog, length * K, sum(costs.values()), more)
 
 
 @torch.no_grad()
@@ -117,7 +114,9 @@ def _neuron(snn: Decoded, site: fx.Node) -> FewSpike:
     return cast("FewSpike", snn.flow.module(site))
 
 
-def _arriving(flow: Flow, node: fx.Node, env: dict[fx.Node, Any], fired: dict[fx.Node, Tensor]) -> tuple[float, float]:
+def _arriving(
+    flow: Flow, node: fx.Node, env: dict[fx.Node, Any], fired: dict[fx.Node, Tensor], costs: Collection[fx.Node]
+) -> tuple[float, float]:
     """Return (spikes, numbers other than 0) per input that reach `node`.
 
     Spikes come from the sites that lead to it; numbers are computed on the way by layers, products and maxima, or do
@@ -127,10 +126,10 @@ def _arriving(flow: Flow, node: fx.Node, env: dict[fx.Node, Any], fired: dict[fx
         return float(fired[node].sum()) / len(fired[node]), 0.0
     timed = [n for n in node.all_input_nodes if n in flow.timed and not isinstance(env[n], int | torch.Size)]
     multiplied = len(timed) > 1 and node.op != "call_module" and function_name(node) in PRODUCTS
-    if not timed or multiplied or isinstance(flow.module(node), (nn.Linear, *CONVS, *MAX_POOLS)):
+    if not timed or multiplied or node in costs or isinstance(flow.module(node), MAX_POOLS):
         return 0.0, float((env[node] != 0).sum()) / len(env[node])
     part = env[node].numel() / _size(env[timed[0]]) if function_name(node) == "getitem" else 1.0
-    heard, told = zip(*(_arriving(flow, n, env, fired) for n in timed), strict=True)
+    heard, told = zip(*(_arriving(flow, n, env, fired, costs) for n in timed), strict=True)
     return part * sum(heard), part * sum(told)
 
 

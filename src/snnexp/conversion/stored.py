@@ -6,6 +6,7 @@ arithmetic operators; a file that names anything else is refused. A network that
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -212,7 +213,7 @@ class _Loader:
 
 @lru_cache
 def _functions() -> dict[str, Callable[..., Any]]:
-    """Return the functions that a graph may call, by name: those of torch that take tensors, and operators."""
+    """Return the functions that a graph may call, by name: of torch, of operators, and of math (sizes)."""
     found = {
         resolve_name(function): function
         for space, functions in get_overridable_functions().items()
@@ -220,7 +221,8 @@ def _functions() -> dict[str, Callable[..., Any]]:
         for function in functions
     }
     operators = {f"operator.{name}": getattr(operator, name) for name in magic_methods if hasattr(operator, name)}
-    return {**found, **operators, "getattr": getattr}
+    of_sizes = {f"math.{f.__name__}": f for f in (math.ceil, math.floor, math.trunc, math.sqrt, math.log2, math.prod)}
+    return {**found, **operators, **of_sizes, "getattr": getattr}
 
 
 @lru_cache

@@ -1,5 +1,6 @@
 """Spike trains and channels as tensors: means, layouts, and trains packed to one bit a step."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,11 @@ from torch import Tensor
 def per_channel(x: Tensor) -> Tensor:
     """Return the mean over all dimensions but dimension 1: [N, C, ...] -> [C]."""
     return x.mean(dim=[d for d in range(x.dim()) if d != 1])
+
+
+def relative(square: float, signal: float) -> float:
+    """Return the relative error from a squared error and the squared signal (which may be 0)."""
+    return math.sqrt(square / max(signal, 1e-12))
 
 
 def along(values: Tensor, dims: int, at: int = 1) -> Tensor:

@@ -4,6 +4,8 @@ A mean over time passes through linear and affine operations unchanged; everythi
 the rules for spike trains, `Numbers` those for codes whose layers pass on numbers.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from torch import fx, nn
@@ -20,7 +22,8 @@ def _each(*kinds: str) -> tuple[type[nn.Module], ...]:
     return tuple(getattr(nn, f"{kind}{d}d") for kind in kinds for d in (1, 2, 3))
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """Return the words of `text`."""
     return frozenset(text.split())
 
 
@@ -32,24 +35,50 @@ MAX_POOL_FUNCTIONS = {kind.__name__.replace("MaxPool", "_max_pool").lower().lstr
 # Modules that commute with the time mean: linear, or affine with a constant that is added once per step.
 AFFINE = (
     *(nn.Linear, *CONVS, *NORMS, Normalize, nn.Flatten, nn.Unflatten, nn.Identity),
-    *_each("AvgPool", "AdaptiveAvgPool", "ZeroPad", "ReflectionPad", "ReplicationPad"),
-    *(nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
+    *_each("AvgPool", "AdaptiveAvgPool", "ZeroPad", "ConstantPad", "CircularPad", "ReflectionPad", "ReplicationPad"),
+    *(nn.Fold, nn.Unfold, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle),
 )
 # Names of functions and methods that do the same.
-LINEAR = _names(
+LINEAR = names(
     "add sub rsub neg pos cat concat concatenate stack chunk split unbind flatten reshape view permute transpose "
-    "swapaxes movedim squeeze unsqueeze unflatten contiguous clone detach to float double expand repeat flip roll "
+    "swapaxes movedim squeeze unsqueeze unflatten contiguous clone detach to float double expand expand_as "
+    "repeat flip roll reshape_as view_as fold unfold "
     "narrow select getitem getattr size dim mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
     "adaptive_avg_pool2d adaptive_avg_pool3d pixel_shuffle pixel_unshuffle channel_shuffle pad interpolate upsample"
 )
-LINEAR_IN_ONE = _names(  # linear in one of their arguments
+LINEAR_IN_ONE = names(  # linear in one of their arguments
     "mul multiply truediv div matmul bmm conv1d conv2d conv3d linear conv_transpose1d conv_transpose2d conv_transpose3d"
 )
-COMMUTING = _names("mul multiply matmul")  # those that are linear in either argument
-PRODUCTS = _names("mul multiply matmul bmm")  # of two signals: possible for numbers, not for trains
-CONSTANT = _names("ones_like zeros_like full_like")  # their result depends on the shape of their input alone
-READOUTS = _names("sigmoid Sigmoid tanh Tanh softmax Softmax log_softmax LogSoftmax")  # at the end: of the time mean
+COMMUTING = names("mul multiply matmul")  # those that are linear in either argument
+PRODUCTS = names("mul multiply matmul bmm")  # of two signals: possible for numbers, not for trains
+CONSTANT = names("ones_like zeros_like full_like")  # their result depends on the shape of their input alone
+READOUTS = names("sigmoid Sigmoid tanh Tanh softmax Softmax log_softmax LogSoftmax")  # at the end: of the time mean
 MAXPOOL = ("average", "gate")
+
+
+NORM = "train the network with BatchNorm in its place"
+ATTENTION = "a network without attention, such as EfficientNet"
+POOL = "MaxPool2d in its place (then conversion.maxpool, or conversion=few_spike), or AvgPool2d"
+WAYS = {  # out of a refusal, by kind of operation
+    **dict.fromkeys(("LayerNorm", "layer_norm", "GroupNorm", "group_norm", "RMSNorm", "rms_norm"), NORM),
+    **dict.fromkeys(("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "instance_norm", "LocalResponseNorm"), NORM),
+    **dict.fromkeys(("Softmax", "softmax", "MultiheadAttention", "scaled_dot_product_attention"), ATTENTION),
+    **dict.fromkeys(("FractionalMaxPool2d", "FractionalMaxPool3d", "LPPool1d", "LPPool2d"), POOL),
+    **dict.fromkeys(
+        ("PReLU", "prelu"), "compute it as relu(x) - w * relu(-x), with w of shape [C, 1, 1], which is the same"
+    ),
+    **dict.fromkeys(
+        ("GLU", "glu"), "compute it as a * sigmoid(b), with a, b = x.chunk(2, 1), for conversion=few_spike"
+    ),
+}
+
+
+class Refusal(UserError):
+    """An operation that no neurons of a code can be placed around; `kind` is its name."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Curve(nn.Sequential):
@@ -60,6 +89,7 @@ class Vocabulary:
     """The operations between neurons that pass on spike trains, whose means over time stand for the ANN's numbers."""
 
     products: frozenset[str] = frozenset()  # functions of two signals that are allowed
+    replaces: str = "ReLU, clipped or QCFS activation"
 
     def site(self, module: nn.Module) -> nn.Module | None:
         """Return the activation that a neuron can replace where `module` stands; None for another module."""
@@ -75,12 +105,12 @@ class Vocabulary:
             )
         return MaxGate(pool) if maxpool == "gate" else _average(pool, layer)
 
-    def refusal(self, layer: str, kind: str) -> UserError:
+    def refusal(self, layer: str, kind: str) -> Refusal:
         """Return the error for an operation of this kind, which is not part of the vocabulary."""
-        return UserError(
+        return Refusal(
             f"layer {layer} ({kind}) cannot be converted: it is neither linear nor a ReLU, clipped or QCFS "
-            "activation, so it does not commute with the mean over time. Ways out: train the network with one of "
-            "these (neuron=relu, clip or qcfs for networks that take a neuron), or another conversion"
+            "activation, so it does not commute with the mean over time",
+            kind,
         )
 
 
@@ -88,6 +118,7 @@ class Numbers(Vocabulary):
     """The operations between neurons that pass on numbers: any activation, max pooling and products as well."""
 
     products = PRODUCTS
+    replaces = "elementwise activation that few-spike neurons replace"
 
     def site(self, module: nn.Module) -> nn.Module | None:
         return rectifier(module) or (Curve(module) if of_module(module) else None)
@@ -95,10 +126,11 @@ class Numbers(Vocabulary):
     def max_pool(self, pool: nn.Module, layer: str, maxpool: str | None) -> nn.Module:
         return pool
 
-    def refusal(self, layer: str, kind: str) -> UserError:
-        return UserError(
+    def refusal(self, layer: str, kind: str) -> Refusal:
+        return Refusal(
             f"layer {layer} ({kind}) cannot be converted: few-spike neurons replace elementwise activations, and "
-            "between them only linear layers, pooling and products are possible"
+            "between them only linear layers, pooling and products are possible",
+            kind,
         )
 
 
@@ -125,6 +157,11 @@ def is_addition(node: fx.Node) -> bool:
     """Return whether `node` is x + y of two nodes."""
     called = node.op in ("call_function", "call_method") and function_name(node) == "add"
     return called and not node.kwargs and len(node.args) == 2 and all(isinstance(n, fx.Node) for n in node.args)
+
+
+def is_shape(node: fx.Node) -> bool:
+    """Return whether `node` asks a tensor for its shape."""
+    return (node.target is getattr and node.args[1] == "shape") or (node.target == "size" and len(node.args) == 1)
 
 
 def where(node: fx.Node) -> str:

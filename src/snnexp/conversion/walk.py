@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from snnexp.conversion.flow import Flow
 from snnexp.conversion.placed import Placed, Readout
-from snnexp.conversion.trains import along, channels_last, per_channel
+from snnexp.conversion.trains import along, channels_last, per_channel, relative
 from snnexp.conversion.vocabulary import CONVS, NORMS, is_addition, where
 from snnexp.errors import UserError
 from snnexp.finite import nonfinite
@@ -41,11 +41,12 @@ ShowLayer = Callable[[int, int, str], None]  # (layers done, layers in all, name
 class Stats:
     """The error e = a - phi of a site's mean output phi against the ANN's activation a, on the calibration images.
 
-    `error` [1, C, ...]: mean of e over images; `square` [C]: mean of e^2 over images and space.
+    `error` [1, C, ...]: mean of e over images; `square`, `signal` [C]: means of e^2 and of a^2 over images and space.
     """
 
     error: Tensor
     square: Tensor
+    signal: Tensor
 
     @property
     def channel(self) -> Tensor:
@@ -78,11 +79,19 @@ class Kept:
 
 @dataclass
 class LayerRecord:
-    """The outcome at one site: the mean threshold of the neuron placed (or None), and the result of each correction."""
+    """The outcome at one site: the mean threshold of the neuron placed (or None), the result of each correction, and
+    the relative `error`, |a - phi| / |a| in the norm over neurons and calibration images."""
 
     name: str
     theta: float | None
     corrections: list[Kept] = field(default_factory=list)
+    error: float = 0.0
+
+
+class Records(list[LayerRecord]):
+    """The record of each layer. `error`: that of the network's output, or None if its output does not vary in time."""
+
+    error: float | None = None
 
 
 class Method(Protocol):
@@ -130,7 +139,7 @@ def walk(
     corrections: Sequence[Correction] = (),
     report: ShowLayer | None = None,
     keep: Keep = "better",
-) -> list[LayerRecord]:
+) -> Records:
     """Turn `network` (see `rewrite`) into the spiking network of `method` for T steps, in place.
 
     `images` [N, ...] calibrate. Each of `corrections`, in order, is proposed at each site and at the output. With
@@ -140,7 +149,7 @@ def walk(
     with torch.no_grad():
         state = _Walk(Flow(source), Flow(network), images, T)
         sites = state.snn.sites
-        records = []
+        records = Records()
         for done, site in enumerate(sites):
             if report:
                 report(done, len(sites) + 1, str(site.target))
@@ -154,6 +163,7 @@ def walk(
             layer = Layer(state, out, None, keep)
             layer.neuron = Readout(torch.zeros(1))
             records.append(_finished(layer, corrections))
+        records.error = state.output_error()
         fold_biases(state.snn)
     return records
 
@@ -162,7 +172,8 @@ def _finished(layer: Layer, corrections: Sequence[Correction]) -> LayerRecord:
     layer.simulate()
     kept = [k for correction in corrections if (k := layer.correct(correction))]
     layer.settle()
-    return LayerRecord(layer.name, layer.neuron.threshold, kept)
+    error = relative(float(layer.stats.square.sum()), float(layer.stats.signal.sum()))
+    return LayerRecord(layer.name, layer.neuron.threshold, kept, error)
 
 
 class Layer:
@@ -265,7 +276,9 @@ class Layer:
         self.neuron = self.neuron.mixed(better, neuron)
         at = along(better, stats.error.dim())
         self.stats = Stats(
-            torch.where(at, stats.error, self.stats.error), torch.where(better, stats.square, self.stats.square)
+            torch.where(at, stats.error, self.stats.error),
+            torch.where(better, stats.square, self.stats.square),
+            stats.signal,
         )
         if train is not None and self._train is not None:
             _take_over(better, train, self._train)
@@ -289,21 +302,24 @@ class Layer:
     def _simulated(self, neuron: Placed) -> tuple[Stats, Tensor | None]:
         """Return the statistics of `neuron` at this site and its packed output (None at the network's output)."""
         error: Tensor | None = None
-        square, train, start, n = torch.zeros(()), None, 0, self._walk.n
+        square = signal = torch.zeros(())
+        train, start, n = None, 0, self._walk.n
         for a, current in self.inputs():
             phi, emitted = neuron.answer(current)
             e = a - phi
             if error is None:
-                error, square = torch.zeros_like(e[:1]), e.new_zeros(e.shape[1])
+                error = torch.zeros_like(e[:1])
+                square, signal = e.new_zeros(e.shape[1]), e.new_zeros(e.shape[1])
             error += e.sum(0, keepdim=True)
             square += per_channel(e.square()) * len(e)
+            signal += per_channel(a.square()) * len(a)
             if self._site is not None:
                 part = neuron.packed(emitted)
                 train = room((len(part), n, *part.shape[2:]), part.dtype) if train is None else train
                 train[:, start : start + len(a)] = part.cpu()
             start += len(a)
         assert error is not None
-        return Stats(error / n, square / n), train
+        return Stats(error / n, square / n, signal / n), train
 
 
 class _Walk:
@@ -343,6 +359,16 @@ class _Walk:
             unfold(v, steps) if n in flow.timed else v.expand(steps, *v.shape)
             for n, v in zip(wanted, found, strict=True)
         ]
+
+    def output_error(self) -> float | None:
+        """Return the relative error of the network's outputs that vary in time; None if there are none."""
+        outputs = [n for n in self.snn.output.all_input_nodes if n in self.snn.timed and n.meta["shape"] is not None]
+        square = signal = 0.0
+        for rows in self.batches(1):
+            pairs = zip(self.values("ann", outputs, rows), self.values("mean", outputs, rows), strict=True)
+            for a, y in pairs:
+                square, signal = square + float((y - a).square().sum()), signal + float(a.square().sum())
+        return relative(square, signal) if outputs else None
 
     def _of(self, mode: Mode, node: fx.Node) -> fx.Node:
         return self.twin[node] if mode == "ann" else node

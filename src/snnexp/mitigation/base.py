@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from snnexp.conversion.network import Converted, Simulation, joined
+from snnexp.conversion.network import Converted, Simulation
 from snnexp.conversion.neuron import ScaledIF, integrator
 from snnexp.conversion.stored import Settings
 from snnexp.errors import UserError, integer, require
@@ -94,7 +94,7 @@ class Mitigated(Converted):
         for part in torch.split(x, images):
             env, _ = self._simulated(part, T, free=True)
             found.append([self._answer(env, t, T) for t in steps])
-        return [joined(parts) for parts in zip(*found, strict=True)]
+        return [self._joined(parts) for parts in zip(*found, strict=True)]
 
     def stream(self, x: Tensor) -> Any:
         raise UserError("a network with a mitigation has no stream: it rehearses, or waits; use snn.at(x, steps)")

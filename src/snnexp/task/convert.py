@@ -55,6 +55,8 @@ def _measured(conversion: Conversion) -> Metrics:
             plain, _, _ = conversion.converted(steps[-1], calibrated=False)
             result |= conversion.accuracies(plain, steps, "plain")
         snn, source, records = conversion.converted(steps[-1], calibrated=True)
+        if records.error is not None:
+            result[f"calibration/output_error_T{steps[-1]}"] = records.error
         result |= conversion.accuracies(snn, steps, "snn")
         for t in steps:
             errors, _, cost = conversion.examined(source, snn, t)

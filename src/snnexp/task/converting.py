@@ -17,11 +17,12 @@ from torch import Tensor, fx, nn
 from snnexp.analysis.style import GREY, panels, styles
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
+from snnexp.conversion.fidelity import tell
 from snnexp.conversion.frames import PerFrame, stills
 from snnexp.conversion.measure import Account, LayerError, accuracies, ann_accuracy, spread
 from snnexp.conversion.network import Converted, converted
 from snnexp.conversion.rewrite import rewrite
-from snnexp.conversion.walk import LayerRecord, Method, walk
+from snnexp.conversion.walk import Method, Records, walk
 from snnexp.dataset.manifest import MANIFEST, emptied, fault, seal
 from snnexp.dataset.prepare import digest
 from snnexp.errors import UserError, integer, integer_or_none, require, told
@@ -153,12 +154,13 @@ class Conversion:
         else:
             yield self.steps
 
-    def converted(self, T: int, *, calibrated: bool) -> tuple[Converted, fx.GraphModule, list[LayerRecord]]:
+    def converted(self, T: int, *, calibrated: bool) -> tuple[Converted, fx.GraphModule, Records]:
         """Return the SNN for T steps with its mitigation, its source, and a record of each layer."""
         corrections = self.calibration.corrections if calibrated else []
         source, network = rewrite(self.ann, self.images[:2], self.method.maxpool, self.method.neuron.vocabulary)
         with LayerBar(f"{self.session.choices['task']} T={T}{'' if calibrated else ' (before)'}") as bar:
             records = walk(source, network, self.images, T, self.method, corrections, bar.report, self.calibration.keep)
+        tell(records, self.method, T, len(self.images))
         return self.mitigation.applied(converted(network, T)), source, records
 
     def accuracy(self, snn: Converted, split: str, steps: Sequence[int]) -> dict[int, float]:
@@ -187,10 +189,12 @@ class Conversion:
         runs = data.val.x.shape[1] if data.temporal else 1  # of the network per recording
         errors, account = snn.examine(source, self.seen(), t)
         cost = {name: getattr(account, name) * runs for name in COSTS} | account.more
+        cost = {name: value for name, value in cost.items() if math.isfinite(value)}  # NaN: cannot be counted
         self.record.metrics({f"val/{name}": value for name, value in cost.items()}, step=t)
         ann = {"val/ann_macs": account.ann_macs * runs, "val/ann_energy_nj": account.ann_energy_nj * runs}
         metrics = {f"val/{name}_T{t}": value for name, value in cost.items()}
-        return errors, account, metrics | {"neurons": account.neurons, **ann}
+        metrics |= {name: value for name, value in ann.items() if math.isfinite(value)}
+        return errors, account, metrics | {"neurons": account.neurons}
 
 
 def steps_of(session: Session) -> list[int]:
