@@ -35,7 +35,7 @@ ROWS = (
     ("model", "loss", "few_spike"),
     ("neuron", "dataset"),
     ("surrogate", "dynamics", "timefold", "checkpoint", "activations"),
-    ("finite",),
+    ("finite", "weightfile"),
     ("lock", "signals"),
     ("files",),
     ("errors", "masking"),

@@ -52,6 +52,8 @@ def checked_config(cfg: DictConfig) -> dict[str, Any]:
     if cfg.checkpoint is not None and not RUN.fullmatch(cfg.checkpoint):
         cfg.checkpoint = str(Path(cfg.checkpoint).expanduser().absolute())
         if not Path(cfg.checkpoint).is_file():
+            if Path(cfg.checkpoint).is_dir():
+                raise UserError(f"checkpoint={cfg.checkpoint}: it is a folder: name the file in it, such as best.pt")
             raise UserError(f"checkpoint={cfg.checkpoint}: there is no such file, and it is not runs:/<run id> either")
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} has no value: give one with {missing[0]}=VALUE")
