@@ -30,7 +30,7 @@ ROWS = (
     ("journal", "origin", "trial"),
     ("rundir",),
     ("build",),
-    ("trust",),
+    ("trust", "mistakes"),
     ("config", "address"),
     ("model", "loss", "few_spike"),
     ("neuron", "dataset"),

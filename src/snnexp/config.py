@@ -159,6 +159,11 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def _check_complete(cfg: DictConfig) -> None:
+    for given in HydraConfig.get().overrides.task:
+        group, _, several = given.partition("=[")
+        if several and group in GROUPS:  # Hydra would merge the options
+            wanted = f"one option; a run for each: snnexp -m {group}={several.rstrip(']')}"
+            raise UserError(f"{given} is not allowed: it must be {wanted}")
     for group in GROUPS:
         chosen = OmegaConf.select(cfg, group, throw_on_missing=False)
         if not isinstance(chosen, DictConfig) or "_target_" not in list(chosen):
