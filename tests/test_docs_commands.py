@@ -50,7 +50,9 @@ COMMANDS = commands()
 
 def test_a_shell_reads_every_command_as_it_stands() -> None:
     """No list, glob or redirection outside quotes; a reader's shell may be zsh, which refuses them."""
-    wrong = [(page, command) for page, command in COMMANDS if EXPANDED.search(QUOTED.sub("", command))]
+    wrong = [
+        (page, command) for page, command in COMMANDS if EXPANDED.search(QUOTED.sub("", command).replace(" && ", " "))
+    ]
     assert not wrong, wrong
     for _, command in COMMANDS:
         assert shlex.split(command), command

@@ -45,7 +45,8 @@ def reported(arguments: Sequence[str]) -> Iterator[None]:
         check_options(arguments)
         yield
     except HydraException as error:
-        print(advice(error, arguments), file=sys.stderr)
+        if not any(word.startswith("query=") for word in arguments):  # a shell asks how a word may go on
+            print(advice(error, arguments), file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         traceback.print_exception(error.with_traceback(_own(error)))
