@@ -40,6 +40,8 @@ MISTAKES = [
         "dataset.root=DIR",
         "dataset.root is not a key of this dataset. Of the options of dataset only these have it: cifar10, cifar100, ",
     ),
+    ("hydra.sweeper.trials=9", "hydra.sweeper.trials is not a key. Did you mean hydra.sweeper.n_trials=9? The keys of"),
+    ("optimizer.lr=${foo}", "a value refers to another key with ${...}: Interpolation key 'foo' not found"),
     # options
     ("surrogate=sin", "surrogate=sin is not allowed. Did you mean surrogate=sine? It must be one of atan, determinist"),
     ("neuron=LIF", "neuron=LIF is not allowed. Did you mean neuron=lif or neuron=plif or neuron=if? It must be one of"),

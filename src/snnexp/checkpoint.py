@@ -108,9 +108,9 @@ def _matched(names: list[str], own: set[str], to: str) -> dict[str, str]:
 
 
 def _prefix(names: Collection[str], own: set[str]) -> tuple[str, int]:
-    """Return the shortest prefix without which most names are in `own`, and how many; none if they are not half of it.
+    """Return the shortest prefix without which most names are in `own`, and how many are.
 
-    A few names, such as `0.weight`, also occur in networks that have nothing else in common.
+    None is taken away for half of `own` or less: names such as `0.weight` occur in networks that are not alike.
     """
     counts: Counter[str] = Counter()
     for name in names:
@@ -118,7 +118,7 @@ def _prefix(names: Collection[str], own: set[str]) -> tuple[str, int]:
         ends = (k for k in range(len(parts)) if ".".join(parts[k:]) in own)
         counts.update("".join(f"{part}." for part in parts[:k]) for k in ends)
     best = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
-    return (best, counts[best]) if 2 * counts[best] >= len(own) else ("", counts[""])
+    return (best, counts[best]) if 2 * counts[best] > len(own) else ("", counts[""])
 
 
 def _check(name: object, value: Tensor, file: str) -> None:

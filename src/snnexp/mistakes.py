@@ -18,7 +18,8 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from snnexp.config import conf_dir, flatten, quoted, without_hydra
 from snnexp.errors import UserError
@@ -44,7 +45,7 @@ def reported(arguments: Sequence[str]) -> Iterator[None]:
     try:
         check_options(arguments)
         yield
-    except HydraException as error:
+    except (HydraException, InterpolationKeyError) as error:
         if not any(word.startswith("query=") for word in arguments):  # a shell asks how a word may go on
             print(advice(error, arguments), file=sys.stderr)
         sys.exit(1)
@@ -68,9 +69,11 @@ def check_options(arguments: Sequence[str]) -> None:
             )
 
 
-def advice(error: HydraException, arguments: Sequence[str]) -> str:
+def advice(error: HydraException | InterpolationKeyError, arguments: Sequence[str]) -> str:
     """Return the message for an error of Hydra: of a word that cannot be read, or that names what does not exist."""
     said = str(error)
+    if isinstance(error, InterpolationKeyError):
+        return f"a value refers to another key with ${{...}}: {said.splitlines()[0]}"
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, list(arguments))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -170,7 +173,8 @@ def _no_key(key: str, arguments: Sequence[str]) -> str:
     groups = _options()
     own = get_args_parser().parse_known_args(list(arguments))[0].config_dir
     search = [f"hydra.searchpath=[{quoted(f'file://{Path(own).absolute()}')}]"] if own else []
-    keys = _composed([*search, *(w for w in arguments if w.lstrip("+").partition("=")[0] in groups)])
+    chosen = [w for w in arguments if w.lstrip("+").partition("=")[0] in groups]
+    keys = _composed([*search, *chosen], hydra=key.startswith("hydra."))
     group, _, leaf = key.rpartition(".")
     inside = [k.removeprefix(f"{group}.") for k in keys if k.startswith(f"{group}.") and not k.endswith("_target_")]
     lists = f" The keys of {group}: {', '.join(inside)}" if inside else " All keys: snnexp --help"
@@ -192,7 +196,7 @@ def _meant(key: str, value: str, keys: Sequence[str]) -> str:
         lambda: [key] if key in keys or key in tops else [],
         lambda: [NAMES[leaf]] if leaf in NAMES else [],
         lambda: [siblings[name] for name in near(leaf, siblings)],
-        lambda: leaves.get(leaf, []),
+        lambda: [k for k in leaves.get(leaf, []) if k.count(".") == min(k.count(".") for k in leaves[leaf])],
         lambda: near(key, keys if group else tops) if group not in tops else [],
         lambda: [k for name in near(leaf, leaves) for k in leaves[name]] if group not in tops else [],
     )
@@ -200,14 +204,19 @@ def _meant(key: str, value: str, keys: Sequence[str]) -> str:
     return did_you_mean([f"{_with_plus(name)}={value}" for name in found])
 
 
-def _composed(choices: list[str]) -> list[str]:
-    """Return all keys of the config with these choices of options; of the default config if they are wrong."""
+def _composed(choices: list[str], *, hydra: bool = False) -> list[str]:
+    """Return all keys of the config with these choices of options; of the default config if they are wrong.
+
+    `hydra`: those of Hydra's part instead.
+    """
     GlobalHydra.instance().clear()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         try:
-            config = compose("config", choices)
+            config = compose("config", choices, return_hydra_config=hydra)
         except HydraException:
-            config = compose("config")
+            config = compose("config", return_hydra_config=hydra)
+        if hydra:
+            return list(flatten({"hydra": OmegaConf.to_container(config.hydra, resolve=False)}))
         return list(flatten(without_hydra(config, resolve=False)))
 
 
