@@ -92,7 +92,8 @@ def test_what_does_not_fit_is_named(tmp_path):
         load_into(folded(), tmp_path / "w.pth")
     assert str(error.value) == (
         f"checkpoint={tmp_path / 'w.pth'} does not fit the network: missing: 0.weight, 4.bias; unexpected: extra.0, "
-        "extra.1, extra.2 and 2 more; of another shape: 4.weight 10 x 16 in the file, 3 x 16 in the network"
+        "extra.1, extra.2 and 2 more; of another shape: 4.weight 10 x 16 in the file, 3 x 16 in the network; "
+        "the file has: 0.bias, 1.weight, 1.bias and 9 more"
     )
 
 
@@ -130,7 +131,7 @@ def test_no_code_is_run(tmp_path, monkeypatch):
     Path("empty.pth").write_bytes(b"")
     Path("text.pth").write_text("hello")
     for name in ("evil.pth", "pickle.pth", "module.pth", "empty.pth", "text.pth"):
-        with pytest.raises(UserError, match=rf"checkpoint={name} cannot be read as weights: .* state_dict"):
+        with pytest.raises(UserError, match=rf"checkpoint={name} cannot be read as weights: it "):
             read(name)
     assert not Path("evil").exists()
 

@@ -13,7 +13,7 @@ from conftest import Done
 
 REFUSED = [
     # (command line, what the message must name)
-    (["neuron=nope"], ["neuron/nope", "lif", "plif"]),
+    (["neuron=nope"], ["neuron=nope is not allowed", "lif", "plif"]),
     (["neuron.treshold=1"], ["treshold"]),
     (["nonsense=1"], ["nonsense"]),
     (["neuron.threshold=0"], ["neuron.threshold=0", "> 0"]),
@@ -37,7 +37,7 @@ REFUSED = [
     (["trainer.monitor=val/nope"], ["trainer.monitor=val/nope", "val/accuracy, val/loss"]),
     (["objective=val/nope"], ["objective=val/nope", "val/accuracy, val/loss"]),
     (["objective=train/loss"], ["objective=train/loss", "validation metric"]),
-    (["experiment=nope"], ["experiment/nope"]),
+    (["experiment=nope"], ["experiment=nope is not allowed"]),
     (["~optimizer"], ["optimizer=", "choose one of its options"]),
     (["~timesteps"], ["timesteps is missing"]),
     (["outputs_dir=null"], ["outputs_dir=None", "path of a folder"]),

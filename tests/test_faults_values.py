@@ -179,8 +179,8 @@ W = SOURCE["1.weight"]
 TENSORS = {
     "integer keys": ({3: W}, "the key 3 of a tensor is not text, as those of a state_dict are"),
     "key of a tuple": ({(1, 2): W}, r"the key (1, 2) of a tensor is not text, as those of a state_dict are"),
-    "itself": (LOOP, "the mapping under model contains itself, and so holds no weights"),
-    "a cycle": (CYCLE, "the mapping under state_dict contains itself, and so holds no weights"),
+    "itself": (LOOP, "it holds no weights"),
+    "a cycle": (CYCLE, "it holds no weights"),
     "sparse": (SOURCE | {"1.weight": W.to_sparse()}, "1.weight is a sparse_coo tensor"),
     "meta": (SOURCE | {"1.weight": W.to("meta")}, "1.weight is a meta tensor"),
     "quantised": (SOURCE | {"1.weight": torch.quantize_per_tensor(W, 0.1, 0, torch.qint8)}, "1.weight is a quantised"),

@@ -4,12 +4,14 @@ import inspect
 import re
 import traceback
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 from snnexp.errors import InvalidValue, UserError
+from snnexp.mistakes import did_you_mean, near
 from snnexp.trust import check_plain
 
 
@@ -63,6 +65,8 @@ def _instantiated(group: str, config: Mapping[str, Any], node: Mapping[str, Any]
         target = node.get("_target_")
         if cause is None or isinstance(cause, ImportError | AttributeError) or _wrong_call(cause, node):
             said = str(error).split("full_key:")[0].strip()
+            if isinstance(cause, TypeError) and not nested and (unknown := _unknown(cause, node)):
+                raise UserError(_no_argument(group, str(target), unknown)) from error
             raise UserError(f"{group} ({target}) cannot be made: {said}") from error
         raise cause  # noqa: B904  a UserError already, or a programming error whose traceback tells where
 
@@ -84,10 +88,24 @@ def _wrong_call(error: BaseException, given: Iterable[str]) -> bool:
 
     A constructor may pass keywords that it does not know on to another one.
     """
-    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     place = traceback.extract_tb(error.__traceback__)[-1].filename
-    here = "hydra" in place or place == __file__ or (unknown is not None and unknown[1] in given)
+    here = "hydra" in place or place == __file__ or bool(_unknown(error, given))
     return isinstance(error, TypeError) and "argument" in str(error) and here
+
+
+def _unknown(error: BaseException, given: Iterable[str]) -> str:
+    """Return which of the arguments `given` a call does not know, by its error; "" if it is about something else."""
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return found[1] if found and found[1] in given else ""
+
+
+def _no_argument(group: str, target: str, name: str) -> str:
+    """Return the message for a key that a group's constructor does not take."""
+    known: list[str] = []
+    with suppress(Exception):  # an import may raise anything
+        known = [key for key in inspect.signature(get_object(target)).parameters if key not in ("args", "kwargs")]
+    meant = did_you_mean([f"{group}.{key}" for key in near(name, known)])
+    return f"{group}.{name} is not allowed: {target} has no argument {name}.{meant} It takes {', '.join(known)}"
 
 
 def _refusal(group: str, config: Mapping[str, Any], nested: str, error: InvalidValue) -> UserError:

@@ -52,6 +52,8 @@ def checked_config(cfg: DictConfig) -> dict[str, Any]:
     if cfg.checkpoint is not None and not RUN.fullmatch(cfg.checkpoint):
         cfg.checkpoint = str(Path(cfg.checkpoint).expanduser().absolute())
         if not Path(cfg.checkpoint).is_file():
+            if Path(cfg.checkpoint).is_dir():
+                raise UserError(f"checkpoint={cfg.checkpoint}: it is a folder: name the file in it, such as best.pt")
             raise UserError(f"checkpoint={cfg.checkpoint}: there is no such file, and it is not runs:/<run id> either")
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]} has no value: give one with {missing[0]}=VALUE")
@@ -157,6 +159,11 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def _check_complete(cfg: DictConfig) -> None:
+    for given in HydraConfig.get().overrides.task:
+        group, _, several = given.partition("=[")
+        if several and group in GROUPS:  # Hydra would merge the options
+            wanted = f"one option; a run for each: snnexp -m {group}={several.rstrip(']')}"
+            raise UserError(f"{given} is not allowed: it must be {wanted}")
     for group in GROUPS:
         chosen = OmegaConf.select(cfg, group, throw_on_missing=False)
         if not isinstance(chosen, DictConfig) or "_target_" not in list(chosen):

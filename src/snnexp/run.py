@@ -15,6 +15,7 @@ from snnexp.callbacks import close_grid
 from snnexp.config import check_objective, checked_config, conf_dir, listed
 from snnexp.errors import explained
 from snnexp.masking import masking_errors
+from snnexp.mistakes import reported
 from snnexp.signals import held, ignored, interrupting
 from snnexp.sweep.shown import of_first_job
 from snnexp.trust import guard
@@ -65,9 +66,10 @@ def main() -> None:
     os.environ.setdefault("LOGURU_LEVEL", "WARNING")  # SpikingJelly logs its choices when it is imported
     _check_surroundings()
     guard()
-    sys.argv[1:] = of_first_job(sys.argv[1:])
-    with interrupting():
-        interrupted = _interrupted()
+    with reported(sys.argv[1:]):
+        sys.argv[1:] = of_first_job(sys.argv[1:])
+        with interrupting():
+            interrupted = _interrupted()
     if interrupted:
         leave(130)
 

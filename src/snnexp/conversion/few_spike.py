@@ -68,7 +68,7 @@ class FewSpikeConversion:
             raise UserError(
                 f"layer {layer.name} ({activation.module.__name__}) has no few-spike coefficients for K = {layer.T} "
                 f"(timesteps; there are: {have}). Fit them with task=fit_few_spike task.activation={activation.name} "
-                f"task.K=[{layer.T}], and give the folder with conversion.tables=FOLDER"
+                f"'task.K=[{layer.T}]', and give the folder with conversion.tables=FOLDER"
             )
         return found
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from snnexp.conversion.fidelity import tell
 from snnexp.conversion.flow import Flow
+from snnexp.conversion.given import check_tensor, given
 from snnexp.conversion.measure import Account, LayerError, examine_trains
 from snnexp.conversion.placed import Placed
 from snnexp.conversion.rewrite import rewrite
@@ -68,6 +69,7 @@ class Converted(nn.Module):
     def at(self, x: Tensor, steps: Sequence[int]) -> list[Any]:
         """Return the mean outputs after each of `steps`, from one simulation of the longest."""
         require(len(steps) > 0, "steps", list(steps), "at least one number of steps")
+        check_tensor(x)
         ends = sorted({integer("T", t, at_least=1) for t in steps})
         block, images = self._parts(ends[-1])
         found: list[list[Any]] = []
@@ -78,6 +80,7 @@ class Converted(nn.Module):
 
     def stream(self, x: Tensor) -> Iterator[Any]:
         """Yield the mean output so far, `snn(x, t)`, after each step t, without end. All of `x` is computed at once."""
+        check_tensor(x)
         return (y for _, y in self._running(x, iter(lambda: 1, 0)))
 
     def latency(self, T: int) -> int:
@@ -142,6 +145,7 @@ class Decoded(Converted):
 
     def at(self, x: Tensor, steps: Sequence[int]) -> list[Any]:
         """Return the answer for each of `steps`. Raises InvalidValue for a number of steps other than K."""
+        check_tensor(x)
         for t in steps:
             self._check(t)
         _, images = self._parts(1)
@@ -155,6 +159,7 @@ class Decoded(Converted):
 
         One input enters per slot of K steps; while it is in a layer, the inputs before it are in the layers above.
         """
+        check_tensor(x)
         flow, levels = self.flow, self.flow.levels
         stages = [[n for n in flow.nodes[1:-1] if max(levels[n], 1) == k + 1] for k in range(self.depth)]
         inside: list[tuple[int, dict[fx.Node, Any]]] = []  # (layers passed, values), the earliest input first
@@ -202,11 +207,11 @@ def convert(
     cannot be converted faithfully, InvalidValue for T < 1 and for no or non-finite images, and errors of the method.
     """
     integer("T", T, at_least=1)
-    require(len(images) > 0 and bool(images.isfinite().all()), "images", list(images.shape), "at least one, and finite")
+    ann, images, precision = given(ann, images)
     source, network = rewrite(ann, images[:2], method.maxpool, method.neuron.vocabulary)
     records = walk(source, network, images, T, method, corrections, report, keep)
     tell(records, method, T, len(images))
-    return converted(network, T), records
+    return converted(network, T).to(precision), records
 
 
 def converted(network: fx.GraphModule, T: int) -> Converted:

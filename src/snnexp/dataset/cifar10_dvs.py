@@ -210,5 +210,5 @@ def _found(root: Path, name: str, samples: int | None) -> tuple[list[tuple[Path 
         f"no CIFAR10-DVS recordings of the class {name} in {root.resolve()}: looked for {name}.zip and "
         f"{name}/*_<number>.aedat. Download airplane.zip ... truck.zip from {PAGE} into that folder (extracted or "
         "not), point dataset.root at the folder that holds them, or name the classes that you have: "
-        "dataset.classes=[airplane,...]. dataset=cifar10_saccade needs no download"
+        "'dataset.classes=[airplane,...]'. dataset=cifar10_saccade needs no download"
     )

@@ -1,6 +1,6 @@
 """Images in class folders, `train/<class>/` and `test/<class>/`; also ImageNet's layout."""
 
-import os
+import mimetypes
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -8,16 +8,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from snnexp.dataset.base import Data
 from snnexp.dataset.foreign import is_folder, listed, opened, refused, shown
 from snnexp.dataset.images import Bytes, ImageOptions, Part, files, load_images
+from snnexp.dataset.pixels import eight_bits
 from snnexp.errors import UserError, integer, integer_or_none, require
 
 MODES = {1: "L", 3: "RGB"}
-VERSION = 2  # increase when the same files give other pixels, so that images are prepared again
-FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")  # of IMG_EXTENSIONS; Pillow reads others with other programs
+VERSION = 3  # increase when the same files give other pixels, so that images are prepared again
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")  # Pillow reads some others with other programs
 # 8192 x 8192, twice what a camera's 24 to 36 million are. Decoding takes up to 16 bytes a pixel on each core: 1 GiB.
 PIXELS = 1 << 26
 FILE_BYTES = 4 * PIXELS  # what these take uncompressed
@@ -34,10 +34,10 @@ def image_folder(
     test: str = "test",
     **options: Any,
 ) -> Data:
-    """Load the images below `root/<train>/<class>/` and `root/<test>/<class>/`, in the formats that torchvision lists.
+    """Load the images below `root/<train>/<class>/` and `root/<test>/<class>/`, in the formats in FORMATS.
 
-    Folders in class folders are read too. Hidden files and folders are not. Images of 16 bits per channel are scaled to
-    8 bits, and transparent pixels are shown on white.
+    Folders in class folders are read too. Hidden files and folders are not. Pixels become what a viewer shows
+    (`snnexp.dataset.pixels`).
 
     Each becomes `channels` (3 colour, 1 grey) x `size` x `size` pixels. It is scaled until its shorter side is `resize`
     (None: `size`), cut square around its centre, and stored; the middle `size` x `size` of that is shown, or with
@@ -81,21 +81,22 @@ def decode(file: BinaryIO, name: str, side: tuple[int, int] | None, mode: str, e
     """Read an image as uint8 [C, H, W] in `mode` (a value of MODES), scaled and cut to `side` (height, width).
 
     `exact`: it must have that size; None: as it is. Raises UserError, which names `name`, for a file that is damaged or
-    of another format, more than PIXELS pixels, and values without a known range (floats, 32-bit integers).
+    of another format, more than PIXELS pixels, and what `eight_bits` refuses.
     """
     with refused(f"{shown(name)} cannot be read as an image"), _identified(file) as image:
         if image.width * image.height > PIXELS:
             raise UserError(f"{shown(name)} has {image.height:,} x {image.width:,} pixels, more than {PIXELS:,}")
-        if exact and side and (image.height, image.width) != side:
-            raise UserError(
-                f"{shown(name)} has {image.height} x {image.width} pixels, the first image "
-                f"{side[0]} x {side[1]}: set dataset.size to bring all to one size"
-            )
         if not _covered(image):
             raise ValueError("parts of it are missing")
         if image.info.get("progressive") and (scans := _scans(file)) > SCANS:
             raise UserError(f"{shown(name)} is a JPEG of {scans:,} scans, more than {SCANS}")
-        pixels = np.asarray(_cut(_eight_bits(image, name).convert(mode), side or (image.height, image.width)))
+        picture = eight_bits(image, name).convert(mode)
+        if exact and side and (picture.height, picture.width) != side:
+            raise UserError(
+                f"{shown(name)} has {picture.height} x {picture.width} pixels, the first image "
+                f"{side[0]} x {side[1]}: set dataset.size to bring all to one size"
+            )
+        pixels = np.asarray(_cut(picture, side or (picture.height, picture.width)))
         return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
 
 
@@ -108,7 +109,7 @@ def _listed(folder: Path) -> dict[str, list[Path]]:
     if not any(found.values()):
         raise UserError(
             f"no images in {shown(folder)}: looked for {folder.name}/<class>/<image> "
-            f"({', '.join(IMG_EXTENSIONS)}); point dataset.root at the folder above"
+            f"({', '.join(sorted(_extensions()))}); point dataset.root at the folder above"
         )
     for name, paths in found.items():
         if not paths:
@@ -117,17 +118,34 @@ def _listed(folder: Path) -> dict[str, list[Path]]:
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    """Yield the paths below `folder` that are named like images. Raises UserError for a folder behind a link."""
-    folders = [folder]
+    """Yield the paths below `folder` that are named like images of FORMATS.
+
+    Raises UserError, so that no image is left out silently, for one of another format and for a folder behind a link.
+    """
+    folders, extensions = [folder], _extensions()
     while folders:
         inside = folders.pop()
         for path in map(inside.joinpath, listed(inside)):
-            if path.suffix.lower() in IMG_EXTENSIONS:
+            if path.suffix.lower() in extensions:
                 yield path
+            elif _is_picture(path):
+                wanted = f"it is none of {', '.join(FORMATS)}: convert it, or move it away"
+                raise UserError(f"{shown(path)} is an image that cannot be read: {wanted}")
             elif is_folder(path):
                 if path.is_symlink():  # it may lead back to a folder above
                     raise UserError(f"{shown(path)} is a link to a folder, which only a class folder can be")
                 folders.append(path)
+
+
+def _extensions() -> set[str]:
+    """Return the extensions of files that are read."""
+    return {extension for extension, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+
+
+def _is_picture(path: Path) -> bool:
+    """Return whether a file is named like an image of any format."""
+    known = Image.MIME.get(Image.registered_extensions().get(path.suffix.lower(), ""))
+    return str(known or mimetypes.guess_type(path.name)[0]).startswith("image/") and path.is_file()
 
 
 def _read(paths: list[Path], side: tuple[int, int], mode: str, exact: bool, rows: range) -> Bytes:
@@ -143,8 +161,13 @@ def _identified(file: BinaryIO) -> ImageFile.ImageFile:
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
-        empty = file.seek(0, os.SEEK_END) == 0
-        raise ValueError("it is empty" if empty else f"it is none of {', '.join(FORMATS)}") from error
+        file.seek(0)
+        if not (start := file.read(16)):
+            raise ValueError("it is empty") from error
+        kind = next((name for name in FORMATS if (accept := Image.OPEN[name][1]) and accept(start) is True), None)
+        unknown = f"it is none of {', '.join(FORMATS)}"
+        odd = f"it is damaged, or a {kind} of an unusual kind: save it with 8 or 16 bits per channel"
+        raise ValueError(odd if kind else unknown) from error
 
 
 def _covered(image: ImageFile.ImageFile) -> bool:
@@ -158,24 +181,6 @@ def _scans(file: BinaryIO) -> int:
     """Return the number of scans in a JPEG, and in its thumbnails."""
     file.seek(0)
     return file.read().count(b"\xff\xda")
-
-
-def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Return the image with 8 bits per channel, on white where it is transparent."""
-    sixteen = image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM")
-    if image.mode in ("I", "F") and not sixteen:
-        raise UserError(
-            f"{shown(name)} has pixels of 32 bits or floats, whose range is not known: save it with 8 or 16 bits"
-        )
-    if sixteen:
-        table = ((np.arange(1 << 16) * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8)
-        if (hidden := image.info.get("transparency")) is not None:
-            table[hidden] = 255
-        return Image.fromarray(table[np.asarray(image).astype(np.uint16)])
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image
 
 
 def _cut(image: Image.Image, side: tuple[int, int]) -> Image.Image:

@@ -45,9 +45,11 @@ def _trained(name: str, weights: str) -> nn.Module:
                 f"model.weights=default: torchvision cannot fetch the weights of {name} ({error}); "
                 "give a file with model.weights=FILE, or null"
             ) from error
-    state = read_weights(weights, "model.weights")
+    net = torchvision.models.get_model(name)
+    state = read_weights(weights, "model.weights", list(net.state_dict()))
     heads = [value.shape[0] for value in state.values() if value.dim() == 2]
-    net = torchvision.models.get_model(name, num_classes=heads[-1] if heads else 1000)
+    if heads and heads[-1] != 1000:
+        net = torchvision.models.get_model(name, num_classes=heads[-1])
     load_weights(net, state, weights, "model.weights")
     return net  # type: ignore[no-any-return]
 

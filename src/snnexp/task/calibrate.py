@@ -15,5 +15,5 @@ class Calibrate(Convert):
         if not build("calibration", session.config, Calibration).steps:
             raise UserError(
                 "task=calibrate needs corrections: choose calibration=light, advanced or best, or a list such "
-                "as calibration.steps=[bias,potential] (task=convert places neurons alone)"
+                "as 'calibration.steps=[bias,potential]' (task=convert places neurons alone)"
             )
