@@ -1,4 +1,4 @@
-"""The origin of a run: the threads that it used are those of its repetition, and a resumption keeps the first origin."""
+"""The origin of a run: a repetition uses the threads that it used, and a resumption keeps the first origin."""
 
 from __future__ import annotations
 
