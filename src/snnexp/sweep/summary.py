@@ -15,7 +15,7 @@ from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED, minimized
 from snnexp.errors import UserError
 from snnexp.files import read_json
-from snnexp.trial.job import Job
+from snnexp.trial.job import Job, label
 from snnexp.trial.place import told_all
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def children(folder: Path) -> list[Child]:
 def _child(folder: Path, told: Mapping[str, Any]) -> Child:
     if (job := read_json(folder / "job.json")) is None:  # it was refused before it had a record
         varied = Job(varied=told["varied"]).variation(told["overrides"])
-        name = " ".join(f"{key}={value}" for key, value in varied.items())
-        return Child(told["number"], name, varied, {}, told["overrides"], reason=told["reason"])
+        return Child(told["number"], label(varied), varied, {}, told["overrides"], reason=told["reason"])
     folder = folder / job["folder"]  # with resume=true, it may be the folder of a job of an earlier sweep
     result, state = (read_json(folder / name) or {} for name in ("result.json", "tracking.json"))
     run = job["name"], job["varied"], result, job["overrides"], state.get("run_id")
