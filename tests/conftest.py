@@ -191,12 +191,12 @@ def start(environment: dict[str, str], *arguments: str, **options: Any) -> subpr
 
 
 @pytest.fixture
-def ui(environment: dict[str, str]) -> Iterator[Callable[[Path], str]]:
+def ui(environment: dict[str, str]) -> Iterator[Callable[..., str]]:
     """Start `snnexp task=ui` over an outputs folder; returns the address that it prints once it answers."""
     started = []
 
-    def serve(outputs: Path) -> str:
-        arguments = ("task=ui", f"task.port={free_port()}", f"outputs_dir={outputs}")
+    def serve(outputs: Path, *more: str) -> str:
+        arguments = ("task=ui", f"task.port={free_port()}", f"outputs_dir={outputs}", *more)
         started.append(start(environment, *arguments, start_new_session=True))
         line = started[-1].stdout.readline()
         assert line.startswith("MLflow UI: http://127.0.0.1:"), line

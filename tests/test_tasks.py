@@ -83,7 +83,7 @@ def test_the_command_line_sends_what_was_kept_back(snnexp: Callable[..., Done]) 
 
 
 @pytest.mark.slow
-def test_the_ui_answers_on_the_loopback_address(snnexp: Callable[..., Done], ui: Callable[[Path], str]) -> None:
+def test_the_ui_answers_on_the_loopback_address(snnexp: Callable[..., Done], ui: Callable[..., str]) -> None:
     assert "nothing was logged yet" in snnexp("task=ui").err
     done = snnexp(*SMALL, "trainer.epochs=1")
     assert done.code == 0

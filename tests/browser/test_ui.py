@@ -22,8 +22,8 @@ COLUMNS = """return [...document.querySelectorAll('.ag-header-cell')]
 WIDTHS = "return [...document.images].map(image => [image.alt, image.naturalWidth])"
 
 
-def test_the_ui_shows_sweeps_curves_and_figures(chromium: Chrome, outputs: Path, ui: Callable[[Path], str]) -> None:
-    address = ui(outputs)
+def test_the_ui_shows_sweeps_curves_and_figures(chromium: Chrome, outputs: Path, ui: Callable[..., str]) -> None:
+    address = ui(outputs, "tracking.experiment=lab")
     port = urlsplit(address).port
     wait = WebDriverWait(chromium, 120)
     stored.report(outputs, name="ui", experiments="lab", port=port)
@@ -38,7 +38,7 @@ def test_the_ui_shows_sweeps_curves_and_figures(chromium: Chrome, outputs: Path,
     chromium.get(address)
     wait.until(lambda browser: "surrogate x seed" in rows(browser))
     columns = chromium.execute_script(COLUMNS)
-    assert columns[:5] == ["Run Name", "Created", "task", "test/accuracy", "val/accuracy"]
+    assert columns[:5] == ["Run Name", "Created", "task", "test/accuracy", "test/snn_accuracy"]
     children = {f"sigmoid seed={seed}" for seed in range(3)} | {f"atan seed={seed}" for seed in range(4)}
     assert not children & rows(chromium), "a sweep is closed at first"
     chromium.find_element(By.CSS_SELECTOR, f"[role=row][row-id='{sweep_id}'] button").click()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger("snnexp.sweep")
+Rows = Sequence[Mapping[str, Any]]
 ALSO = ("val/accuracy", "test/accuracy", "test/spikes_per_sample", "epochs", "seconds")
 
 
@@ -98,13 +99,20 @@ def _failure(child: Child) -> str:
     return f"seed {child.varied[SEED]}: {child.reason}" if SEED in child.varied else child.reason
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def markdown(rows: Rows) -> str:
     """Return the rows as a Markdown table, a mean and its spread in one cell."""
     columns = seeds.columns(rows)
-    cells = [columns, *([seeds.cell(row, key) for key in columns] for row in rows)]
-    lines = [[re.sub(r"\s+", " ", cell.replace("|", r"\|")) for cell in line] for line in cells]
+    lines = [
+        [cell.replace("|", r"\|") for cell in line] for line in ([*columns], *(row.values() for row in plain(rows)))
+    ]
     lines.insert(1, ["---"] * len(columns))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def plain(rows: Rows) -> list[dict[str, str]]:
+    """Return the rows as text, a mean and its spread in one cell, each cell in one line."""
+    columns = seeds.columns(rows)
+    return [{key: re.sub(r"\s+", " ", seeds.cell(row, key)) for key in columns} for row in rows]
 
 
 def figure(found: Sequence[Child], metric: str) -> Figure:

@@ -95,8 +95,9 @@ class Unevenness(Converting):
         tables |= {"arrivals": arrived, "explanations": explained}
         record.metrics({k: v for k, v in result.items() if "_T" not in k}, step=longest)
         record.write(tables, drawn)
-        without_worst = [{k: v for k, v in row.items() if not k.startswith("worst")} for row in orders]
-        record.show("small neurons, all orders of their spikes", without_worst)
+        record.show(
+            "small neurons: shares of all orders with over- and under-firing; widest range of counts", _by_T(orders)
+        )
         record.show("unevenness of layers: rank correlation with their traits", explained)
         last = [row for row in kinds if row["T"] == longest]
         record.show(f"shares of neurons after T = {longest} steps", last)
@@ -111,6 +112,17 @@ def _case(
         return trace(SmallNeuron(weights, theta, start, len(trains[0])), trains)
     except InvalidValue as error:
         raise InvalidValue(f"cases.{name}.{error.name}", error.value, error.allowed) from error
+
+
+def _by_T(orders: Sequence[Row]) -> list[Row]:
+    """Return a row for each small neuron, with T as columns."""
+    neuron = ("weights", "theta", "start")
+    rows: dict[tuple[Any, ...], Row] = {}
+    for kind in ("over", "under", "widest"):
+        for row in orders:
+            key = tuple(row[name] for name in neuron)
+            rows.setdefault(key, dict(zip(neuron, key, strict=True)))[f"{kind} T={row['T']}"] = row[kind]
+    return list(rows.values())
 
 
 def _kinds(layer: LayerError) -> dict[str, Any]:
