@@ -91,7 +91,7 @@ class Parent:
         """Print text and tables, write them to summary.md as Markdown, and log that with the folder's experiments,
         figures and `files`. In the text, a command has backquotes, which are not printed.
         """
-        text = "\n\n".join(part if isinstance(part, str) else markdown(part) for part in parts) + "\n"
+        text = "\n".join(f"{part}\n" if isinstance(part, str) else markdown(part) for part in parts)
         replace(self.folder / "summary.md", text)
         self.tracker.tags({"mlflow.note.content": text})
         for name in (*files, "summary.md", "experiment", "figures"):

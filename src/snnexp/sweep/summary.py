@@ -102,17 +102,20 @@ def _failure(child: Child) -> str:
 def markdown(rows: Rows) -> str:
     """Return the rows as a Markdown table, a mean and its spread in one cell."""
     columns = seeds.columns(rows)
-    lines = [
-        [cell.replace("|", r"\|") for cell in line] for line in ([*columns], *(row.values() for row in plain(rows)))
-    ]
+    cells = [columns, *([seeds.cell(row, key) for key in columns] for row in rows)]
+    lines = [[_line(cell).replace("|", r"\|") for cell in line] for line in cells]
     lines.insert(1, ["---"] * len(columns))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def plain(rows: Rows) -> list[dict[str, str]]:
     """Return the rows as text, a mean and its spread in one cell, each cell in one line."""
     columns = seeds.columns(rows)
-    return [{key: re.sub(r"\s+", " ", seeds.cell(row, key)) for key in columns} for row in rows]
+    return [{_line(key): _line(seeds.cell(row, key)) for key in columns} for row in rows]
+
+
+def _line(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
 
 
 def figure(found: Sequence[Child], metric: str) -> Figure:

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from snnexp.analysis.style import BLUE, GREY, ORANGE, distinct, panels, styles
+from snnexp.analysis.style import BLUE, GREY, ORANGE, distinct, layer_labels, panels, styles
 from snnexp.analysis.unevenness import SmallNeuron, orders_figure, search, trace
 from snnexp.conversion.arrival import Arrival, arrivals, explanations
 from snnexp.conversion.measure import LayerError
@@ -84,13 +84,13 @@ class Unevenness(Converting):
         orders, arrived = [found.row() for found in self.orders], [asdict(row) for row in times]
         pairs = [(row, *pair) for row, found in zip(orders, self.orders, strict=True) for pair in found.share.items()]
         shares = [row | {"error": error, "share": share} for row, error, share in pairs]
-        explained = explanations(times)
+        explained, names_of = explanations(times), layer_labels(distinct(kinds, "layer"))
         accuracy = {"SNN": {t: result[f"test/snn_accuracy_T{t}"] for t in conversion.steps}}
         drawn = {
             "orders": orders_figure(self.orders),
             "kinds": kinds_figure(kinds),
             "accuracy": accuracy_figure(accuracy, result["test/ann_accuracy"]),
-        } | ({"arrivals": arrivals_figure(arrived)} if arrived else {})
+        } | ({"arrivals": arrivals_figure(arrived, names_of)} if arrived else {})
         tables = {"cases": self.cases, "orders": orders, "errors": shares, "kinds": kinds}
         tables |= {"arrivals": arrived, "explanations": explained}
         record.metrics({k: v for k, v in result.items() if "_T" not in k}, step=longest)
@@ -137,7 +137,7 @@ def _kinds(layer: LayerError) -> dict[str, Any]:
 
 def kinds_figure(rows: Sequence[Row]) -> Figure:
     """Draw the share of each layer's neurons whose residual lies outside [0, theta), by kind, in a panel for each T."""
-    steps, names = distinct(rows, "T"), distinct(rows, "layer")
+    steps, names = distinct(rows, "T"), list(layer_labels(distinct(rows, "layer")).values())
     count = len(steps)
     figure, axes_all = panels(count, count, 2.2 / count + 1.9, 1.8 + 0.24 * len(names), sharey=True)
     for axes, T in zip(axes_all, steps, strict=True):
@@ -152,9 +152,9 @@ def kinds_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def arrivals_figure(rows: Sequence[Row]) -> Figure:
+def arrivals_figure(rows: Sequence[Row], names_of: Mapping[str, str]) -> Figure:
     """Draw for each layer, at the largest T, the unevenness error when the same spikes arrive in other orders, and the
-    swing of the input current.
+    swing of the input current. `names_of`: {layer: label} of all layers.
     """
     T = max(row["T"] for row in rows)
     at = [row for row in rows if row["T"] == T]
@@ -168,11 +168,17 @@ def arrivals_figure(rows: Sequence[Row]) -> Figure:
     for axes, (column, label) in zip(axes_all, labels.items(), strict=True):
         for name, style in zip(names, styles(len(names)), strict=True):
             of = [row for row in at if row["arrival"] == name]
-            layers = [row["layer"] for row in of]
+            layers = [names_of[row["layer"]] for row in of]
             axes.plot([row[column] for row in of], layers, **style, label=name, linewidth=0.8, markersize=3)
         axes.set(xlabel=label)
         axes.set_xlim(left=0)
     axes_all[0].invert_yaxis()
-    axes_all[0].legend(title="spikes arrive", frameon=False, fontsize=8)
-    figure.suptitle(f"the same spikes in other orders, T = {T}")
+    axes_all[0].set_title(f"the same spikes in other orders, T = {T}", loc="left", size=10)
+    figure.legend(
+        *axes_all[0].get_legend_handles_labels(),
+        title="spikes arrive",
+        loc="outside right center",
+        frameon=False,
+        fontsize=8,
+    )
     return figure
