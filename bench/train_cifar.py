@@ -2,7 +2,7 @@
 
     python bench/train_cifar.py --data cifar10_jpeg.tar.gz --work DIR [--network resnet20 wrn16_1] [--epochs 20]
 
-Unpacks the archive (train/<class>/, test/<class>/) into DIR once, trains each network with QCFS through the command
+Unpacks the archive (train/<class>/, test/<class>/) into DIR once, trains each network through the command
 line, with a recipe that suits the number of epochs, and writes DIR/table.md. You can stop the script at any moment and
 start it again: finished runs are kept, and an interrupted run continues from its last checkpoint. The weights of a run
 are in best.pt in its folder.
@@ -22,10 +22,13 @@ from pathlib import Path
 
 import torch
 
+QCFS = ["neuron=qcfs", "neuron.L=8", "neuron.lam=4.0"]
 NETWORKS = {
-    "resnet20": ["model=resnet20"],
-    "wrn16_1": ["model=wideresnet", "model.depth=16", "model.widen=1"],
-    "wrn16_4": ["model=wideresnet", "model.depth=16", "model.widen=4"],
+    "resnet20": ["model=resnet20", *QCFS],
+    "resnet20_relu": ["model=resnet20", "neuron=relu"],
+    "wrn16_1": ["model=wideresnet", "model.depth=16", "model.widen=1", *QCFS],
+    "wrn16_4": ["model=wideresnet", "model.depth=16", "model.widen=4", *QCFS],
+    "vgg16_max": ["model=vgg16", "model.width=16", "model.hidden=[]", "model.pooling=max", "neuron=relu"],
 }
 
 
@@ -58,9 +61,6 @@ def command(args: argparse.Namespace, folder: Path, network: str, seed: int, out
     )
     return [
         *NETWORKS[network],
-        "neuron=qcfs",
-        "neuron.L=8",
-        "neuron.lam=4.0",
         "dataset=image_folder",
         f"dataset.root={folder}",
         "dataset.augment.crop=4",

@@ -1,24 +1,28 @@
 """`Calibration`, which `calibration=` builds: the corrections to apply and the images to apply them on."""
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from snnexp.build import unlike
-from snnexp.conversion.walk import Correction
+from snnexp.conversion.walk import Correction, Keep
 from snnexp.dataset.base import Split
-from snnexp.errors import InvalidValue, integer, require
+from snnexp.errors import InvalidValue, choice, integer, require
 
 
 class Calibration:
     """The corrections that `steps` names, out of `available`; they are applied in this order at every layer.
 
-    `images` is the number of calibration images, drawn from the training split by `seed`; conversion methods use them
-    as well. Raises InvalidValue.
+    `keep`: `better`, a channel keeps a correction if it lowers the correction's objective; or `always`. `images` is the
+    number of calibration images, drawn from the training split by `seed`; conversion methods use them as well. Raises
+    InvalidValue.
     """
 
-    def __init__(self, steps: Sequence[str], images: int, seed: int, available: Mapping[str, Correction]) -> None:
+    def __init__(
+        self, steps: Sequence[str], images: int, seed: int, available: Mapping[str, Correction], keep: Keep = "better"
+    ) -> None:
         require(not isinstance(steps, str), "steps", steps, f"a list such as [{steps}]")
         for name, correction in available.items():
             if lacks := unlike(correction, Correction):
@@ -26,6 +30,7 @@ class Calibration:
         for step in steps:
             require(step in available, "steps", list(steps), f"a list of {', '.join(available)}")
         self.steps, self.images, self.seed = list(steps), integer("images", images, at_least=1), seed
+        self.keep: Keep = choice("keep", keep, get_args(Keep))  # type: ignore[assignment]
         self.corrections = [available[step] for step in steps]
 
     def sample(self, split: Split) -> Tensor:

@@ -17,7 +17,7 @@ from snnexp.conversion.thresholds import BINS, SMALLEST, Histogram, counted
 from snnexp.conversion.trains import along
 from snnexp.conversion.vocabulary import Curve
 from snnexp.conversion.walk import Layer
-from snnexp.errors import UserError, boolean, require
+from snnexp.errors import UserError, boolean, choice, require
 from snnexp.few_spike.table import Coefficients, decoded, load_tables, relu, spikes
 
 GRID = 100  # ranges tried for a ReLU, up to the largest activation
@@ -29,18 +29,20 @@ class FewSpikeConversion:
     converted network below delivers for the calibration images.
 
     For a ReLU, also clipped or quantised, it is the analytic table, with one of 100 ranges up to the largest
-    activation. For other activations it is a table for the activation and K from `tables`, a folder of files of
-    task=fit_few_spike (null: the shipped tables, each for several ranges), with the output weights d regressed on the
-    inputs. Raises InvalidValue, and UserError, naming the layer, where there is no table.
+    activation; it rounds to the `nearest` value, or `down` as in the paper (T = h = d). For other activations it is a
+    table for the activation and K from `tables`, a folder of files of task=fit_few_spike (null: the shipped tables,
+    each for several ranges), with the output weights d regressed on the inputs. Raises InvalidValue, and UserError,
+    naming the layer, where there is no table.
     """
 
     neuron = FewSpike
     maxpool: str | None = None  # max pooling acts on the numbers that spikes encode
     per_T = True
 
-    def __init__(self, per_channel: bool = False, tables: str | None = None) -> None:
+    def __init__(self, per_channel: bool = False, tables: str | None = None, rounding: str = "nearest") -> None:
         self.per_channel = boolean("per_channel", per_channel)
         require(tables is None or Path(tables).is_dir(), "tables", tables, "a folder, or null")
+        self.rounding = choice("rounding", rounding, ("nearest", "down"))
         self.tables = None if tables is None else Path(tables)
 
     def place(self, layer: Layer) -> FewSpike:
@@ -51,7 +53,7 @@ class FewSpikeConversion:
             _as_fitted(activation, layer)
             table = _regressed(seen, self._candidates(activation, layer))
         else:
-            table = _widest(seen, layer.T)
+            table = _widest(seen, layer.T, self.rounding)
         _, a = next(layer.activations())
         at = Coefficients(*(part.view(len(part), 1, -1, *[1] * (a.dim() - 2)).to(a) for part in table))
         return FewSpike(at, along(a.new_zeros(a.shape[1]), a.dim()))
@@ -101,17 +103,17 @@ def _rows(layer: Layer, per_channel: bool) -> Iterator[tuple[Tensor, Tensor]]:
         yield a, c
 
 
-def _widest(seen: Histogram, K: int) -> Coefficients:
+def _widest(seen: Histogram, K: int, rounding: str) -> Coefficients:
     """Return the table [K, C] of a ReLU with the best range."""
     largest = torch.where(seen.counts > 0, seen.target, 0).amax(1, keepdim=True).clamp(min=SMALLEST)
     least, top = torch.full_like(largest, torch.inf), largest
     for i in range(GRID, 0, -1):
         candidate = largest * (i / GRID) / (1 - 2.0**-K)  # the largest value of the grid is this share
-        table = relu(K, candidate)
+        table = relu(K, candidate, rounding)
         error = (seen.counts * (decoded(seen.x, table) - seen.target).square()).sum(1, keepdim=True)
         top = torch.where(error < least, candidate, top)
         least = torch.minimum(error, least)
-    return relu(K, top.squeeze(1))
+    return relu(K, top.squeeze(1), rounding)
 
 
 def _regressed(seen: Histogram, candidates: list[Coefficients]) -> Coefficients:

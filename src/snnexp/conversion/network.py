@@ -13,7 +13,7 @@ from snnexp.conversion.measure import Account, LayerError, examine_trains
 from snnexp.conversion.placed import Placed
 from snnexp.conversion.rewrite import rewrite
 from snnexp.conversion.slots import coefficients, examine_slots
-from snnexp.conversion.walk import Correction, LayerRecord, Method, ShowLayer, walk
+from snnexp.conversion.walk import Correction, Keep, LayerRecord, Method, ShowLayer, walk
 from snnexp.errors import integer, require
 from snnexp.timefold import unfold
 
@@ -187,9 +187,10 @@ def convert(
     T: int,
     corrections: Sequence[Correction] = (),
     report: ShowLayer | None = None,
+    keep: Keep = "better",
 ) -> tuple[Converted, list[LayerRecord]]:
     """Return the spiking network of `ann` by `method` for T steps, calibrated on `images` [N, ...], and a record of
-    each layer.
+    each layer. `keep`: see `snnexp.conversion.walk.walk`.
 
     The caller's network is not changed and shares nothing with the result. Raises UserError (see `rewrite`) for what
     cannot be converted faithfully, InvalidValue for T < 1 and for no or non-finite images, and errors of the method.
@@ -197,7 +198,7 @@ def convert(
     integer("T", T, at_least=1)
     require(len(images) > 0 and bool(images.isfinite().all()), "images", list(images.shape), "at least one, and finite")
     source, network = rewrite(ann, images[:2], method.maxpool, method.neuron.vocabulary)
-    records = walk(source, network, images, T, method, corrections, report)
+    records = walk(source, network, images, T, method, corrections, report, keep)
     return converted(network, T), records
 
 

@@ -13,7 +13,7 @@ from snnexp.conversion.walk import Layer
 from snnexp.errors import boolean, choice, number
 from snnexp.neuron.clip import Bounded
 
-BINS = 2**12  # of a histogram; a quarter of it by channel
+BINS = 2**12  # of a histogram
 VALUES = 2**16  # of one channel, at most, in a histogram
 SMALLEST = 1e-6  # threshold of a layer or channel that is never active
 
@@ -73,29 +73,6 @@ def largest(layer: Layer, percentile: float = 100.0, per_channel: bool = False) 
         share = counts.cumsum(1) / counts.sum(1, keepdim=True)
         top = ((share < percentile / 100).sum(1) + 1).clamp(max=BINS) * top / BINS
     return along(top, dims).clone()
-
-
-def histogram(layer: Layer, inputs: str, top: Tensor, per_channel: bool) -> Histogram:
-    """Return the histogram of a site's inputs from -top/2 to 3/2 top (values outside count in the outermost bins).
-
-    `inputs`: `ann`, the ANN's inputs; `snn`, the mean inputs from the spiking network below. Channels with more than
-    65,536 values are sampled evenly.
-    """
-    top = top.flatten()
-    bins = BINS // 4 if per_channel else BINS
-    low, width = -top / 2, 2 * top / bins
-    counts = torch.zeros(len(top), bins, device=top.device)
-    total = torch.zeros_like(counts)
-    for x, a in layer.activations() if inputs == "ann" else ((c, a) for a, c in layer.means()):
-        if x.dim() > 2:
-            step = max(1, layer.images * x[0, 0].numel() // VALUES)
-            x, a = x.flatten(2)[..., ::step], a.flatten(2)[..., ::step]
-        counts += counted(x, low, width, bins)
-        total += counted(x, low, width, bins, a)
-    centres = low.unsqueeze(1) + width.unsqueeze(1) * (torch.arange(bins, device=top.device) + 0.5)
-    if not per_channel:
-        centres, counts, total = centres[:1], counts.sum(0, keepdim=True), total.sum(0, keepdim=True)
-    return Histogram(centres, counts, total / counts.clamp(min=1))
 
 
 def counted(x: Tensor, low: Tensor, width: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:

@@ -33,6 +33,7 @@ IN_MEMORY = 2**28  # bytes of one array; larger ones are mapped files
 KEPT = 2**31  # bytes of one site's input that are kept between corrections
 CALIBRATION_ROWS = defaultdict(lambda: 8192, cpu=256)  # images x steps computed at a time, by device
 Mode = Literal["ann", "mean", "train"]
+Keep = Literal["better", "always"]  # the channels that keep a correction
 ShowLayer = Callable[[int, int, str], None]  # (layers done, layers in all, name of the next layer)
 
 
@@ -56,7 +57,7 @@ class Stats:
 class Proposal:
     """A change that a correction proposes, of the neuron, of the weights before it, or of both (None: no change).
 
-    It is kept in the channels where `score`, [C] from the statistics of the layer, becomes lower.
+    With keep="better", it is kept in the channels where `score`, [C] from the statistics of the layer, becomes lower.
     """
 
     score: Callable[[Stats], Tensor]
@@ -128,11 +129,13 @@ def walk(
     method: Method,
     corrections: Sequence[Correction] = (),
     report: ShowLayer | None = None,
+    keep: Keep = "better",
 ) -> list[LayerRecord]:
     """Turn `network` (see `rewrite`) into the spiking network of `method` for T steps, in place.
 
-    `images` [N, ...] calibrate. Each of `corrections`, in order, is proposed at each site and at the output, and kept
-    per channel where its objective on `images` becomes lower. Raises the errors of `method.place`.
+    `images` [N, ...] calibrate. Each of `corrections`, in order, is proposed at each site and at the output. With
+    keep="better" it is kept per channel where its objective on `images` becomes lower, with "always" in all channels.
+    Raises the errors of `method.place`.
     """
     with torch.no_grad():
         state = _Walk(Flow(source), Flow(network), images, T)
@@ -141,14 +144,14 @@ def walk(
         for done, site in enumerate(sites):
             if report:
                 report(done, len(sites) + 1, str(site.target))
-            layer = Layer(state, site.args[0], site)
+            layer = Layer(state, site.args[0], site, keep)
             layer.neuron = method.place(layer)
             records.append(_finished(layer, corrections))
         if report:
             report(len(sites), len(sites) + 1, "output")
         out = state.snn.output.args[0]
         if corrections and isinstance(out, fx.Node) and out in state.snn.timed and carrier(state.snn, out):
-            layer = Layer(state, out, None)
+            layer = Layer(state, out, None, keep)
             layer.neuron = Readout(torch.zeros(1))
             records.append(_finished(layer, corrections))
         fold_biases(state.snn)
@@ -173,8 +176,8 @@ class Layer:
     neuron: Placed
     stats: Stats
 
-    def __init__(self, state: _Walk, current: fx.Node, site: fx.Node | None) -> None:
-        self._walk, self._current, self._site, self.T = state, current, site, state.T
+    def __init__(self, state: _Walk, current: fx.Node, site: fx.Node | None, keep: Keep) -> None:
+        self._walk, self._current, self._site, self._keep, self.T = state, current, site, keep, state.T
         self._synapse = carrier(state.snn, current)
         self.images = state.n
         self.name = "output" if site is None else str(site.target)
@@ -211,6 +214,15 @@ class Layer:
             (x,) = self._walk.values("mean", [before], rows)
             yield x, a, self.neuron.answer(current)[0]
 
+    def means_of_synapse(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (x, a, c) [n, ...] a batch at a time: the mean input of the synapse, the ANN's activation, and the mean
+        input of the neuron, without its bias."""
+        assert self._synapse is not None
+        before: fx.Node = self._synapse.args[0]  # type: ignore[assignment]
+        for rows, (a, c) in zip(self._walk.batches(1), self.means(), strict=True):
+            (x,) = self._walk.values("mean", [before], rows)
+            yield x, a, c
+
     def inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (a, current) in the form that the neuron needs: `trains` if it is `stepwise`, else `means`."""
         return self.trains() if self.neuron.stepwise else self.means()
@@ -236,7 +248,8 @@ class Layer:
         self.stats, self._train = self._simulated(self.neuron)
 
     def correct(self, correction: Correction) -> Kept | None:
-        """Simulate what the correction proposes, and keep it in the channels where it lowers the objective."""
+        """Simulate what the correction proposes, and keep it: in the channels where it lowers the objective, or
+        always."""
         if (proposal := correction.propose(self)) is None:
             return None
         before, neuron = proposal.score(self.stats), proposal.neuron or self.neuron
@@ -246,7 +259,7 @@ class Layer:
             self._weigh(weight)
         stats, train = self._simulated(neuron)
         after = proposal.score(stats)
-        better = after < before
+        better = after < before if self._keep == "better" else torch.ones_like(after, dtype=torch.bool)
         if old is not None and weight is not None and self.synapse is not None:
             self._weigh(torch.where(along(better, old.dim(), 0), weight, old))
         self.neuron = self.neuron.mixed(better, neuron)
@@ -286,7 +299,7 @@ class Layer:
             square += per_channel(e.square()) * len(e)
             if self._site is not None:
                 part = neuron.packed(emitted)
-                train = _room((len(part), n, *part.shape[2:]), part.dtype) if train is None else train
+                train = room((len(part), n, *part.shape[2:]), part.dtype) if train is None else train
                 train[:, start : start + len(a)] = part.cpu()
             start += len(a)
         assert error is not None
@@ -348,7 +361,7 @@ class _Walk:
         for rows in self.batches(1):
             (z,) = self.values("ann", [current], rows)
             a = activation(z)
-            activations = _room((1, self.n, *a.shape[1:]), a.dtype)[0] if rows.start == 0 else activations
+            activations = room((1, self.n, *a.shape[1:]), a.dtype)[0] if rows.start == 0 else activations
             activations[rows] = a.cpu()
         self.snn.replace(site, neuron)
         self.activations[site], self.trains[site] = activations, train
@@ -391,7 +404,7 @@ def carrier(flow: Flow, current: fx.Node) -> fx.Node | None:
     return None
 
 
-def _room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def room(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return an empty CPU tensor [k, N, C, ...], channels last; if it is large, in a file that is deleted with it."""
     if math.prod(shape) * dtype.itemsize <= IN_MEMORY:
         return channels_last(shape, dtype)

@@ -68,16 +68,16 @@ def decoded(x: Tensor, table: Coefficients) -> Tensor:
     return y
 
 
-def relu(K: int, top: float | Tensor) -> Coefficients:
+def relu(K: int, top: float | Tensor, rounding: str = "nearest") -> Coefficients:
     """Return the table of ReLU on [0, top), in closed form.
 
-    h = d = top 2^-t, so the spikes are the binary digits of x / (top 2^-K). The thresholds are half a step, top
-    2^-(K+1), below h: the neuron rounds to the grid, where the paper's T = h rounds down. This halves the largest error
-    and removes the mean error. `top`: a number, or [1, C, 1, ...] for each channel.
+    h = d = top 2^-t, so the spikes are the binary digits of x / (top 2^-K). With `rounding` "down", T = h as in the
+    paper. With "nearest", the thresholds are half a step, top 2^-(K+1), below h: the neuron rounds to the nearest grid
+    point, which halves the largest error and removes the mean error. `top`: a number, or [1, C, 1, ...] by channel.
     """
     top = torch.as_tensor(top)
     h = 2.0 ** -torch.arange(1, K + 1, dtype=top.dtype, device=top.device).view(-1, *[1] * top.dim()) * top
-    return Coefficients(h - h[-1:] / 2, h, h)
+    return Coefficients(h if rounding == "down" else h - h[-1:] / 2, h, h)
 
 
 def measured(activation: str, interval: Interval, table: Coefficients, points: int = POINTS) -> Fitted:

@@ -158,7 +158,7 @@ class Conversion:
         corrections = self.calibration.corrections if calibrated else []
         source, network = rewrite(self.ann, self.images[:2], self.method.maxpool, self.method.neuron.vocabulary)
         with LayerBar(f"{self.session.choices['task']} T={T}{'' if calibrated else ' (before)'}") as bar:
-            records = walk(source, network, self.images, T, self.method, corrections, bar.report)
+            records = walk(source, network, self.images, T, self.method, corrections, bar.report, self.calibration.keep)
         return self.mitigation.applied(converted(network, T)), source, records
 
     def accuracy(self, snn: Converted, split: str, steps: Sequence[int]) -> dict[int, float]:
