@@ -4,6 +4,7 @@ A function of the same name would be lost as soon as such a module is imported. 
 """
 
 import sys
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -13,8 +14,6 @@ def called_as(module: str, function: str) -> None:
 
     class Callable(ModuleType):
         def __call__(self, *arguments: Any, **options: Any) -> Any:
-            from snnexp import api
-
-            return getattr(api, function)(*arguments, **options)
+            return getattr(import_module("snnexp.api"), function)(*arguments, **options)
 
     sys.modules[module].__class__ = Callable
