@@ -59,3 +59,7 @@ def test_many_settings_are_not_all_named() -> None:
 def test_without_a_comparison_nothing_is_said() -> None:
     assert finding(results("sine", SINE, 0.9), "Finding.") == []
     assert finding([], "Finding.") == []
+
+
+def test_the_interval_of_an_accuracy_ends_at_0_and_1() -> None:
+    assert "interval 0 to 1)" in said(results("sine", (0.3, 0.6), 0.9), results("atan", (0.2, 0.3), 0.8))

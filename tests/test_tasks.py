@@ -94,3 +94,5 @@ def test_the_ui_answers_on_the_loopback_address(snnexp: Callable[..., Done], ui:
     assert f"00000000:{port:04X}" not in listening
     taken = snnexp("task=ui", f"task.port={port}")
     assert f"task.port={port} is taken" in taken.err
+    there = snnexp("task=ui", f"tracking.uri=http://127.0.0.1:{port}")
+    assert there.out.startswith(f"MLflow UI: {address.geturl()}  (this server has a UI of its own)")

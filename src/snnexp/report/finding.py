@@ -55,8 +55,8 @@ def _interval(values: Sequence[float]) -> str:
     if len(values) < 2:
         return " (one seed)"
     half = stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    mean = statistics.fmean(values)
-    return f" (mean of {len(values)} seeds, 95 % interval {short(mean - half, 4)} to {short(mean + half, 4)})"
+    low, high = max(0.0, statistics.fmean(values) - half), min(1.0, statistics.fmean(values) + half)
+    return f" (mean of {len(values)} seeds, 95 % interval {short(low, 4)} to {short(high, 4)})"
 
 
 def _compared(best: Sequence[Result], other: Sequence[Result], comparisons: int) -> str:
