@@ -37,6 +37,7 @@ def main() -> None:
         ours = [sys.executable, "-m", "snnexp"]
         commands = {
             "bare Hydra --help": [sys.executable, str(bare), "--help"],
+            "import snnexp": [sys.executable, "-c", "import snnexp"],
             "snnexp --help": [*ours, "--help"],
             "snnexp neuron=nope": [*ours, "neuron=nope"],
             "snnexp trainer.epochs=x": [*ours, "trainer.epochs=x"],

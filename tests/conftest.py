@@ -10,11 +10,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -23,7 +21,6 @@ from forked import Forked
 from snnexp.lock import locked
 from snnexp.signals import SIGNALS
 from snnexp.tracking.writer import create_store
-from waiting import until
 
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored in a script's background job, and then by all children
     if signal.getsignal(number) is signal.SIG_IGN:
@@ -194,23 +191,16 @@ def start(environment: dict[str, str], *arguments: str, **options: Any) -> subpr
 
 
 @pytest.fixture
-def ui(environment: dict[str, str]) -> Iterator[Callable[[Path], int]]:
-    """Start `snnexp task=ui` over an outputs folder; returns its port once it answers."""
+def ui(environment: dict[str, str]) -> Iterator[Callable[..., str]]:
+    """Start `snnexp task=ui` over an outputs folder; returns the address that it prints once it answers."""
     started = []
 
-    def serve(outputs: Path) -> int:
-        port = free_port()
-        arguments = ("task=ui", f"task.port={port}", f"outputs_dir={outputs}")
+    def serve(outputs: Path, *more: str) -> str:
+        arguments = ("task=ui", f"task.port={free_port()}", f"outputs_dir={outputs}", *more)
         started.append(start(environment, *arguments, start_new_session=True))
-
-        def answers() -> bool:
-            with suppress(OSError):
-                return bool(urlopen(f"http://127.0.0.1:{port}/health", timeout=2).status == 200)
-            assert started[-1].poll() is None, "the UI ended"
-            return False
-
-        until(answers, "the UI to answer", poll=0.1)
-        return port
+        line = started[-1].stdout.readline()
+        assert line.startswith("MLflow UI: http://127.0.0.1:"), line
+        return str(line.split()[2])
 
     yield serve
     for process in started:

@@ -57,7 +57,7 @@ def fill(outputs: Path) -> str:
     """The store: a sweep of two surrogates and three seeds (a run repeated, one failed), a conversion with two seeds,
     a comparison that has a table of its own, another experiment. Returns the sweep's run id.
     """
-    swept = {"task": "sweep", "sweep": "grid", "best": "surrogate=sigmoid seed=2"}
+    swept = {"task": "sweep", "sweep": "grid", "best": "sigmoid seed=2"}
     parent = logged(
         outputs, "surrogate x seed", swept, {"surrogate": "sigmoid,atan"}, {"best/val/accuracy": 0.9}, files=["figures"]
     )
@@ -66,7 +66,7 @@ def fill(outputs: Path) -> str:
         alpha = {"sigmoid": 4.0, "atan": 2.0}[surrogate]
         logged(
             outputs,
-            f"surrogate={surrogate} seed={seed}",
+            f"{surrogate} seed={seed}",
             TRAINED | {"surrogate": surrogate},
             {"surrogate.alpha": alpha, "neuron.surrogate.alpha": alpha, **_seeded(seed), "timesteps": 10},
             {"val/accuracy": accuracy - 0.01, "test/accuracy": accuracy},

@@ -32,7 +32,7 @@ def test_every_mitigation_that_is_compared_is_drawn(count: int) -> None:
 def test_any_number_of_orders_of_arrival_is_drawn(count: int) -> None:
     row = {"T": 4, "uneven": 0.1, "swing": 0.2, "trend": 0.3}
     rows = [row | {"layer": f"l{i}", "arrival": f"order {k}"} for i in range(3) for k in range(count)]
-    figure = arrivals_figure(rows)
+    figure = arrivals_figure(rows, {f"l{i}": f"layer {i}" for i in range(3)})
     assert labels(figure.axes[0]) == [f"order {k}" for k in range(count)]
     assert all(len(axes.lines) == count for axes in figure.axes)
 

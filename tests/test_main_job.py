@@ -38,7 +38,8 @@ def test_what_a_run_leaves(done: Done) -> None:
     assert {"val/accuracy", "val/loss", "train/accuracy", "test/accuracy", "test/loss"} <= set(result)
     assert 0.5 < result["test/accuracy"] <= 1.0, "two epochs are enough for far more than chance (0.1)"
     figures = sorted(p.name for p in (folder / "figures").iterdir())
-    assert figures == ["confusion.png", "rasters.png", "rates.png", "surrogate.png"]
+    drawn = ("accuracy_at_t", "confusion", "learning", "potentials", "rasters", "rates", "surrogate")
+    assert figures == [f"{name}.png" for name in drawn]
     assert f"{result['test/accuracy']:.4f}" in done.out
     assert str(folder) in done.out.replace("\n", "")
 

@@ -147,7 +147,10 @@ def test_the_tables_hold_the_stored_numbers(snnexp: Callable[..., Done], outputs
         "convert: mlp-digits-relu-qcfs",
         "Runs",
     ]
-    assert "8 runs (7 finished, 1 failed); best by validation: surrogate=sigmoid seed=2." in page.paragraphs[2]
+    assert "8 runs (7 finished, 1 failed); best by validation: sigmoid seed=2." in page.paragraphs[3]
+    assert page.paragraphs[1].startswith(
+        "Finding. By validation the best is surrogate=sigmoid: test/accuracy 0.92 (mean"
+    )
     assert page.paragraphs[0] == f"Contents. {' · '.join(page.headings[1:])}"
     assert source.count("<img ") == 3, "of the comparison, the sweep and the first seed, none of the children"
     assert page.captions.count("val accuracy") == 3

@@ -321,9 +321,7 @@ def test_a_grid_has_a_run_per_job_and_a_parent_with_a_summary(snnexp: Callable[.
     (parent,) = [run for run in runs(done) if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs(done) if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert parent.info.run_name == "surrogate x seed"
-    assert sorted(run.info.run_name for run in children) == [
-        f"surrogate={s} seed={n}" for s in ("atan", "sine") for n in (0, 1)
-    ]
+    assert sorted(run.info.run_name for run in children) == [f"{s} seed={n}" for s in ("atan", "sine") for n in (0, 1)]
     assert {run.info.status for run in runs(done)} == {"FINISHED"}
     settings = [[run for run in children if s in run.info.run_name] for s in ("atan", "sine")]
     means = [fmean(run.data.metrics["val/accuracy"] for run in setting) for setting in settings]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from mlflow import MlflowClient
@@ -82,13 +83,16 @@ def test_the_command_line_sends_what_was_kept_back(snnexp: Callable[..., Done]) 
 
 
 @pytest.mark.slow
-def test_the_ui_answers_on_the_loopback_address(snnexp: Callable[..., Done], ui: Callable[[Path], int]) -> None:
+def test_the_ui_answers_on_the_loopback_address(snnexp: Callable[..., Done], ui: Callable[..., str]) -> None:
     assert "nothing was logged yet" in snnexp("task=ui").err
     done = snnexp(*SMALL, "trainer.epochs=1")
     assert done.code == 0
-    port = ui(done.outputs)
+    address = urlsplit(ui(done.outputs))
+    port = address.port
     listening = Path("/proc/net/tcp").read_text().split()
     assert f"0100007F:{port:04X}" in listening
     assert f"00000000:{port:04X}" not in listening
     taken = snnexp("task=ui", f"task.port={port}")
     assert f"task.port={port} is taken" in taken.err
+    there = snnexp("task=ui", f"tracking.uri=http://127.0.0.1:{port}")
+    assert there.out.startswith(f"MLflow UI: {address.geturl()}  (this server has a UI of its own)")

@@ -163,15 +163,15 @@ class Grid(Callback):
             return
         rows = summary.table(found, names, self.lower)
         write_csv(folder / "summary.csv", rows)
-        text = summary.markdown(rows)
+        text: list[Any] = [rows]
         if group := summary.best(found, names[0], self.lower):
             winner, (mean, error) = group[0], summary.mean(group, names[0])
             comment = f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}"
             overrides = [*winner.overrides, *threads_of(winner.folder)]
             write_experiment(folder, "best", experiment(self.loader, self.config, overrides, comment))
             over = f" (mean of {len(group)} seeds {mean:.4g} ± {error:.2g}, the best of all)" if len(group) > 1 else ""
-            text += f"\nbest: {comment}{over}; run it with "
-            text += f"`{experiment_command(self.config, folder, 'best')}`\n"
+            command = experiment_command(self.config, folder, "best")
+            text.append(f"best: {comment}{over}; run it with `{command}`")
             tracker.tags({"best": winner.name, "best.run_id": winner.run_id or ""})
             tracker.metrics({f"best/{names[0]}": mean}, step=len(found))
             (folder / "figures").mkdir(exist_ok=True)

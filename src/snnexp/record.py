@@ -25,7 +25,7 @@ from snnexp.terminal import closing_table, quiet, rows_table
 from snnexp.tracking import Status
 from snnexp.training import THREADS, Metrics
 from snnexp.trial.data import check_data, setting_of
-from snnexp.trial.job import Job
+from snnexp.trial.job import Job, label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +92,7 @@ class Record:
             write_json(self.folder / ORIGIN, self._origin())
             opened.status = "RUNNING"
             parent = self.job.parent if self.job else None
-            self.tracker.start(self.folder, self.name, self.parameters, self.tags, parent)
+            self.tracker.start(self.folder, self.name, self.parameters, self.tags, parent, self.session.prepared)
             self.artifact("config.yaml", ORIGIN)
             result = work()
             write_json(self.folder / "result.json", result)
@@ -154,7 +154,7 @@ class Record:
     def name(self) -> str:
         """The run's name: the values that vary in its sweep, or the options that take part and the seed."""
         if self.job:
-            return self.job.name or " ".join(f"{key}={value}" for key, value in self._variation.items())
+            return self.job.name or label(self._variation)
         named = [option for group, option in self.options.items() if group != "task" and option != "none"]
         return "-".join([*(named or [self.task.subject or self.options["task"]]), f"s{self.session.seed}"])
 

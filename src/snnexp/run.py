@@ -1,16 +1,20 @@
 """The command line: compose the config, check it, run one task, return its objective."""
 
+from __future__ import annotations
+
 import io
 import os
 import pwd
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from snnexp.callable import called_as
 from snnexp.callbacks import close_grid
 from snnexp.config import check_objective, checked_config, conf_dir, listed
 from snnexp.errors import explained
@@ -19,6 +23,10 @@ from snnexp.mistakes import reported
 from snnexp.signals import held, ignored, interrupting
 from snnexp.sweep.shown import of_first_job
 from snnexp.trust import guard
+
+if TYPE_CHECKING:
+    from snnexp.record import Record
+    from snnexp.training import Metrics
 
 
 @hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")
@@ -33,6 +41,12 @@ def run(cfg: DictConfig) -> float | list[float] | None:
 
 
 def _run(cfg: DictConfig) -> float | list[float] | None:
+    record, result = performed(cfg)
+    return objective(record.config["objective"], result)
+
+
+def performed(cfg: DictConfig) -> tuple[Record, Metrics]:
+    """Run the task of a composed config; return its record and its final metrics."""
     config = checked_config(cfg)
     check_objective(config["objective"])
     from snnexp.build import build  # imported late, so that a bad config is rejected without loading torch
@@ -47,7 +61,7 @@ def _run(cfg: DictConfig) -> float | list[float] | None:
     record = Record(session, task, Path(hydra_config.runtime.output_dir), hydra_config.overrides.task)
     try:
         record.check()
-        return objective(config["objective"], task.run(session, record))
+        return record, task.run(session, record)
     finally:
         if record.new_folder.is_dir() and not any(record.new_folder.iterdir()):
             record.new_folder.rmdir()  # Hydra makes it before it is known whether there is anything to write
@@ -115,6 +129,8 @@ def leave(code: int) -> None:
         os._exit(code)
     sys.exit(code)
 
+
+called_as(__name__, "run")
 
 if __name__ == "__main__":
     main()

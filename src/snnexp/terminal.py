@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # Names and paths are shown as they are, without rich's markup: `[b]`, `:smile:`.
 AS_IT_IS: Any = {"markup": False, "emoji": False, "highlight": False}
+AT_T = re.compile(r"(?P<name>.+)_T(?P<T>\d+)")
 console = Console(stderr=True, **AS_IT_IS)
 
 
@@ -79,24 +81,39 @@ class EpochBar(_Bar):
 
 
 def closing_table(title: str, metrics: Mapping[str, float], places: Mapping[str, object]) -> None:
-    """Print the final metrics, and the places of the results, to stdout."""
+    """Print the final metrics, and the places of the results, to stdout. Metrics `<name>_T<number>`, of T time steps,
+    are a table with T as columns.
+    """
+    of_t = {name: match for name in metrics if (match := AT_T.fullmatch(name))}
     table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    for name, value in ((name, value) for name, value in metrics.items() if name not in of_t):
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) and abs(value) < 1e4 else _short(value))
     out = Console(soft_wrap=True, **AS_IT_IS)
     out.print(table)
+    if of_t:
+        steps = sorted({int(match["T"]) for match in of_t.values()})
+        named = dict.fromkeys(match["name"] for match in of_t.values())
+        cells = [{"": name} | {f"T = {t}": metrics.get(f"{name}_T{t}", "") for t in steps} for name in named]
+        rows_table("", cells)
     for name, place in places.items():
         out.print(f"{name:>9}  {place}")
 
 
 def rows_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Print rows with the same keys as a table with these keys as its header, to stdout."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title or None, title_justify="left")
     for name in rows[0] if rows else ():
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(*(_short(v) for v in row.values()))
     Console(soft_wrap=True, width=1000, **AS_IT_IS).print(table)  # never wrapped
+
+
+def _short(value: object) -> str:
+    """Return a number with a fraction rounded to 4 significant digits, without an exponent if it fits."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 class LayerBar(_Bar):

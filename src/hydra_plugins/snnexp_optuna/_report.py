@@ -66,25 +66,25 @@ def _best(study: optuna.Study) -> list[FrozenTrial]:
 
 def _text(
     loop: Loop, config: DictConfig, trials: Sequence[FrozenTrial], chosen: Sequence[FrozenTrial], names: Sequence[str]
-) -> str:
+) -> list[str | summary.Rows]:
     study = loop.study
     counts = ", ".join(f"{count} {state}" for state, count in _counts(trials).items())
-    lines = [f"**{study.study_name}**: {len(trials)} trials ({counts})", ""]
-    lines += [f"ended early: {loop.ended}", ""] if loop.ended else []
-    lines += [*(f"- {line}" for line in loop.taken), ""] if loop.taken else []
+    parts: list[str | summary.Rows] = [f"{study.study_name}: {len(trials)} trials ({counts})"]
+    parts += [f"ended early: {loop.ended}"] if loop.ended else []
+    parts += [f"- {line}" for line in loop.taken]
     if len(names) > 1 and chosen:
-        lines += ["Pareto front:", "", summary.markdown([_row(trial, names) for trial in chosen])]
+        parts += ["Pareto front:", [_row(trial, names) for trial in chosen]]
     elif chosen:
         best = chosen[0]
         shown = f"{loop.space.shown(best.params)}: {_values(best, names)}"
-        lines += [f"best: trial {best.number}{_where(best)}, {shown}", ""]
+        parts += [f"best: trial {best.number}{_where(best)}, {shown}"]
         sign = -1 if study.direction.name == "MAXIMIZE" else 1
         ranked = sorted((t for t in trials if t.state in COMPLETE), key=lambda t: sign * t.values[0])
-        lines += [summary.markdown([_row(trial, names) for trial in ranked[:5]])]
+        parts += [[_row(trial, names) for trial in ranked[:5]]]
     if chosen:
         file = "best" if len(names) == 1 else f"best_{chosen[0].number}"
-        lines += [f"run it with `{experiment_command(config, loop.parent.folder, file)}`"]
-    return "\n".join(lines)
+        parts += [f"run it with `{experiment_command(config, loop.parent.folder, file)}`"]
+    return parts
 
 
 def _where(trial: FrozenTrial) -> str:

@@ -178,6 +178,8 @@ def learning_figure(curves: Mapping[str, Sequence[float]]) -> Figure:
 
 def parameter_figure(points: Mapping[str, Sequence[tuple[float, Sequence[float]]]]) -> Figure:
     """Draw for each surrogate every run's test accuracy against the parameter, and the means with their spread."""
+    if all(len(of_values) == 1 for of_values in points.values()):
+        return _functions_figure({f"{name} ({of[0][0]:g})": of[0][1] for name, of in points.items()})
     figure, axes_all = panels(len(points), 4, 2.8, 2.5, sharey=True)
     for axes, (name, of_values) in zip(axes_all, points.items(), strict=True):
         values = [value for value, _ in of_values]
@@ -191,6 +193,19 @@ def parameter_figure(points: Mapping[str, Sequence[tuple[float, Sequence[float]]
         axes.minorticks_off()
     figure.supylabel("test accuracy")
     figure.suptitle("every run (grey), mean and standard deviation over seeds (blue)", fontsize=10)
+    return figure
+
+
+def _functions_figure(runs: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw every run's test accuracy and the means with their spread, a line for each function."""
+    figure, (axes,) = panels(1, 1, 6.5, 1.2 + 0.4 * len(runs))
+    for y, values in enumerate(runs.values()):
+        axes.plot(values, [y] * len(values), "o", color=GREY, markersize=3.5, alpha=0.7, markeredgewidth=0)
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        axes.errorbar(statistics.fmean(values), y, xerr=spread, color=BLUE, marker="o", markersize=5, capsize=3)
+    axes.set_yticks(range(len(runs)), list(runs))
+    axes.set(ylim=(len(runs) - 0.5, -0.5), xlabel="test accuracy")
+    axes.set_title("every run (grey), mean and standard deviation over seeds (blue)", size=10)
     return figure
 
 

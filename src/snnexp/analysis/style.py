@@ -1,6 +1,6 @@
 """The style of all figures: colours, lines and axes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -41,6 +41,19 @@ def panels(
     if not framed:
         plain(*axes)
     return figure, axes[:count]
+
+
+def layer_labels(names: Sequence[str]) -> dict[str, str]:
+    """Return {name: label for axes} of all layers of a network, in order: without the `network.` that all have, and
+    numbered where a model has no names.
+
+    `network.5`, the third activation of a Sequential, is `layer 3`; `network.stem.act` is `stem.act`.
+    """
+    inner = {name: name.removeprefix("network.") for name in names}
+    return {
+        name: f"layer {i}" if short.replace(".", "").isdigit() else short
+        for i, (name, short) in enumerate(inner.items(), 1)
+    }
 
 
 def distinct(rows: Iterable[Mapping[str, Any]], key: str) -> list[Any]:

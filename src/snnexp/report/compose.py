@@ -3,7 +3,7 @@
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +11,9 @@ from pathlib import Path
 from snnexp.analysis import seeds
 from snnexp.errors import UserError
 from snnexp.report.document import Figure, Link, Name, Paragraph, Section, Table, Words, shown
+from snnexp.report.finding import finding
 from snnexp.report.lab import lab
-from snnexp.report.results import Result, accuracy_tables, results, seeds_of, what_was_run
+from snnexp.report.results import Result, accuracy_tables, at_best_epoch, results, seeds_of, what_was_run
 from snnexp.tracking import Store, Stored
 
 Block = Paragraph | Table | Figure | Section
@@ -120,7 +121,12 @@ def _experiment(name: str, runs: Sequence[Stored], source: Source) -> Section:
     telling = [(group, own) for group, own in groups if _has_table(own)]
     others = [(group, own) for group, own in groups if not _has_table(own)]
     reached = [result.run for group, _ in others for result in group]
-    blocks: list[Block] = [*_texts(texts.question, texts.set_up), *what_was_run(counted)]
+    blocks: list[Block] = _texts(texts.question, texts.set_up)
+    for sweep in newest:
+        label = "Finding." if len(newest) == 1 else f"Finding ({sweep.name})."
+        children = results([run for run in runs if run.parent == sweep.run_id])
+        blocks += finding([replace(c, metrics=at_best_epoch(c.run, source.store)) for c in children], label)
+    blocks += what_was_run(counted)
     blocks += accuracy_tables(reached, [], source.store, source.link)
     blocks += [_group(group, own, source) for group, own in telling]
     blocks += [_swept(sweep, [run for run in runs if run.parent == sweep.run_id], source) for sweep in newest]

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,8 @@ from snnexp.journal import JOURNAL, Journal
 from snnexp.origin import software
 from snnexp.rundir import RunDir, write_json
 from snnexp.sweep.command import command
+from snnexp.sweep.summary import Rows, markdown, plain
+from snnexp.terminal import rows_table
 from snnexp.tracking import MLflow, Status, Tracker
 
 SWEEP = "sweep.json"  # in the folder of a sweep, for task=sweeps
@@ -85,14 +87,23 @@ class Parent:
             self.tracker.flush()  # the store may be available again
         return self.tracker.link
 
-    def publish(self, text: str, *files: str) -> None:
-        """Print `text`, write it to summary.md, and log it with the folder's experiments, figures and `files`."""
+    def publish(self, parts: Sequence[str | Rows], *files: str) -> None:
+        """Print text and tables, write them to summary.md as Markdown, and log that with the folder's experiments,
+        figures and `files`. In the text, a command has backquotes, which are not printed.
+        """
+        text = "\n".join(f"{part}\n" if isinstance(part, str) else markdown(part) for part in parts)
         replace(self.folder / "summary.md", text)
         self.tracker.tags({"mlflow.note.content": text})
         for name in (*files, "summary.md", "experiment", "figures"):
             if (self.folder / name).exists():
                 self.tracker.artifact(self.folder / name)
-        print(f"\n{text}\n  results  {self.folder}\n  tracked  {self.tracker.place}")
+        print()
+        for part in parts:
+            if isinstance(part, str):
+                print(f"{part.replace('`', '')}\n")
+            else:
+                rows_table("", plain(part))
+        print(f"  results  {self.folder}\n  tracked  {self.tracker.place}")
 
     def close_child(self, folder: Path | None) -> None:
         """Close the run of a job that died, if its folder is visible on this machine."""

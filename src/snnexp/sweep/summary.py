@@ -15,13 +15,14 @@ from snnexp.analysis import seeds
 from snnexp.analysis.seeds import SEED, minimized
 from snnexp.errors import UserError
 from snnexp.files import read_json
-from snnexp.trial.job import Job
+from snnexp.trial.job import Job, label
 from snnexp.trial.place import told_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger("snnexp.sweep")
+Rows = Sequence[Mapping[str, Any]]
 ALSO = ("val/accuracy", "test/accuracy", "test/spikes_per_sample", "epochs", "seconds")
 
 
@@ -55,8 +56,7 @@ def children(folder: Path) -> list[Child]:
 def _child(folder: Path, told: Mapping[str, Any]) -> Child:
     if (job := read_json(folder / "job.json")) is None:  # it was refused before it had a record
         varied = Job(varied=told["varied"]).variation(told["overrides"])
-        name = " ".join(f"{key}={value}" for key, value in varied.items())
-        return Child(told["number"], name, varied, {}, told["overrides"], reason=told["reason"])
+        return Child(told["number"], label(varied), varied, {}, told["overrides"], reason=told["reason"])
     folder = folder / job["folder"]  # with resume=true, it may be the folder of a job of an earlier sweep
     result, state = (read_json(folder / name) or {} for name in ("result.json", "tracking.json"))
     run = job["name"], job["varied"], result, job["overrides"], state.get("run_id")
@@ -100,13 +100,23 @@ def _failure(child: Child) -> str:
     return f"seed {child.varied[SEED]}: {child.reason}" if SEED in child.varied else child.reason
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def markdown(rows: Rows) -> str:
     """Return the rows as a Markdown table, a mean and its spread in one cell."""
     columns = seeds.columns(rows)
     cells = [columns, *([seeds.cell(row, key) for key in columns] for row in rows)]
-    lines = [[re.sub(r"\s+", " ", cell.replace("|", r"\|")) for cell in line] for line in cells]
+    lines = [[_line(cell).replace("|", r"\|") for cell in line] for line in cells]
     lines.insert(1, ["---"] * len(columns))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def plain(rows: Rows) -> list[dict[str, str]]:
+    """Return the rows as text, a mean and its spread in one cell, each cell in one line."""
+    columns = seeds.columns(rows)
+    return [{_line(key): _line(seeds.cell(row, key)) for key in columns} for row in rows]
+
+
+def _line(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
 
 
 def figure(found: Sequence[Child], metric: str) -> Figure:

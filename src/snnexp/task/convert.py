@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from snnexp.analysis.style import BLUE, GREY, ORANGE, PURPLE, panels
+from snnexp.analysis.style import BLUE, GREY, ORANGE, PURPLE, layer_labels, panels
 from snnexp.build import build
 from snnexp.calibration.base import Calibration
 from snnexp.conversion.measure import LayerError
@@ -100,7 +100,7 @@ def layers_figure(table: Sequence[LayerError]) -> Figure:
     """Draw for each layer the mean activations of ANN and SNN, the firing rate, the silent share, and the parts of the
     squared error.
     """
-    names = [layer.layer for layer in table]
+    names = list(layer_labels([layer.layer for layer in table]).values())
     figure, (means, rates, parts) = panels(3, 3, 11 / 3, 1.6 + 0.28 * len(table), sharey=True)
     means.plot([layer.ann_mean for layer in table], names, "o", color=GREY, label="ANN")
     means.plot([layer.snn_mean for layer in table], names, "x", color=BLUE, label="SNN")
@@ -114,7 +114,7 @@ def layers_figure(table: Sequence[LayerError]) -> Figure:
         parts.plot(errors, names, "o", color=color, label=kind, markersize=4)
     parts.set(xlabel="mean squared error / (mean ANN activation)²")
     for axes in (means, rates, parts):
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     means.invert_yaxis()
     figure.suptitle(f"layers after T = {table[0].T} steps")
     return figure

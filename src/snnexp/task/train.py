@@ -17,11 +17,12 @@ from snnexp.dataset.base import Data
 from snnexp.errors import Pruned
 from snnexp.evaluate import Evaluation, evaluate, recorded
 from snnexp.files import replace_by
+from snnexp.neuron.base import SpikingSite
 from snnexp.record import Record, Rows
 from snnexp.session import Session
 from snnexp.task.base import Task
 from snnexp.terminal import EpochBar, quiet
-from snnexp.timefold import TimeFold
+from snnexp.timefold import Site, TimeFold, observed, unfold
 from snnexp.training import METRICS, THREADS, Fit, Metrics, Progress, Prune, launched, load_checkpoint
 from snnexp.trial.reporter import compared, prune
 
@@ -147,7 +148,12 @@ def _finish(
     final |= {"best_epoch": best["epoch"] + 1, "epochs": progress.epoch}
     final |= {f"test/rate/{name}": rate for name, rate in test.rates.items()}
     record.metrics(final, step=progress.epoch)
-    record.write({}, _figures(net, data, test, device) | temperature(net, progress.history))
+    drawn = {
+        "learning": figures.learning(progress.history, best["epoch"] + 1),
+        **({"accuracy_at_t": figures.accuracy_at_t(val.accuracy_t, test.accuracy_t)} if net.T > 1 else {}),
+        **_figures(net, data, test, device),
+    }
+    record.write({}, drawn | temperature(net, progress.history))
     record.artifact("best.pt")  # for checkpoint=runs:/<id>
     replace_by(record.folder / "model.pt", partial(torch.save, net.cpu()))
     record.tracker.model(net)
@@ -156,15 +162,34 @@ def _finish(
 
 
 def _figures(net: TimeFold, data: Data, test: Evaluation, device: torch.device) -> dict[str, Figure]:
-    x, y = next(data.test.batches(1))
-    with recorded(net) as trains, torch.inference_mode():
-        net(x.to(device))
     made = {"confusion": figures.confusion(test.confusion, data.classes)}
-    if sites := [site for site in net.sites().values() if site.spiking]:
-        example = {name: train[:, 0].cpu() for name, train in trains.items()}
-        made["rasters"] = figures.rasters(x[0], example, f"class {data.classes[int(y)]}")
+    if sites := {name: site for name, site in net.sites().items() if site.spiking}:
+        made |= _example(net, sites, data, device)
         made["rates"] = figures.rates(test.rates, "spikes per neuron and step")
-        surrogates = [s for site in sites if (s := getattr(site, "surrogate", None)) is not None]
+        surrogates = [s for site in sites.values() if (s := getattr(site, "surrogate", None)) is not None]
         if surrogates:
             made["surrogate"] = figures.surrogate(surrogates[0])
     return made
+
+
+def _example(net: TimeFold, sites: Mapping[str, Site], data: Data, device: torch.device) -> dict[str, Figure]:
+    """Draw the spikes and the potentials of one test sample, with its label and what the network answered."""
+    x, y = next(data.test.batches(1))
+    currents: dict[str, torch.Tensor] = {}
+    watched = observed(sites, lambda name, current, _: currents.update({name: current}))
+    with recorded(net) as trains, watched, torch.inference_mode():
+        answer = int(net(x.to(device)).mean(0).argmax())
+    label, answered = (data.classes[i] for i in (int(y), answer))
+    verdict = "right" if label == answered else "wrong"
+    spikes = {name: train[:, 0].cpu() for name, train in trains.items()}
+    made = {"rasters": figures.rasters(x[0], spikes, f"label {label}, answered {answered} ({verdict})")}
+    traces = {
+        name: (
+            unfold(site.charged(currents[name]), net.T)[:, 0].flatten(1).cpu(),
+            spikes[name].flatten(1),
+            site.threshold,
+        )
+        for name, site in sites.items()
+        if isinstance(site, SpikingSite)
+    }
+    return made | ({"potentials": figures.potentials(traces)} if traces else {})

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from snnexp.analysis.style import BLUE, GREY, ORANGE, distinct, panels, styles
+from snnexp.analysis.style import BLUE, GREY, ORANGE, distinct, layer_labels, panels, styles
 from snnexp.analysis.unevenness import SmallNeuron, orders_figure, search, trace
 from snnexp.conversion.arrival import Arrival, arrivals, explanations
 from snnexp.conversion.measure import LayerError
@@ -84,19 +84,20 @@ class Unevenness(Converting):
         orders, arrived = [found.row() for found in self.orders], [asdict(row) for row in times]
         pairs = [(row, *pair) for row, found in zip(orders, self.orders, strict=True) for pair in found.share.items()]
         shares = [row | {"error": error, "share": share} for row, error, share in pairs]
-        explained = explanations(times)
+        explained, names_of = explanations(times), layer_labels(distinct(kinds, "layer"))
         accuracy = {"SNN": {t: result[f"test/snn_accuracy_T{t}"] for t in conversion.steps}}
         drawn = {
             "orders": orders_figure(self.orders),
             "kinds": kinds_figure(kinds),
             "accuracy": accuracy_figure(accuracy, result["test/ann_accuracy"]),
-        } | ({"arrivals": arrivals_figure(arrived)} if arrived else {})
+        } | ({"arrivals": arrivals_figure(arrived, names_of)} if arrived else {})
         tables = {"cases": self.cases, "orders": orders, "errors": shares, "kinds": kinds}
         tables |= {"arrivals": arrived, "explanations": explained}
         record.metrics({k: v for k, v in result.items() if "_T" not in k}, step=longest)
         record.write(tables, drawn)
-        without_worst = [{k: v for k, v in row.items() if not k.startswith("worst")} for row in orders]
-        record.show("small neurons, all orders of their spikes", without_worst)
+        record.show(
+            "small neurons: shares of all orders with over- and under-firing; widest range of counts", _by_T(orders)
+        )
         record.show("unevenness of layers: rank correlation with their traits", explained)
         last = [row for row in kinds if row["T"] == longest]
         record.show(f"shares of neurons after T = {longest} steps", last)
@@ -113,6 +114,17 @@ def _case(
         raise InvalidValue(f"cases.{name}.{error.name}", error.value, error.allowed) from error
 
 
+def _by_T(orders: Sequence[Row]) -> list[Row]:
+    """Return a row for each small neuron, with T as columns."""
+    neuron = ("weights", "theta", "start")
+    rows: dict[tuple[Any, ...], Row] = {}
+    for kind in ("over", "under", "widest"):
+        for row in orders:
+            key = tuple(row[name] for name in neuron)
+            rows.setdefault(key, dict(zip(neuron, key, strict=True)))[f"{kind} T={row['T']}"] = row[kind]
+    return list(rows.values())
+
+
 def _kinds(layer: LayerError) -> dict[str, Any]:
     """Return the shares of a layer's neurons by kind, and the mean size of its errors in spikes."""
     shares = {kind: getattr(layer, kind) for kind in ("over", "under", "zeros", "saturated")}
@@ -125,7 +137,7 @@ def _kinds(layer: LayerError) -> dict[str, Any]:
 
 def kinds_figure(rows: Sequence[Row]) -> Figure:
     """Draw the share of each layer's neurons whose residual lies outside [0, theta), by kind, in a panel for each T."""
-    steps, names = distinct(rows, "T"), distinct(rows, "layer")
+    steps, names = distinct(rows, "T"), list(layer_labels(distinct(rows, "layer")).values())
     count = len(steps)
     figure, axes_all = panels(count, count, 2.2 / count + 1.9, 1.8 + 0.24 * len(names), sharey=True)
     for axes, T in zip(axes_all, steps, strict=True):
@@ -140,9 +152,9 @@ def kinds_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def arrivals_figure(rows: Sequence[Row]) -> Figure:
+def arrivals_figure(rows: Sequence[Row], names_of: Mapping[str, str]) -> Figure:
     """Draw for each layer, at the largest T, the unevenness error when the same spikes arrive in other orders, and the
-    swing of the input current.
+    swing of the input current. `names_of`: {layer: label} of all layers.
     """
     T = max(row["T"] for row in rows)
     at = [row for row in rows if row["T"] == T]
@@ -156,11 +168,17 @@ def arrivals_figure(rows: Sequence[Row]) -> Figure:
     for axes, (column, label) in zip(axes_all, labels.items(), strict=True):
         for name, style in zip(names, styles(len(names)), strict=True):
             of = [row for row in at if row["arrival"] == name]
-            layers = [row["layer"] for row in of]
+            layers = [names_of[row["layer"]] for row in of]
             axes.plot([row[column] for row in of], layers, **style, label=name, linewidth=0.8, markersize=3)
         axes.set(xlabel=label)
         axes.set_xlim(left=0)
     axes_all[0].invert_yaxis()
-    axes_all[0].legend(title="spikes arrive", frameon=False, fontsize=8)
-    figure.suptitle(f"the same spikes in other orders, T = {T}")
+    axes_all[0].set_title(f"the same spikes in other orders, T = {T}", loc="left", size=10)
+    figure.legend(
+        *axes_all[0].get_legend_handles_labels(),
+        title="spikes arrive",
+        loc="outside right center",
+        frameon=False,
+        fontsize=8,
+    )
     return figure

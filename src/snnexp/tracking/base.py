@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from snnexp.errors import UserError
 
@@ -37,9 +37,16 @@ class Tracker(Protocol):
         """Raise UserError if results could never be sent. Called before anything slow begins."""
 
     def start(
-        self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str], parent: str | None = None
+        self,
+        run_dir: Path,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        parent: str | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begin or resume the run that belongs to `run_dir`; `parent` is the link to that of its sweep.
+        """Begin or resume the run that belongs to `run_dir`; `parent` is the link to that of its sweep, and `data` the
+        identity of its dataset: `name`, `digest`, and the numbers of samples.
 
         If the store is unavailable, the run begins in `run_dir` only. Raises UserError if the store refuses it.
         """
@@ -78,7 +85,13 @@ class Nothing:
 
     def check(self) -> None: ...
     def start(
-        self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str], parent: str | None = None
+        self,
+        run_dir: Path,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        parent: str | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None: ...
     def metrics(self, values: Mapping[str, float], step: int) -> None: ...
     def artifact(self, path: Path, folder: str = "") -> None: ...

@@ -9,8 +9,9 @@ from typing import Any
 from snnexp.address import database
 from snnexp.errors import InvalidValue, UserError
 from snnexp.masking import masked
-from snnexp.tracking.base import PARENT_TAG, STATUS_TAG, SWEEP_TAG, Tracker
+from snnexp.tracking.base import KEY_TAG, PARENT_TAG, STATUS_TAG, SWEEP_TAG, Tracker
 from snnexp.tracking.client import active_run, connect, reason, relocated, unreachable
+from snnexp.tracking.view import presented
 from snnexp.tracking.writer import MLflow
 
 
@@ -50,6 +51,23 @@ class Store:
         except Exception as error:
             raise unreachable(self.uri, error) from error
         self.experiments = {experiment.name: str(experiment.experiment_id) for experiment in reversed(found)}
+
+    def presented(self, first: str = "") -> dict[str, str]:
+        """Return {name: id} of the experiments with runs of snnexp: `first`, then by their newest run.
+
+        The UI will show the table of their runs, also if an earlier version made them. Raises UserError.
+        """
+        try:
+            found = [e for e in self._client.search_experiments() if e.lifecycle_stage == "active"]
+            newest = {}
+            for experiment in found:
+                ours, latest = f"tags.`{KEY_TAG}` LIKE '%'", ["attributes.start_time DESC"]
+                if runs := self._client.search_runs([experiment.experiment_id], ours, max_results=1, order_by=latest):
+                    presented(self._client, experiment)
+                    newest[experiment.name] = (experiment.name == first, runs[0].info.start_time)
+        except Exception as error:
+            raise unreachable(self.uri, error) from error
+        return {name: self.experiments[name] for name in sorted(newest, key=newest.__getitem__, reverse=True)}
 
     def runs(self, experiments: Sequence[str], condition: str = "") -> list[Stored]:
         """Return the runs of these experiments that meet `condition` (MLflow's search syntax), oldest first.

@@ -29,6 +29,7 @@ from snnexp.lock import Held
 from snnexp.masking import masked
 from snnexp.tracking.base import BY_KEY, KEY_TAG, PARENT_TAG, STATUS_TAG, WEIGHTS, Status
 from snnexp.tracking.client import active_run, connect, preload, reason, relocated, shortened, unreachable
+from snnexp.tracking.view import SOURCE, dataset_input, presented
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -65,12 +66,18 @@ class MLflow:
         with_driver(self.store)
 
     def start(
-        self, run_dir: Path, name: str, params: Mapping[str, object], tags: Mapping[str, str], parent: str | None = None
+        self,
+        run_dir: Path,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        parent: str | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         self._journal = journal = Journal(run_dir)
         journal.mend()
         journal.address(self.store, self.experiment)
-        tags = {**tags, KEY_TAG: journal.state["key"]} | ({PARENT_TAG: parent} if parent else {})
+        tags = {**SOURCE, **tags, KEY_TAG: journal.state["key"]} | ({PARENT_TAG: parent} if parent else {})
         self.run_id, self.place = None, f"{masked(self.store)} (not sent yet: see task=sync)"
         begin, before = time.monotonic(), sys.exception()
         try:
@@ -81,7 +88,8 @@ class MLflow:
                 raise
             self._unavailable(journal, error, begin, before)
         sent = {_key(k): shortened(masked(str(v)), PARAM_LENGTH) for k, v in params.items()}
-        journal.append(name=name, params=sent, tags={_key(k): shortened(v, TAG_LENGTH) for k, v in tags.items()})
+        tagged = {_key(k): shortened(v, TAG_LENGTH) for k, v in tags.items()}
+        journal.append(name=name, params=sent, tags=tagged, data=data)
         if not self._away:
             self._try_to_send(journal)
 
@@ -259,7 +267,7 @@ class MLflow:
         if (experiment := client.get_experiment_by_name(name)) is None:
             location = str(root).replace("%", "%25") if root else None  # MLflow unescapes paths, of this character
             try:
-                return str(client.create_experiment(name, artifact_location=location))
+                experiment = client.get_experiment(client.create_experiment(name, artifact_location=location))
             except MlflowException:  # another process was faster
                 if (experiment := client.get_experiment_by_name(name)) is None:
                     raise
@@ -271,6 +279,7 @@ class MLflow:
                 f"tracking.experiment={name} stores its artifacts in {kept}, which no longer exists: was {path} "
                 "moved? Move it back, or use another name"
             )
+        presented(client, experiment)
         return str(experiment.experiment_id)
 
 
@@ -308,6 +317,8 @@ def _deliver(client: MlflowClient, run_id: str, folder: Path, records: list[dict
             tags = _linked(client, run, r["tags"])
             for i in range(0, max(len(params), 1), PARAMS):
                 client.log_batch(run_id, params=params[i : i + PARAMS], tags=tags)
+            if data := r.get("data"):
+                client.log_inputs(run_id, datasets=[dataset_input(data)])
         elif "tags" in r:
             client.log_batch(run_id, tags=[RunTag(k, v) for k, v in r["tags"].items()])
         elif "artifact" in r:

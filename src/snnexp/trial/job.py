@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from snnexp.config import quoted
+from snnexp.config import GROUPS, quoted
 
 VARIABLE = "SNNEXP_SWEEP"
 
@@ -65,3 +65,13 @@ class Job:
         """Return the job's overrides in which jobs differ, as {key: value}."""
         pairs = [o.lstrip("+").split("=", 1) for o in overrides if "=" in o]
         return {key: value.strip("'") for key, value in pairs if key in self.varied}
+
+
+def label(variation: Mapping[str, str]) -> str:
+    """Return a short name for a job, since the UI cuts long ones: `sine alpha=2 seed=0`.
+
+    The key of a group is left out, and so are the parts of a key before the last, unless two keys end alike.
+    """
+    ends = [key.rpartition(".")[2] for key in variation]
+    keys = {key: end if ends.count(end) == 1 else key for key, end in zip(variation, ends, strict=True)}
+    return " ".join(value if key in GROUPS else f"{keys[key]}={value}" for key, value in variation.items())
