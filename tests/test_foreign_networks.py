@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -497,3 +499,28 @@ def test_families_without_relu_are_told_about_few_spike(name: str) -> None:
     }
     with pytest.raises(UserError, match=words[name]):
         rewrite(net, torch.rand(2, 3, 32, 32))
+
+
+FORK = """
+import os, torch
+from torch import nn
+from snnexp.conversion.max_threshold import MaxThreshold
+from snnexp.conversion.network import convert
+
+def learns():
+    torch.ones(1, requires_grad=True).sum().backward()
+
+convert(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(4, 3), MaxThreshold(), 2)
+learns()
+child = os.fork()
+if not child:
+    learns()
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_process_that_has_converted_can_fork_one_that_trains() -> None:
+    """As a sweep does after a conversion in Python. torch's FakeTensorMode starts threads of autograd otherwise."""
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True)
+    assert done.stdout == "7\n", done.stderr

@@ -83,16 +83,25 @@ def _fix_shape(graph: fx.GraphModule, example: Tensor) -> None:
     graph.recompile()
 
 
+def _shapes_alone() -> Any:
+    """Return a context in which tensors have shapes and no values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # imported late: only some networks need it
+
+    class Shapes(FakeTensorMode):  # type: ignore[no-untyped-call]
+        # If true, it registers an absent GPU, for which autograd starts threads: no fork could train after that.
+        avoid_device_init = False
+
+    return Shapes(allow_non_fake_inputs=True)
+
+
 class Tracer(fx.Tracer):
     """A tracer that notes the innermost module in which tracing fails (`place`), and tells Python's control flow the
     sizes of `example` (without one: no sizes). `fixed`: whether it has done so."""
 
     def __init__(self, example: Tensor | None = None) -> None:
-        from torch._subclasses.fake_tensor import FakeTensorMode  # imported late: only some networks need it
-
         super().__init__()
         self.place, self.fixed, self._computing = "", False, False
-        self._fake = None if example is None else FakeTensorMode(allow_non_fake_inputs=True)
+        self._fake = None if example is None else _shapes_alone()
         self._runs = [] if example is None else [self._start(example, n) for n in BATCHES]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
