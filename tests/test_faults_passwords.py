@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -158,8 +159,9 @@ def test_no_file_of_a_grid_holds_the_password(
     assert SECRET not in done.out + done.err
     (folder,) = done.outputs.glob("multirun/*/*")
     assert {path.name for path in folder.iterdir()} >= {"0", "1", "multirun.yaml", "summary.md", "experiment"}
-    for name in ("multirun.yaml", "experiment/best.yaml", "0/job.json", "1/job.json"):
+    for name in ("multirun.yaml", "summary.md", "0/job.json", "1/job.json"):
         assert "password=***" in (folder / name).read_text()
+    assert "password" not in (folder / "experiment" / "best.yaml").read_text()  # the store stays on the command line
     assert leaks(done.outputs) == []
 
 
@@ -194,8 +196,16 @@ def test_no_error_shows_the_password(snnexp: Callable[..., Done], arguments: lis
 
 def test_the_server_of_the_ui_gets_its_store_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     called: dict[str, Any] = {}
-    monkeypatch.setattr("snnexp.task.ui._served", lambda command, env: called.update(command=command, env=env))
-    tracker = MLflow(f"postgresql+psycopg2://me:{SECRET}@host/db")
-    UI(port=54321).run(SimpleNamespace(tracker=tracker), None)  # type: ignore[arg-type]
+
+    @contextmanager
+    def server(command: Sequence[str], env: Mapping[str, str]) -> Iterator[None]:
+        called.update(command=command, env=env)
+        yield
+
+    monkeypatch.setattr("snnexp.task.ui._server", server)
+    monkeypatch.setattr("snnexp.task.ui._answers", lambda server, port: False)
+    store = SimpleNamespace(uri=f"postgresql+psycopg2://me:{SECRET}@host/db", presented=lambda experiment: {})
+    monkeypatch.setattr("snnexp.task.ui.Store", lambda tracker, what: store)
+    UI(port=54321).run(SimpleNamespace(tracker=None), SimpleNamespace(overrides=[]))  # type: ignore[arg-type]
     assert SECRET not in " ".join(called["command"])
     assert called["env"]["MLFLOW_BACKEND_STORE_URI"] == f"postgresql+psycopg2://me:{SECRET}@host/db"

@@ -190,15 +190,17 @@ def test_the_ui_takes_its_server_and_workers_along(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt), interrupting():
-        ui._served([sys.executable, "-c", SERVER, str(port), str(ready)], dict(os.environ))
+    server = [sys.executable, "-c", SERVER, str(port), str(ready)]
+    with pytest.raises(KeyboardInterrupt), interrupting(), ui._server(server, dict(os.environ)):
+        pass
     with pytest.raises(OSError):  # noqa: PT011  nothing listens: refused
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
 def test_a_server_that_fails_is_a_sentence() -> None:
-    with pytest.raises(UserError, match="the MLflow server ended with status 3"):
-        ui._served([sys.executable, "-c", "import sys; sys.exit(3)"], dict(os.environ))
+    failing = [sys.executable, "-c", "import sys; sys.exit(3)"]
+    with pytest.raises(UserError, match="the MLflow server ended with status 3"), ui._server(failing, dict(os.environ)):
+        pass
 
 
 @pytest.mark.parametrize(("code", "name", "cause"), [(-9, "SIGKILL", "killed by SIGKILL"), (7, None, "exit status 7")])

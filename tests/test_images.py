@@ -449,7 +449,7 @@ def test_an_ann_on_images_from_the_command_line(snnexp: Callable[..., Done]) -> 
     assert done.code == 0, done.err
     assert done.result()["test/accuracy"] > 0.6
     (folder,) = done.runs()
-    assert [p.name for p in (folder / "figures").iterdir()] == ["confusion.png"]
+    assert {p.name for p in (folder / "figures").iterdir()} == {"confusion.png", "learning.png"}
     net = torch.load(folder / "model.pt", weights_only=False)
     data = digits()
     x, y = next(data.test.batches(360))

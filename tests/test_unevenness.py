@@ -508,7 +508,7 @@ def test_a_mitigation_counts_in_the_latency_of_a_conversion(snnexp: Callable[...
     [
         (["task=convert", "mitigation=offset_spike", "timesteps=[2,4]"], ["mitigation.rehearse=4", "T = 2"]),
         (["task=convert", "mitigation=signed", "mitigation.level=-1"], ["mitigation.level=-1", ">= 0"]),
-        (["task=convert", "mitigation=nope"], ["mitigation/nope", "residual_membrane"]),
+        (["task=convert", "mitigation=nope"], ["mitigation=nope is not allowed", "residual_membrane"]),
         (["task=dynamics", "mitigation=signed"], ["mitigation=none"]),
         (["task=mitigations", "mitigation=signed"], ["mitigation=none"]),
         (["task=unevenness", "task.T=8"], ["task.T=8", "a list"]),
