@@ -148,7 +148,7 @@ def test_runs_are_shown_side_by_side(snnexp: Callable[..., Done], record: Path, 
     assert done.code == 0, done.err
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.out.splitlines() if "│" in line]
     assert rows == [["model.hidden", "8", "9"], ["val/accuracy", "-", "0.123456789"]]
-    assert "code, packages and data: no difference" in done.out
+    assert "code, packages and data: not recorded for run 1, run 2" in done.out
     refused = snnexp("task=diff", f"task.runs={record}")
     assert refused.code == 1
     assert "is not allowed: it must be a list of two or more folders or MLflow ids of runs" in refused.err

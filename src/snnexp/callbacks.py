@@ -169,7 +169,11 @@ class Grid(Callback):
             comment = f"{winner.name}: {names[0]} {winner.metrics[names[0]]:.4g}"
             overrides = [*winner.overrides, *threads_of(winner.folder)]
             write_experiment(folder, "best", experiment(self.loader, self.config, overrides, comment))
-            over = f" (mean of {len(group)} seeds {mean:.4g} ± {error:.2g}, the best of all)" if len(group) > 1 else ""
+            over = (
+                f" (mean of {len(group)} seeds {mean:.4g}, standard error {error:.2g}: the best mean)"
+                if len(group) > 1
+                else ""
+            )
             command = experiment_command(self.config, folder, "best")
             text.append(f"best: {comment}{over}; run it with `{command}`")
             tracker.tags({"best": winner.name, "best.run_id": winner.run_id or ""})

@@ -216,5 +216,6 @@ def _run(path: Path) -> dict[str, Any] | None:
 
 def _difference(record: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     then, now = experiment_of(record["config"]), experiment_of(masked(config))
-    differ = [k for k in sorted({*then, *now}) if then.get(k) != now.get(k)]
+    keys = sorted({*then, *now}, key=lambda k: (k.count("."), k))  # those from which others are computed come first
+    differ = [k for k in keys if then.get(k) != now.get(k)]
     return "; ".join(f"{k} was {then.get(k)}, is now {now.get(k)}" for k in differ[:3])

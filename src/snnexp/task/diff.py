@@ -32,13 +32,16 @@ class Diff(Task):
 
     def run(self, session: Session, record: Record) -> Metrics:
         found = [recorded(run, "task.runs", session.tracker) for run in self.runs]
-        for letter, run in zip(_letters(found), found, strict=True):
+        letters = _letters(found)
+        for letter, run in zip(letters, found, strict=True):
             print(f"{letter}  {run.place}")
         configs = _differing([experiment_of(run.config) for run in found])
         versions = _differing([_versions(run) for run in found])
         for title, rows in (("configuration", configs), ("code, packages and data", versions)):
             if rows:
                 rows_table(f"{title}: what differs", rows)
+            elif rows is versions and (unknown := [a for a, run in zip(letters, found, strict=True) if not run.origin]):
+                print(f"{title}: not recorded for {', '.join(unknown)}")
             else:
                 print(f"{title}: no difference")
         rows_table("metrics", _table([run.metrics for run in found]))
