@@ -16,6 +16,7 @@ from snnexp.errors import UserError
 from snnexp.files import opened, read_json
 from snnexp.origin import ORIGIN
 from snnexp.tracking import Store, Stored, Tracker
+from snnexp.trial.place import run_of
 
 RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
 
@@ -38,7 +39,7 @@ def recorded(where: str, key: str, tracker: Tracker) -> Recorded:
     where, named = str(where), f"{key}={where}"
     folder = Path(where).expanduser()
     if folder.is_dir():
-        folder = folder.absolute() / str((read_json(folder / "job.json") or {}).get("folder", "."))
+        folder = run_of(folder.absolute())
         return _read(folder, named, where, read_json(folder / "result.json") or {})
     if (found := RUN_ID.fullmatch(where)) is None:
         raise UserError(f"{named}: there is no such folder, and it is not the id of an MLflow run either")

@@ -8,10 +8,10 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hydra_plugins.snnexp_optuna._stop import ENDED
 from snnexp.sweep.progress import State
 from snnexp.trial.counted import TAKEN, counts
 
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 WORDS = {TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from snnexp.conversion.neuron import ScaledIF
-from snnexp.conversion.thresholds import SMALLEST, VALUES, Placing, largest
+from snnexp.conversion.thresholds import SMALLEST, Placing, largest
 from snnexp.conversion.trains import along
 from snnexp.conversion.walk import Layer
 from snnexp.errors import choice, integer
 
 CELLS = 2**24  # counted at a time
+VALUES = 2**16  # of one channel, at most
 FINEST = 64  # the largest denominator of `start`
 
 

@@ -7,13 +7,14 @@ spikes", Nature Machine Intelligence 2021; see `snnexp.few_spike.table` for the 
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from snnexp.activations import Activation, of_module
 from snnexp.conversion.neuron import FewSpike
-from snnexp.conversion.thresholds import BINS, SMALLEST, Histogram, counted
+from snnexp.conversion.thresholds import BINS, SMALLEST, counted
 from snnexp.conversion.trains import along
 from snnexp.conversion.vocabulary import Curve
 from snnexp.conversion.walk import Layer
@@ -22,6 +23,15 @@ from snnexp.few_spike.table import Coefficients, decoded, load_tables, relu, spi
 
 GRID = 100  # ranges tried for a ReLU, up to the largest activation
 RIDGE = 1e-4  # of the regression of the output weights, as a share of the neurons
+
+
+class Histogram(NamedTuple):
+    """A histogram of each channel, or one [1, B] of all: `x` [C, B], the centres of the bins, `counts` [C, B], and
+    `target` [C, B], the mean of the activation in each bin."""
+
+    x: Tensor
+    counts: Tensor
+    target: Tensor
 
 
 class FewSpikeConversion:

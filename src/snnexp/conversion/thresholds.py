@@ -1,7 +1,5 @@
 """Common parts of the conversion methods: their options, the largest activations, and histograms."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,6 @@ from snnexp.errors import boolean, choice, number
 from snnexp.neuron.clip import Bounded
 
 BINS = 2**12  # of a histogram
-VALUES = 2**16  # of one channel, at most, in a histogram
 SMALLEST = 1e-6  # threshold of a layer or channel that is never active
 
 
@@ -37,15 +34,6 @@ class Placing:
     def place(self, layer: Layer) -> ScaledIF:
         """Return the neuron for a site."""
         raise NotImplementedError
-
-
-class Histogram(NamedTuple):
-    """A histogram of each channel, or one [1, B] of all: `x` [C, B], the centres of the bins, `counts` [C, B], and
-    `target` [C, B], the mean of the activation in each bin."""
-
-    x: Tensor
-    counts: Tensor
-    target: Tensor
 
 
 def bound(layer: Layer, activation: Bounded) -> Tensor:

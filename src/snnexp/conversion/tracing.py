@@ -7,6 +7,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -101,8 +102,7 @@ class Tracer(fx.Tracer):
     def __init__(self, example: Tensor | None = None) -> None:
         super().__init__()
         self.place, self.fixed, self._computing = "", False, False
-        self._fake = None if example is None else _shapes_alone()
-        self._runs = [] if example is None else [self._start(example, n) for n in BATCHES]
+        self._example = example
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if "forward" in vars(m):  # replaced for this module alone
@@ -170,10 +170,18 @@ class Tracer(fx.Tracer):
         )
         return answers[0]
 
-    def _start(self, example: Tensor, n: int) -> dict[fx.Node | None, Any]:
-        with self._fake as fake:  # type: ignore[union-attr]
-            shape = (n, *example.shape[1:])
-            return {None: torch.empty(shape, dtype=example.dtype, device=example.device)} if fake else {}
+    @cached_property
+    def _fake(self) -> Any:
+        return _shapes_alone()
+
+    @cached_property
+    def _runs(self) -> list[dict[fx.Node | None, Any]]:
+        """The values of nodes by batch size; None: the input."""
+        if (like := self._example) is None:
+            return []
+        with self._fake:
+            shapes = [(n, *like.shape[1:]) for n in BATCHES]
+            return [{None: torch.empty(shape, dtype=like.dtype, device=like.device)} for shape in shapes]
 
     @torch.no_grad()
     def _known(self, node: fx.Node) -> list[Any]:
@@ -183,7 +191,7 @@ class Tracer(fx.Tracer):
             for env in self._runs:
                 for each in list(self.graph.nodes):
                     if each not in env:
-                        with self._fake:  # type: ignore[union-attr]
+                        with self._fake:
                             env[each] = self._computed(each, env)
                     if each is node:
                         break

@@ -218,21 +218,21 @@ class Layer:
     def answers(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (x, a, phi) [n, ...] a few images at a time: the mean input of the synapse, the ANN's activation, and
         the simulated mean output."""
-        assert self._synapse is not None
-        before: fx.Node = self._synapse.args[0]  # type: ignore[assignment]
         batches = self._walk.batches(self.T if self.neuron.stepwise else 1)
         for rows, (a, current) in zip(batches, self.inputs(), strict=True):
-            (x,) = self._walk.values("mean", [before], rows)
-            yield x, a, self.neuron.answer(current)[0]
+            yield self._synaptic(rows), a, self.neuron.answer(current)[0]
 
     def means_of_synapse(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (x, a, c) [n, ...] a batch at a time: the mean input of the synapse, the ANN's activation, and the mean
         input of the neuron, without its bias."""
+        for rows, (a, c) in zip(self._walk.batches(1), self.means(), strict=True):
+            yield self._synaptic(rows), a, c
+
+    def _synaptic(self, rows: slice) -> Tensor:
+        """Return the mean input of the synapse for the images `rows`."""
         assert self._synapse is not None
         before: fx.Node = self._synapse.args[0]  # type: ignore[assignment]
-        for rows, (a, c) in zip(self._walk.batches(1), self.means(), strict=True):
-            (x,) = self._walk.values("mean", [before], rows)
-            yield x, a, c
+        return self._walk.values("mean", [before], rows)[0]
 
     def inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (a, current) in the form that the neuron needs: `trains` if it is `stepwise`, else `means`."""

@@ -51,10 +51,16 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} other settings" if more > 0 else "")
 
 
+def _half_width(values: Sequence[float], comparisons: int = 1) -> float:
+    """Return half of the interval of Student's t for the mean of at least two values."""
+    quantile = stats.t.ppf(1 - LEVEL / 2 / comparisons, len(values) - 1)
+    return float(quantile) * statistics.stdev(values) / math.sqrt(len(values))
+
+
 def _interval(values: Sequence[float]) -> str:
     if len(values) < 2:
         return " (one seed)"
-    half = stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    half = _half_width(values)
     low, high = max(0.0, statistics.fmean(values) - half), min(1.0, statistics.fmean(values) + half)
     return f" (mean of {len(values)} seeds, 95 % interval {short(low, 4)} to {short(high, 4)})"
 
@@ -65,8 +71,7 @@ def _compared(best: Sequence[Result], other: Sequence[Result], comparisons: int)
     differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if len(differences) < 2:
         return "With fewer than two common seeds nothing can be said of its difference to"
-    quantile = stats.t.ppf(1 - LEVEL / 2 / comparisons, len(differences) - 1)
-    half = quantile * statistics.stdev(differences) / math.sqrt(len(differences))
+    half = _half_width(differences, comparisons)
     mean = statistics.fmean(differences)
     if abs(mean) <= half:
         return "In the test it cannot be told apart from"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from snnexp.config import conf_dir, quoted
+from snnexp.config import FOLDERS, conf_dir, quoted
 from snnexp.errors import UserError
 from snnexp.masking import masked
 from snnexp.trial.job import VARIABLE
@@ -38,9 +38,11 @@ def _program() -> list[str]:
     return [str(beside)] if beside.exists() else [sys.executable, "-m", "snnexp.run"]
 
 
-def places(overrides: Iterable[str]) -> list[str]:
-    """Return the overrides that say where runs read and write: they stay on the command line, out of files."""
-    return [text for text in overrides if re.match(r"\+*(outputs_dir|cache_dir|data_dir|tracking\.\w+)=", text)]
+def places(overrides: Iterable[str]) -> dict[str, str]:
+    """Return {key: override} of those that say where runs read and write: they stay on the command line, out of
+    files."""
+    keys = ((text.partition("=")[0].lstrip("+"), text) for text in overrides)
+    return {key: text for key, text in keys if key in FOLDERS or key.startswith("tracking.")}
 
 
 def experiment_command(config: DictConfig, folder: Path, name: str) -> str:
@@ -58,7 +60,7 @@ def experiment_command(config: DictConfig, folder: Path, name: str) -> str:
         arguments += ["--config-name", str(config.hydra.job.config_name)]
     plain = ",".join(path if re.fullmatch(r"[\w:/.-]+", path) else quoted(path) for path in own)
     arguments += [f"hydra.searchpath=[{plain}]"] * bool(own)
-    arguments += [f"experiment={name}", *places(config.hydra.overrides.task)]
+    arguments += [f"experiment={name}", *places(config.hydra.overrides.task).values()]
     return command(arguments, **_trust(folder, name, config.hydra.overrides.task))
 
 

@@ -15,6 +15,7 @@ from snnexp.files import read_json, replace
 from snnexp.masking import masked
 from snnexp.origin import ORIGIN
 from snnexp.sweep.command import places
+from snnexp.trial.place import run_of
 
 NOT_KEPT = ("sweep", "experiment")  # groups whose values are written out
 
@@ -44,7 +45,7 @@ def experiment(loader: ConfigLoader, config: DictConfig, overrides: Sequence[str
     added = [{f"/{group}": option} for group, option in options.items() if group not in default]
     replaced = {**{group: option for group, option in options.items() if group in default}, **dict.fromkeys(removed)}
     defaults = {"defaults": [*added, *({f"override /{group}": option} for group, option in replaced.items())]}
-    placed = {text.lstrip("+").split("=")[0] for text in places(config.hydra.overrides.task)}
+    placed = places(config.hydra.overrides.task)
     own = {k: value for k, value in wanted.items() if k not in placed and (k not in there or there[k] != value)}
     values = _nested(own)
     text = yaml.safe_dump(defaults, sort_keys=False)
@@ -59,8 +60,7 @@ def threads_of(folder: Path | None) -> list[str]:
     """
     if folder is None:
         return []
-    run = folder / str((read_json(folder / "job.json") or {}).get("folder", "."))
-    threads = (read_json(run / ORIGIN) or {}).get("threads")
+    threads = (read_json(run_of(folder) / ORIGIN) or {}).get("threads")
     return [f"trainer.threads={threads}"] * isinstance(threads, int)
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Self
 
 from snnexp.errors import UserError
-from snnexp.files import read_json
 from snnexp.sweep import summary
 from snnexp.sweep.progress import TICK, Progress, State, drawing, live
-from snnexp.trial.place import told_all
+from snnexp.trial.place import run_of, told_all
 
 log = logging.getLogger("snnexp.sweep")
 
@@ -51,7 +50,7 @@ class Watch:
         failed, times, running = 0, list[float](), list[float]()
         for job, told in told_all(self.folder):
             try:
-                result = job / str((read_json(job / "job.json") or {}).get("folder", ".")) / "result.json"
+                result = run_of(job) / "result.json"
                 ended = result.stat().st_mtime if result.exists() else None
             except (OSError, UserError):
                 continue  # the summary says so

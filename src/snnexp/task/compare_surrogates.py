@@ -13,12 +13,11 @@ from snnexp.analysis.comparison import VAL, Setting
 from snnexp.build import build
 from snnexp.config import experiment_of
 from snnexp.errors import UserError
-from snnexp.files import read_json
 from snnexp.record import Record
 from snnexp.session import Session
 from snnexp.task.base import Task
 from snnexp.training import Metrics, load_checkpoint
-from snnexp.trial.place import told_all
+from snnexp.trial.place import run_of, told_all
 from snnexp.trust import check_targets
 
 
@@ -47,7 +46,7 @@ def _settings(folder: Path) -> list[Setting]:
 
     groups: dict[str, list[tuple[dict[str, Any], Path]]] = {}
     for job, _ in sorted(told_all(folder), key=lambda job: job[0]):
-        run = job / (read_json(job / "job.json") or {"folder": "."})["folder"]
+        run = run_of(job)
         if (run / "result.json").exists() and (run / "last.pt").exists():
             config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
             check_targets(config["surrogate"], SurrogateFunctionBase, str(run / "config.yaml"))

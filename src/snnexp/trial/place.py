@@ -35,6 +35,11 @@ def told(lock: Path) -> Path | None:
     return lock.parents[1] / str(known["folder"]) if known else None
 
 
+def run_of(job: Path) -> Path:
+    """Return the folder of the run of a job; with resume=true, it may be that of a job of an earlier sweep."""
+    return job / str((read_json(job / "job.json") or {}).get("folder", "."))
+
+
 def told_all(sweep: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """Yield the folder of each job of the sweep, and all that it wrote.
 
